@@ -1,0 +1,153 @@
+"""Augmentation of whole images: downscaling, orientations, blur and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from utils import key
+
+# The ranks are the parallelism: a pool of threads in each of them would only fight for the cores.
+cv2.setNumThreads(1)
+
+Image = NDArray[np.float32]
+
+#: How a patch lies, by its code in the file. Turns are counter-clockwise, as `numpy.rot90` turns.
+ORIENTATIONS = (
+    "as it is",
+    "turned by 90 degrees",
+    "turned by 180 degrees",
+    "turned by 270 degrees",
+    "flipped up-down",
+    "flipped left-right",
+)
+TURNS = (1, 2, 3)
+FLIPS = (4, 5)
+
+#: Part of all input images that `--blurr_n_noise` blurs, and that it makes noisy.
+BLUR_PART = NOISE_PART = 0.4
+#: Standard deviation of the noise, in root mean squares of the image.
+NOISE_LEVEL = 0.01
+
+
+def view_shape(shape: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return rows and columns of an image of that shape at that scale: int(length x scale)."""
+    return int(shape[0] * scale), int(shape[1] * scale)
+
+
+def downscale(image: Image, scale: float) -> Image:
+    """Return the image at a scale, by area interpolation (OpenCV's INTER_AREA).
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (rows, columns)
+    scale : float
+        At most 1; at 1 the image itself is returned.
+
+    Returns
+    -------
+    ndarray of float32, shape (int(rows x scale), int(columns x scale))
+    """
+    if scale == 1:
+        return image
+    rows, columns = view_shape((image.shape[0], image.shape[1]), scale)
+    return np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def orient(image: NDArray[Any], code: int) -> NDArray[Any]:
+    """Return an image (or a patch) in the orientation of that code, contiguous.
+
+    Parameters
+    ----------
+    image : ndarray, shape (rows, columns)
+    code : int
+        Index into `ORIENTATIONS`.
+    """
+    if code in FLIPS:
+        image = np.flipud(image) if code == FLIPS[0] else np.fliplr(image)
+    elif code:
+        image = np.rot90(image, code)
+    return np.ascontiguousarray(image)
+
+
+def undo_orientation(patch: NDArray[Any], code: int) -> NDArray[Any]:
+    """Return the patch as it was before `orient` with the same code."""
+    return orient(patch, {1: 3, 3: 1}.get(code, code))
+
+
+def oriented_start(
+    rows: NDArray[np.int64], cols: NDArray[np.int64], size: int, shape: Sequence[int], code: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where windows of a view begin in the view turned by `orient`.
+
+    Parameters
+    ----------
+    rows, cols : ndarray of int64, shape (n,)
+        First row and column in the view as it is.
+    size : int
+        Of the windows, pixels a side.
+    shape : sequence of int
+        Rows and columns of the view as it is.
+    code : int
+        Index into `ORIENTATIONS`.
+    """
+    from_below, from_right = shape[0] - size - rows, shape[1] - size - cols
+    return (
+        (rows, cols),
+        (from_right, rows),
+        (from_below, from_right),
+        (cols, from_below),
+        (from_below, cols),
+        (rows, from_right),
+    )[code]
+
+
+def draw_degradations(identities: Sequence[str], seed: int) -> list[str]:
+    """Choose which input images are blurred and which get noise.
+
+    The choice hangs on the set of pairs and the seed, not on the order of the pairs.
+
+    Parameters
+    ----------
+    identities : sequence of str
+        One for each pair of the plan.
+    seed : int
+
+    Returns
+    -------
+    list of str
+        ``'blur'`` for 40 %, ``'noise'`` for 40 % and ``''`` for the rest, in the pairs' order.
+    """
+    lots = [key(seed, "degradation", name) for name in identities]
+    n = len(lots)
+    blurred, noisy = round(BLUR_PART * n), round(NOISE_PART * n)
+    kinds = ["blur"] * blurred + ["noise"] * noisy + [""] * (n - blurred - noisy)
+    out = [""] * n
+    for kind, index in zip(kinds, sorted(range(n), key=lots.__getitem__), strict=True):
+        out[index] = kind
+    return out
+
+
+def degrade(image: Image, kind: str, rng: np.random.Generator) -> Image:
+    """Blur an image or add noise to it.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (rows, columns)
+    kind : {'', 'blur', 'noise'}
+        ``blur`` is a 3x3 mean; ``noise`` is Gaussian, with a standard deviation of 1 % of the
+        image's root mean square.
+    rng : numpy.random.Generator
+        Where the noise is drawn from.
+    """
+    if kind == "blur":
+        return np.asarray(cv2.blur(image, (3, 3)), np.float32)
+    if kind == "noise":
+        level = NOISE_LEVEL * np.sqrt(np.mean(np.square(image, dtype=np.float64)))
+        noise = rng.standard_normal(image.shape, np.float32)
+        return image + np.float32(level) * noise
+    return image

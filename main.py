@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Turn folders of paired CT scans into one h5 file of training patches."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import parallel
+from utils import (
+    EDGES,
+    NORMALIZATIONS,
+    PATCH_OVERLAPS,
+    TENSOR_FORMATS,
+    CallError,
+    Config,
+    ToolError,
+    __version__,
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes every option with dashes or underscores, and says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CallError(f"{message} (see --help)")
+
+    def spelled_as_documented(self, argv: Sequence[str]) -> list[str]:
+        """Return the arguments with each option name as it stands in `--help`."""
+        documented = {_plain(name): name for name in self._option_string_actions}
+        out = []
+        for argument in argv:
+            name, *value = argument.split("=", 1)
+            if name.startswith("--"):
+                name = documented.get(_plain(name), name)
+            out.append("=".join([name, *value]))
+        return out
+
+
+def _plain(option: str) -> str:
+    return option.replace("_", "-")
+
+
+def _patch_size(text: str) -> int:
+    match = re.fullmatch(r"p([1-9]\d{0,3})", text)
+    if not match:
+        names = " ".join(f"p{size}" for size in PATCH_OVERLAPS)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no patch size; wanted: {names}, or any other pN with --overlap M"
+        )
+    return int(match[1])
+
+
+def _whole(least: int) -> type[int]:
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}; wanted: a whole number from {least} up")
+        return int(text)
+
+    return convert  # type: ignore[return-value]
+
+
+def build_parser() -> _Parser:
+    """Return the parser of the command line."""
+    parser = _Parser(
+        prog="main.py",
+        description=__doc__,
+        epilog="Every option may be spelled with dashes or with underscores.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    sizes = ", ".join(f"p{size} ({overlap})" for size, overlap in PATCH_OVERLAPS.items())
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    add(
+        "--input-folder",
+        required=True,
+        metavar="DIR",
+        help="one sub-folder a patient, in each an input (low-dose) and a target (full-dose) "
+        "folder; required",
+    )
+    for side, begins in (("input", "quarter or low"), ("target", "full or high")):
+        add(
+            f"--{side}-gen-folder",
+            metavar="NAME",
+            help=f"name or pattern of each patient's {side} folder, upper or lower case; "
+            f"default: what begins with {begins}",
+        )
+    add(
+        "--output-fname",
+        metavar="FILE",
+        default=Config.output_fname,
+        help="the h5 file to make; folders are made; default: %(default)s",
+    )
+    add(
+        "--patch-size",
+        type=_patch_size,
+        default="p55",
+        metavar="pN",
+        help=f"pixels a side, with the overlap of neighbouring windows in pixels: {sizes}; "
+        "any other pN with --overlap; default: %(default)s",
+    )
+    add(
+        "--overlap",
+        type=_whole(0),
+        metavar="M",
+        help="pixels that neighbouring windows share, below the patch size; "
+        "default: as --patch-size says",
+    )
+    add(
+        "--edge",
+        choices=EDGES,
+        default=EDGES[0],
+        help="shift: the last window moves inward, every pixel is covered and none invented; "
+        "pad: what reaches past the image is filled with air, as older data sets have it; "
+        "default: %(default)s",
+    )
+    add(
+        "--normalization-type",
+        choices=NORMALIZATIONS,
+        default="None",
+        help="of each whole image before augmentation. None: pixels as stored; "
+        "unity_independent: to [0, 1] by its own minimum and maximum; unity_wrt_ld: both by the "
+        "low-dose image's; std_independent: less its mean, over its standard deviation; "
+        "std_wrt_ld: both by the low-dose image's; default: %(default)s",
+    )
+    add(
+        "--tensor-format",
+        choices=TENSOR_FORMATS,
+        default="torch",
+        help="torch: (N, 1, p, p); tf: (N, p, p, 1); default: %(default)s",
+    )
+    add(
+        "--random_N",
+        nargs="?",
+        const=7,
+        type=_whole(1),
+        metavar="N",
+        help="pairs a patient, drawn at random; 7 if no number is given; default: all pairs",
+    )
+    add(
+        "--rot_augment",
+        action="store_true",
+        help="each patch three times: as it is, turned by 90, 180 or 270 degrees, and flipped "
+        "up-down or left-right; default: once",
+    )
+    add(
+        "--ds_augment",
+        action="store_true",
+        help="patches also from the pair downscaled to 0.8 and 0.6; default: full size only",
+    )
+    add(
+        "--air_threshold",
+        action="store_true",
+        help="leave out patches of air: kept are those with more than 10 %% of the target's "
+        "pixels above -824 HU and a mean above -924 HU; default: all are kept",
+    )
+    add(
+        "--blurr_n_noise",
+        action="store_true",
+        help="blur 40 %% of the input images by a 3x3 mean, add noise of 1 %% of the root mean "
+        "square to 40 %%, leave 20 %%; default: none is changed",
+    )
+    add(
+        "--mpi_run",
+        action="store_true",
+        help="share the work over the ranks of mpiexec; default: one process, no MPI",
+    )
+    add(
+        "--hand_over",
+        choices=("auto", "messages"),
+        default="auto",
+        help="how ranks bring patches into the file. auto: those on rank 0's host write them at "
+        "their place, others send them to rank 0; messages: all send; default: %(default)s",
+    )
+    add(
+        "--seed",
+        type=_whole(0),
+        default=0,
+        metavar="S",
+        help="every random draw hangs on it; a whole number; default: %(default)s",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace an output that exists; default: refuse to",
+    )
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """Return the configuration that the command line asks for.
+
+    Raises
+    ------
+    CallError
+        An option or a value that does not exist, or values that do not go together.
+    """
+    parser = build_parser()
+    options = vars(parser.parse_args(parser.spelled_as_documented(argv)))
+    size, overlap = options["patch_size"], options["overlap"]
+    if overlap is None:
+        if size not in PATCH_OVERLAPS:
+            names = " ".join(f"p{n}" for n in PATCH_OVERLAPS)
+            raise CallError(f"--patch-size p{size} needs --overlap M; without it: {names}")
+        options["overlap"] = PATCH_OVERLAPS[size]
+    elif overlap >= size:
+        raise CallError(
+            f"--overlap {overlap} is not below the patch size; wanted: 0 to {size - 1} with p{size}"
+        )
+    return Config(**options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, 1 for a failed run, 2 for a bad call."""
+    rank, _ = parallel.launcher_ranks(os.environ)
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        world = parallel.connect(config.mpi_run, os.environ)
+    except ToolError as error:
+        if rank == 0:  # all ranks see the same command line: one of them speaks
+            print(f"main.py: error: {error}", file=sys.stderr, flush=True)
+        return error.status
+    except SystemExit as leaving:  # --help and --version
+        return int(leaving.code or 0)
+    try:
+        import pipeline
+
+        pipeline.run(config, world)
+    except BaseException as error:
+        return world.fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,439 @@
+"""Sharing work over ranks, handing bytes to rank 0, and failing together. Alone imports mpi4py.
+
+A `World` of one rank needs no MPI and is the serial run: the same code with nobody to talk to.
+
+Messages, all between rank 0 and one other rank, each far below 64 MB:
+
+    rank 0 -> r    TASK    a task for `World.run`
+                   STOP    leave `World.run`, with the failure of the run or None
+                   ROOT    what came of `World.on_root`: None or a failure
+    r -> rank 0    REPORT  the result of a task, a failure, or the answer to STOP
+                   WRITE   offset and length of bytes for the file
+                   BYTES   these bytes
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from utils import CallError, ToolError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+TASK, STOP, ROOT, REPORT, WRITE, BYTES = range(1, 7)
+#: Bytes of one message to rank 0, and how many of them may be on their way from one rank.
+MESSAGE_BYTES = 8 << 20
+PENDING_BYTES = 64 << 20
+#: Tasks that a rank may hold: one in work and one waiting, so that it need not wait for rank 0.
+TASKS_AHEAD = 2
+#: Longest sleep between two looks for a message, seconds. MPI itself would spin: with more ranks
+#: than cores, waiting ranks would take the cores from working ones.
+NAP = 0.002
+
+
+class Writer(Protocol):
+    """Something that puts bytes at their place in the file."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at that byte."""
+
+
+class SharedFailure(ToolError):
+    """A failure that every rank knows of: rank 0 prints it, and all leave with its status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message, status)  # both, so that it survives pickling
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def launcher_ranks(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Return rank and number of ranks that a launcher's variables tell; (0, 1) without a launcher.
+
+    Known are MPICH's and Intel's mpiexec, Open MPI's, and srun. SLURM_NTASKS alone is no launcher:
+    it stands in every batch script.
+    """
+    for rank, size in (
+        ("PMI_RANK", "PMI_SIZE"),
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ):
+        numbers = environ.get(rank, "0"), environ.get(size, "")
+        if all(n.isdigit() for n in numbers):
+            return int(numbers[0]), int(numbers[1])
+    return 0, 1
+
+
+def connect(mpi_run: bool, environ: Mapping[str, str]) -> World:
+    """Return the world of this run: of all ranks with `mpi_run`, else of this process alone.
+
+    Raises
+    ------
+    CallError
+        The launcher started several processes, but they would not work as ranks of one run.
+    """
+    _, launched = launcher_ranks(environ)
+    if not mpi_run:
+        if launched > 1:
+            raise CallError(
+                f"mpiexec started {launched} processes, but without --mpi_run each would do the "
+                "whole job; add --mpi_run, or run without mpiexec"
+            )
+        return World(None)
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise CallError(f"--mpi_run needs mpi4py and an MPI library: {error}") from None
+    size = MPI.COMM_WORLD.size
+    if launched == 1 and size == 1 and "PMI_SIZE" not in environ:
+        told = environ.get("SLURM_NTASKS", "1")
+        if "OMPI_COMM_WORLD_SIZE" not in environ and told.isdigit():
+            launched = int(told)
+    if launched > size:
+        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip(" \0")
+        raise CallError(
+            f"the launcher speaks of {launched} ranks, but MPI of {size}: each process would do "
+            f"the whole job; start it with the mpiexec of the MPI that mpi4py uses ({library}), or "
+            "leave out --mpi_run for a serial run"
+        )
+    return World(MPI.COMM_WORLD)
+
+
+def _failure(error: BaseException, where: str) -> SharedFailure:
+    """Turn what went wrong on a rank into what all ranks are told."""
+    if isinstance(error, SharedFailure):
+        return error
+    if isinstance(error, ToolError):
+        return SharedFailure(f"{where}{error}", error.status)
+    if isinstance(error, MemoryError):
+        return SharedFailure(f"{where}out of memory: {error}", 1)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return SharedFailure(f"{where}{type(error).__name__}{place}: {error} (this is a bug)", 1)
+
+
+class World:
+    """The ranks of a run.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm or None
+        None for a serial run.
+    """
+
+    def __init__(self, comm: MPI.Intracomm | None) -> None:
+        self.comm = comm
+        self.rank = comm.rank if comm else 0
+        self.size = comm.size if comm else 1
+        self._writer: Writer | None = None
+        self._sender: _Sender | None = None
+        self._sent: list[MPI.Request] = []
+        #: Whether this rank shares its host, and so its file systems, with rank 0.
+        self.beside_root = self._shares_root_host()
+
+    def _shares_root_host(self) -> bool:
+        if self.comm is None or self.size == 1:
+            return True
+        from mpi4py import MPI
+
+        host = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        here: bool = host.allreduce(self.rank == 0, MPI.LOR)
+        host.Free()
+        return here
+
+    # --- waiting and talking ------------------------------------------------------------------
+
+    def _wait(self, source: int | None = None) -> Any:
+        """Wait politely for the next message; return its (message, status)."""
+        from mpi4py import MPI
+
+        assert self.comm is not None
+        nap = 0.0
+        while True:
+            found = self._look(MPI.ANY_SOURCE if source is None else source)
+            if found:
+                return found
+            time.sleep(nap)
+            nap = min(NAP, nap + NAP / 20)
+
+    def _look(self, source: int, tag: int | None = None) -> Any:
+        from mpi4py import MPI
+
+        assert self.comm is not None
+        status = MPI.Status()
+        message = self.comm.improbe(source, MPI.ANY_TAG if tag is None else tag, status)
+        return (message, status) if message else None
+
+    def _tell(self, rank: int, what: object, tag: int) -> None:
+        """Send a small object without waiting for the receiver, who may be sending to us."""
+        assert self.comm is not None
+        self._sent = [request for request in self._sent if not request.Test()]
+        self._sent.append(self.comm.isend(what, rank, tag))
+
+    def _settle(self) -> None:
+        while self._sent:
+            self._sent.pop().wait()
+
+    # --- steps of rank 0 alone ----------------------------------------------------------------
+
+    def on_root(self, step: Callable[[], Result]) -> Result | None:
+        """Run a step on rank 0 while the others wait; where it fails, fail on all ranks.
+
+        Returns
+        -------
+        object
+            What the step returned on rank 0, None on the others.
+        """
+        if self.rank:
+            message, _ = self._wait(source=0)
+            failure = message.recv()
+            if failure:
+                raise failure
+            return None
+        try:
+            result = step()
+        except Exception as error:
+            failure = _failure(error, "")
+            self._tell_all(failure, ROOT)
+            raise failure from error
+        self._tell_all(None, ROOT)
+        return result
+
+    def share(self, value: Result | None) -> Result:
+        """Return on every rank the small value that rank 0 has."""
+        if self.comm is not None and self.size > 1:
+            if self.rank:
+                message, _ = self._wait(source=0)
+                value = message.recv()
+            else:
+                self._tell_all(value, ROOT)
+        return value  # type: ignore[return-value]
+
+    def _tell_all(self, what: object, tag: int) -> None:
+        for rank in range(1, self.size):
+            self._tell(rank, what, tag)
+        self._settle()
+
+    # --- bytes for the file -------------------------------------------------------------------
+
+    def open_writer(self, local: Writer | None) -> Writer:
+        """Return what this rank writes its blocks with.
+
+        Parameters
+        ----------
+        local : Writer or None
+            The file itself, where this rank sees the very file that rank 0 has made. The others
+            hand their bytes to rank 0, who must have one.
+        """
+        if self.rank == 0:
+            assert local is not None
+            self._writer = local
+        if local:
+            return local
+        self._sender = _Sender(self.comm)
+        return self._sender
+
+    def _receive_bytes(self, head: tuple[int, int], source: int, keep: bool) -> None:
+        offset, length = head
+        data = bytearray(length)
+        assert self.comm is not None
+        self.comm.Recv(data, source, BYTES)
+        if keep and self._writer:
+            self._writer.write(offset, memoryview(data))
+
+    # --- shared work --------------------------------------------------------------------------
+
+    def run(
+        self,
+        tasks: Sequence[Task] | None,
+        work: Callable[[Task], Result],
+        take: Callable[[Result], None],
+    ) -> None:
+        """Do every task once, on any rank; results come to rank 0 in any order.
+
+        Parameters
+        ----------
+        tasks : sequence
+            What is to be done; rank 0's counts.
+        work : callable
+            Does a task and returns a small result. Called on every rank.
+        take : callable
+            Given each result, on rank 0.
+
+        Raises
+        ------
+        SharedFailure
+            On every rank, where `work` or `take` fails on any.
+        """
+        if self.rank:
+            self._follow(work)
+        else:
+            _Lead(self, list(tasks or ()), work, take).run()
+
+    def _follow(self, work: Callable[[Task], Result]) -> None:
+        """Do what rank 0 hands out until it says stop."""
+        assert self.comm is not None
+        failure: SharedFailure | None = None
+        while True:
+            # STOP overtakes the tasks that were handed out before it.
+            message, status = self._look(0, STOP) or self._wait(source=0)
+            told = message.recv()
+            if status.tag == STOP:
+                if self._sender:
+                    self._sender.settle()
+                self.comm.send(("stopped", None), 0, REPORT)
+                if told:
+                    raise told
+                return
+            if failure:
+                continue
+            try:
+                report: tuple[str, object] = ("done", work(told))
+            except Exception as error:
+                failure = _failure(error, f"rank {self.rank}: ")
+                report = ("failed", failure)
+            self.comm.send(report, 0, REPORT)
+
+    def fail(self, error: BaseException) -> int:
+        """Print an error, once for all ranks, and return the exit status.
+
+        An error that the other ranks know nothing of ends them too: they may wait for this rank.
+        """
+        if isinstance(error, KeyboardInterrupt):
+            message, status = "interrupted", 130
+        else:
+            failure = _failure(error, f"rank {self.rank}: " if self.size > 1 else "")
+            message, status = str(failure), failure.status
+        shared = isinstance(error, SharedFailure)
+        if self.rank == 0 or not shared:
+            print(f"main.py: error: {message}", file=sys.stderr, flush=True)
+        if self.comm is not None and self.size > 1 and not shared:
+            sys.stdout.flush()
+            self.comm.Abort(status)
+        return status
+
+
+class _Sender:
+    """Hands bytes to rank 0 in messages of bounded size, going on while they are on their way."""
+
+    def __init__(self, comm: Any) -> None:
+        self.comm = comm
+        self.pending: list[tuple[int, list[Any]]] = []
+
+    def write(self, offset: int, data: memoryview) -> None:
+        data = data.cast("B")
+        for start in range(0, len(data), MESSAGE_BYTES):
+            piece = data[start : start + MESSAGE_BYTES]
+            head = self.comm.isend((offset + start, len(piece)), 0, WRITE)
+            self.pending.append((len(piece), [head, self.comm.Isend(piece, 0, BYTES)]))
+            while sum(length for length, _ in self.pending) > PENDING_BYTES:
+                self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        for request in self.pending.pop(0)[1]:
+            request.wait()
+
+    def settle(self) -> None:
+        """Wait until rank 0 has everything."""
+        while self.pending:
+            self._finish_oldest()
+
+
+class _Lead:
+    """Rank 0's side of `World.run`: hands out tasks, takes results, and works too."""
+
+    def __init__(
+        self,
+        world: World,
+        tasks: list[Any],
+        work: Callable[[Any], Any],
+        take: Callable[[Any], None],
+    ) -> None:
+        self.world, self.work, self.take = world, work, take
+        self.tasks = tasks[::-1]  # popped from the end
+        self.held = dict.fromkeys(range(1, world.size), 0)
+        self.failure: SharedFailure | None = None
+        self.cause: Exception | None = None
+
+    def run(self) -> None:
+        for _ in range(TASKS_AHEAD):
+            for rank in self.held:
+                # With few tasks left, none waits behind another.
+                if len(self.tasks) > (self.world.size if self.held[rank] else 0):
+                    self.hand_out(rank)
+        while not self.failure and (self.tasks or any(self.held.values())):
+            try:
+                self.step()
+            except Exception as error:
+                self.stop_for(error)
+        self.end()
+        if self.failure:
+            raise self.failure from self.cause
+
+    def stop_for(self, error: Exception) -> None:
+        where = f"rank {self.world.rank}: " if self.world.size > 1 else ""
+        self.failure, self.cause = _failure(error, where), error
+
+    def step(self) -> None:
+        while self.world.size > 1 and (found := self.world._look(_any_source())):
+            self.answer(found)
+        if self.failure:
+            return
+        if self.tasks:
+            self.take(self.work(self.tasks.pop()))
+        elif any(self.held.values()):
+            self.answer(self.world._wait())
+
+    def hand_out(self, rank: int) -> None:
+        if self.tasks:
+            self.held[rank] += 1
+            self.world._tell(rank, self.tasks.pop(), TASK)
+
+    def answer(self, found: Any) -> None:
+        """Deal with one message of another rank."""
+        message, status = found
+        rank = status.source
+        told = message.recv()
+        if status.tag == WRITE:
+            self.world._receive_bytes(told, rank, keep=self.failure is None)
+            return
+        what, result = told
+        if what == "stopped":
+            self.held.pop(rank)
+            return
+        self.held[rank] -= 1
+        if what == "failed":
+            self.failure = self.failure or result
+        elif not self.failure:
+            if len(self.tasks) > (self.world.size if self.held[rank] else 0):
+                self.hand_out(rank)
+            self.take(result)
+
+    def end(self) -> None:
+        """Tell every rank to stop, and hear from each that it has."""
+        for rank in self.held:
+            self.world._tell(rank, self.failure, STOP)
+        while self.held:
+            try:
+                self.answer(self.world._wait())
+            except Exception as error:  # a write that fails must not keep the others waiting
+                if not self.failure:
+                    self.stop_for(error)
+        self.world._settle()
+
+
+def _any_source() -> int:
+    from mpi4py import MPI
+
+    return int(MPI.ANY_SOURCE)

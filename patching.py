@@ -1,0 +1,292 @@
+"""Windows, the air mask and the block of a pair: arithmetic on arrays and indices, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+import augment
+from utils import AIR_HU, Affine, Block, Config, Pair, PairPlan, generator, img_pair_normalization
+
+Image = NDArray[np.float32]
+
+#: A pixel above this is tissue; 200 in stored values with an intercept of -1024.
+TISSUE_HU = -824.0
+#: A patch whose mean is not above this is air; 100 in stored values with an intercept of -1024.
+MEAN_HU = -924.0
+#: A patch is kept if more than this part of its pixels is tissue.
+TISSUE_PART = 0.1
+
+
+def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np.int64]:
+    """Return where windows begin along one axis of a view.
+
+    Parameters
+    ----------
+    length, size, overlap : int
+        Of the view, of a patch, and of neighbouring windows, pixels; ``0 <= overlap < size``.
+    edge : {'shift', 'pad'}
+        ``shift``: at multiples of the stride (size less overlap), the last moved inward.
+        ``pad``: at 0 and at k x stride - overlap for k = 1, 2, ... while k x stride < length.
+
+    Returns
+    -------
+    ndarray of int64
+        Ascending. Empty if the view is smaller than a patch.
+    """
+    stride = size - overlap
+    if length < size:
+        return np.empty(0, np.int64)
+    if edge == "pad":
+        starts = np.arange(0, length, stride) - overlap
+        starts[0] = 0
+        return np.unique(np.maximum(starts, 0))
+    starts = np.arange(0, length - size + 1, stride)
+    if starts[-1] + size < length:
+        starts = np.append(starts, length - size)
+    return starts
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The windows of one view: every row start with every column start, row by row.
+
+    Attributes
+    ----------
+    rows, cols : ndarray of int64
+        Where windows begin.
+    size : int
+        Pixels a side of a window.
+    shape : tuple of int
+        Rows and columns of the view with what `pad` adds below and to the right.
+    """
+
+    rows: NDArray[np.int64]
+    cols: NDArray[np.int64]
+    size: int
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], config: Config) -> Grid:
+        """Return the grid of a view of this shape; without windows if a patch does not fit."""
+        rows, cols = (
+            window_starts(n, config.patch_size, config.overlap, config.edge) for n in shape
+        )
+        if not len(rows) or not len(cols):
+            rows = cols = np.empty(0, np.int64)
+            return cls(rows, cols, config.patch_size, shape)
+        reach = (int(rows[-1]) + config.patch_size, int(cols[-1]) + config.patch_size)
+        padded = (max(shape[0], reach[0]), max(shape[1], reach[1]))
+        return cls(rows, cols, config.patch_size, padded)
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.cols)
+
+    def windows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return first row and first column of every window, each of shape (n,)."""
+        rows, cols = np.meshgrid(self.rows, self.cols, indexing="ij")
+        return rows.ravel(), cols.ravel()
+
+    def pad(self, view: Image, fill: float) -> Image:
+        """Return the view, filled with `fill` where windows reach past it."""
+        if view.shape == self.shape:
+            return view
+        out = np.full(self.shape, fill, np.float32)
+        out[: view.shape[0], : view.shape[1]] = view
+        return out
+
+    def sums(self, image: NDArray[Any], dtype: type) -> NDArray[Any]:
+        """Return the sum over every window of a (padded) image, shape (n,)."""
+        # Rows first, then columns: 2 x 11 sums of strips for 121 windows, and no differences of
+        # large running sums, so counts are exact and means as good as the pixels.
+        strips = np.stack([image[r : r + self.size].sum(axis=0, dtype=dtype) for r in self.rows])
+        sums = [strips[:, c : c + self.size].sum(axis=1, dtype=dtype) for c in self.cols]
+        return np.stack(sums, axis=1).ravel()
+
+
+def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
+    """Tell the windows that hold more than air.
+
+    Parameters
+    ----------
+    view_hu : ndarray of float32, shape (rows, columns)
+        A view of the target before normalisation, HU.
+    grid : Grid
+        The windows of that view.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+        True where more than int(0.1 p^2) pixels lie above -824 HU and the mean above -924 HU.
+    """
+    view_hu = grid.pad(view_hu, AIR_HU)
+    tissue = grid.sums(view_hu > np.float32(TISSUE_HU), np.int32)
+    total = grid.sums(view_hu, np.float64)
+    area = grid.size**2
+    kept: NDArray[np.bool_] = (tissue > int(TISSUE_PART * area)) & (total / area > MEAN_HU)
+    return kept
+
+
+def plan_pair(shape: tuple[int, int], config: Config, target_hu: Image | None = None) -> PairPlan:
+    """Count the windows of a pair, and with `target_hu` judge which of them are air.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Rows and columns of the two images.
+    config : Config
+    target_hu : ndarray of float32, shape (rows, columns), optional
+        The target before normalisation, HU; needed with `--air_threshold` alone.
+    """
+    windows, kept = [], []
+    total = 0
+    for scale in config.scales:
+        grid = Grid.of(augment.view_shape(shape, scale), config)
+        mask = np.ones(len(grid), bool)
+        if target_hu is not None and len(grid):
+            mask = kept_windows(augment.downscale(target_hu, scale), grid)
+        windows.append(len(grid))
+        kept.append(np.packbits(mask).tobytes())
+        total += int(mask.sum())
+    return PairPlan(tuple(windows), tuple(kept), total)
+
+
+def kept_mask(part: PairPlan, view: int) -> NDArray[np.bool_]:
+    """Return which windows of that view of a pair are kept, shape (windows,)."""
+    bits = np.frombuffer(part.kept[view], np.uint8)
+    return np.unpackbits(bits, count=part.windows[view]).astype(bool)
+
+
+def cut(
+    view: Image,
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    codes: NDArray[np.uint8],
+    out: Image,
+) -> None:
+    """Copy windows of a view into `out`, each in its orientation.
+
+    Parameters
+    ----------
+    view : ndarray of float32, shape (rows, columns)
+    rows, cols : ndarray of int64, shape (n,)
+        First row and column of each window in the view.
+    codes : ndarray of uint8, shape (n,)
+        Orientation of each patch.
+    out : ndarray of float32, shape (n, p, p)
+    """
+    size = out.shape[-1]
+    for code in np.unique(codes):
+        # A turned patch is a window of the turned view: turning the view once lets every patch
+        # be copied in whole rows.
+        chosen = codes == code
+        turned = sliding_window_view(augment.orient(view, int(code)), (size, size))
+        where = augment.oriented_start(rows[chosen], cols[chosen], size, view.shape, int(code))
+        out[chosen] = turned[where]
+
+
+def draw_orientations(
+    windows: int, config: Config, identity: str, scale: float
+) -> NDArray[np.uint8]:
+    """Draw the orientations of the patches of every window of a view.
+
+    Drawn for all windows, kept or not, so that a patch looks the same with and without
+    `--air_threshold`.
+
+    Returns
+    -------
+    ndarray of uint8, shape (windows, 1 or 3)
+        As it is; with `--rot_augment` also turned by 90, 180 or 270 degrees, and flipped.
+    """
+    codes = np.zeros((windows, config.orientations), np.uint8)
+    if config.rot_augment:
+        rng = generator(config.seed, f"orientation {scale:g}", identity)
+        codes[:, 1] = rng.choice(augment.TURNS, windows)
+        codes[:, 2] = rng.choice(augment.FLIPS, windows)
+    return codes
+
+
+def make_block(
+    pair: Pair,
+    part: PairPlan,
+    degradation: str,
+    input_image: Image,
+    target_image: Image,
+    config: Config,
+) -> Block:
+    """Normalise, augment and cut one pair.
+
+    Parameters
+    ----------
+    pair : Pair
+    part : PairPlan
+        Says which windows are kept.
+    degradation : {'', 'blur', 'noise'}
+        What is done to the input of this pair.
+    input_image, target_image : ndarray of float32, shape (rows, columns)
+        Stored values.
+    config : Config
+    """
+    input_image, target_image, input_affine, target_affine = img_pair_normalization(
+        input_image, target_image, config.normalization_type
+    )
+    n, p = part.kept_windows * config.orientations, config.patch_size
+    block = Block(
+        np.empty((n, p, p), np.float32),
+        np.empty((n, p, p), np.float32),
+        np.empty(n, np.float32),
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+        np.empty(n, np.uint8),
+        input_affine,
+        target_affine,
+    )
+    start = 0
+    for index, scale in enumerate(config.scales):
+        kept = kept_mask(part, index)
+        stop = start + int(kept.sum()) * config.orientations
+        if stop > start:
+            input_view = augment.downscale(input_image, scale)
+            if degradation:
+                rng = generator(config.seed, f"noise {scale:g}", pair.identity)
+                input_view = augment.degrade(input_view, degradation, rng)
+            target_view = augment.downscale(target_image, scale)
+            _fill_view(
+                block, slice(start, stop), kept, scale, pair, input_view, target_view, config
+            )
+        start = stop
+    return block
+
+
+def _fill_view(
+    block: Block,
+    here: slice,
+    kept: NDArray[np.bool_],
+    scale: float,
+    pair: Pair,
+    input_view: Image,
+    target_view: Image,
+    config: Config,
+) -> None:
+    """Write the patches of one view into its part of the block."""
+    grid = Grid.of((input_view.shape[0], input_view.shape[1]), config)
+    rows, cols = (np.repeat(v[kept], config.orientations) for v in grid.windows())
+    codes = draw_orientations(len(grid), config, pair.identity, scale)[kept].ravel()
+    block.scale[here], block.row[here], block.col[here] = scale, rows, cols
+    block.orientation[here] = codes
+    for view, out, side, affine in (
+        (input_view, block.input, pair.input, block.input_affine),
+        (target_view, block.target, pair.target, block.target_affine),
+    ):
+        fill = air_value(side.slope, side.intercept, affine)
+        cut(grid.pad(view, fill), rows, cols, codes, out[here])
+
+
+def air_value(slope: float, intercept: float, affine: Affine) -> float:
+    """Return what air (-1024 HU) is in a normalised image of stored values."""
+    stored = np.full(1, (AIR_HU - intercept) / slope, np.float32)
+    return float(affine.apply(stored)[0])

@@ -1,0 +1,359 @@
+"""What every module shares: the words of the tool as data, errors, normalisation, random draws."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # numpy is heavy: --help answers without it
+    import numpy as np
+    from numpy.typing import NDArray
+
+__version__ = "0.1.0"
+
+#: Patch sizes with a name of their own (pixels a side) and the overlap of neighbouring windows.
+PATCH_OVERLAPS = {96: 12, 75: 11, 64: 4, 55: 8, 42: 6, 32: 4, 24: 4, 12: 4}
+
+EDGES = ("shift", "pad")
+NORMALIZATIONS = (
+    "None",
+    "unity_independent",
+    "unity_wrt_ld",
+    "std_independent",
+    "std_wrt_ld",
+)
+TENSOR_FORMATS = ("torch", "tf")
+
+#: What lies outside the patient and outside the image: the lowest value of a CT scale, in HU.
+AIR_HU = -1024.0
+
+
+class ToolError(Exception):
+    """An error that the user can act on; the command line prints it and exits with `status`."""
+
+    status = 1
+
+
+class RunError(ToolError):
+    """The run failed: bad data, no space, a rank that broke."""
+
+
+class CallError(ToolError):
+    """The call was wrong: nothing has been done and nothing written."""
+
+    status = 2
+
+
+def shown(text: object) -> str:
+    """Return `text` with line breaks and other control characters escaped, for a message."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def quoted(path: object) -> str:
+    """Return a path or name between quotes, on one line, for a message."""
+    return f"'{shown(path)}'"
+
+
+def listed(headline: str, problems: Iterable[str], most: int = 50) -> str:
+    """Return one message: the headline alone with one problem, else a line for each below it."""
+    lines = list(problems)
+    if len(lines) == 1:
+        return f"{headline}: {lines[0]}"
+    rest = [f"  ... and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join([f"{headline}:", *(f"  {line}" for line in lines[:most]), *rest])
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run was asked for. Fields are named as the options of the command line are."""
+
+    input_folder: str
+    output_fname: str = "results/patched_out.h5"
+    input_gen_folder: str | None = None
+    target_gen_folder: str | None = None
+    patch_size: int = 55
+    overlap: int = 8
+    edge: str = "shift"
+    normalization_type: str = "None"
+    tensor_format: str = "torch"
+    random_N: int | None = None
+    rot_augment: bool = False
+    ds_augment: bool = False
+    air_threshold: bool = False
+    blurr_n_noise: bool = False
+    seed: int = 0
+    mpi_run: bool = False
+    overwrite: bool = False
+    hand_over: str = "auto"
+
+    #: Where and how a run is done; all other fields decide what the file holds.
+    HOW = ("input_folder", "output_fname", "mpi_run", "overwrite", "hand_over")
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Scales of the views of a pair, the largest first."""
+        return (1.0, 0.8, 0.6) if self.ds_augment else (1.0,)
+
+    @property
+    def orientations(self) -> int:
+        """How many patches one kept window gives."""
+        return 3 if self.rot_augment else 1
+
+    def as_json(self) -> str:
+        """Return the fields that decide what the file holds, as JSON with sorted keys."""
+        what = {name: value for name, value in self.__dict__.items() if name not in self.HOW}
+        return json.dumps(what, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the header of one CT slice says; no pixels.
+
+    Attributes
+    ----------
+    file : str
+        Path below the input folder, with `/` between its parts.
+    rows, columns : int
+        Size of the image, pixels (0028,0010), (0028,0011).
+    position_mm : float or None
+        Image Position (Patient) (0020,0032) along the slice normal, mm.
+    in_plane_mm : tuple of float
+        Image Position (Patient) along the row and the column direction, mm.
+    orientation : tuple of float
+        Image Orientation (Patient) (0020,0037), six direction cosines.
+    spacing_mm : tuple of float
+        Pixel Spacing (0028,0030), mm between rows and between columns.
+    thickness_mm : float or None
+        Slice Thickness (0018,0050), mm.
+    instance : int or None
+        Instance Number (0020,0013).
+    slope, intercept : float
+        HU = slope * stored value + intercept (0028,1053), (0028,1052).
+    pixel_offset : int or None
+        Byte at which native pixels begin; None where pydicom has to decode them.
+    dtype : str
+        NumPy dtype of native stored values, such as ``<u2``.
+    bits_stored : int
+        Bits Stored (0028,0101).
+    """
+
+    file: str
+    rows: int
+    columns: int
+    position_mm: float | None
+    in_plane_mm: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing_mm: tuple[float, ...]
+    thickness_mm: float | None
+    instance: int | None
+    slope: float
+    intercept: float
+    pixel_offset: int | None
+    dtype: str
+    bits_stored: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One input slice with the target slice at the same position."""
+
+    patient: str
+    input: Slice
+    target: Slice
+
+    @property
+    def identity(self) -> str:
+        """What random draws for this pair hang on: the path of its input below the input folder."""
+        return self.input.file
+
+
+@dataclass(frozen=True)
+class Block:
+    """All patches of one pair, in their final order: view, window, orientation.
+
+    Attributes
+    ----------
+    input, target : ndarray of float32, shape (n, p, p)
+    scale : ndarray of float32, shape (n,)
+    row, col : ndarray of int32, shape (n,)
+        First row and column of the window in its view, pixels; negative nowhere.
+    orientation : ndarray of uint8, shape (n,)
+        See `augment.ORIENTATIONS`.
+    input_affine, target_affine : Affine
+        The normalisation of the two images.
+    """
+
+    input: NDArray[np.float32]
+    target: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    row: NDArray[np.int32]
+    col: NDArray[np.int32]
+    orientation: NDArray[np.uint8]
+    input_affine: Affine
+    target_affine: Affine
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """What is known of one pair before a patch is made.
+
+    Attributes
+    ----------
+    windows : tuple of int
+        Windows of each view; 0 where the view is smaller than a patch.
+    kept : tuple of bytes
+        For each view the windows that are not air, one bit each (`numpy.packbits`).
+    kept_windows : int
+        Number of windows kept, all views together.
+    """
+
+    windows: tuple[int, ...]
+    kept: tuple[bytes, ...]
+    kept_windows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every pair, how many patches it gives, and where its block begins in the file.
+
+    Attributes
+    ----------
+    pairs : list of Pair
+        Ordered by patient and position.
+    parts : list of PairPlan
+    starts : list of int
+        Index of the first patch of each pair; one more entry for the end.
+    degradations : list of str
+        What `--blurr_n_noise` does to the input of each pair: ``''``, ``'blur'``, ``'noise'``.
+    """
+
+    pairs: list[Pair]
+    parts: list[PairPlan]
+    starts: list[int]
+    degradations: list[str]
+
+    @property
+    def patches(self) -> int:
+        """Number of patches, N of the file."""
+        return self.starts[-1]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A normalisation of one image: ``(pixels - offset) / divisor``, zeros where divisor is 0."""
+
+    offset: float = 0.0
+    divisor: float = 1.0
+
+    def apply(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the normalised image, float32, of the same shape."""
+        import numpy as np
+
+        if self == Affine():
+            return image
+        if self.divisor == 0:
+            return np.zeros_like(image)
+        out: NDArray[np.float32] = image - np.float32(self.offset)
+        out /= np.float32(self.divisor)
+        return out
+
+    def undo(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the pixels before normalisation, float32, to float32 accuracy."""
+        import numpy as np
+
+        out: NDArray[np.float32] = image * np.float32(self.divisor) + np.float32(self.offset)
+        return out
+
+
+def _unity(image: NDArray[np.float32]) -> Affine:
+    low, high = float(image.min()), float(image.max())
+    return Affine(low, high - low)
+
+
+def _standard(image: NDArray[np.float32]) -> Affine:
+    import numpy as np
+
+    mean = image.mean(dtype=np.float64)
+    # A constant image has a deviation of rounding errors, not always of exactly 0.
+    deviation = 0.0 if image.min() == image.max() else float(image.std(dtype=np.float64))
+    return Affine(float(np.float32(mean)), float(np.float32(deviation)))
+
+
+def img_pair_normalization(
+    input_image: NDArray[np.float32], target_image: NDArray[np.float32], kind: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], Affine, Affine]:
+    """Normalise the two whole images of a pair.
+
+    Parameters
+    ----------
+    input_image, target_image : ndarray of float32, shape (rows, columns)
+        The low-dose and the full-dose image.
+    kind : str
+        One of `NORMALIZATIONS`.
+
+    Returns
+    -------
+    input_image, target_image : ndarray of float32
+        Of the same shapes. A constant image gives zeros, never NaN.
+    input_affine, target_affine : Affine
+        What undoes it.
+    """
+    if kind == "None":
+        input_affine = target_affine = Affine()
+    else:
+        measure = _unity if kind.startswith("unity") else _standard
+        input_affine = measure(input_image)
+        target_affine = input_affine if kind.endswith("wrt_ld") else measure(target_image)
+    return (
+        input_affine.apply(input_image),
+        target_affine.apply(target_image),
+        input_affine,
+        target_affine,
+    )
+
+
+def key(seed: int, purpose: str, identity: str = "") -> int:
+    """Return 128 random bits that depend on nothing but the three arguments of `generator`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (str(seed), purpose, identity):
+        # Lengths before the parts: ('ab', 'c') and ('a', 'bc') are two keys. Names that are not
+        # UTF-8 come from the file system as lone surrogates.
+        raw = part.encode("utf-8", "surrogateescape")
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def generator(seed: int, purpose: str, identity: str = "") -> np.random.Generator:
+    """Return a random generator that depends on nothing but its three arguments.
+
+    Parameters
+    ----------
+    seed : int
+        `--seed`.
+    purpose : str
+        What is drawn, so that two kinds of draw for one pair do not share their numbers.
+    identity : str
+        What it is drawn for: a pair, a patient, or nothing for the whole run.
+    """
+    import numpy as np
+
+    return np.random.Generator(np.random.Philox(key=key(seed, purpose, identity)))
+
+
+@dataclass
+class Tally:
+    """Counts and remarks that the summary at the end of a run shows."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, name: str, number: int = 1) -> None:
+        """Add to the count of that name."""
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return counts and warnings as plain data."""
+        return {"counts": dict(self.counts), "warnings": list(self.warnings)}
