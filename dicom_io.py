@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
+import functools
+import hashlib
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils import CallError, Config, Pair, RunError, Slice, listed, quoted, shown
+from pairing import PatientPairs, Sample, pair_slices, sample_steps
+from utils import AIR_HU, CallError, Config, RunError, Slice, listed, quoted, shown
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -69,6 +71,14 @@ STRAY_NAMES = frozenset(("dicomdir", "thumbs.db", "version", "license", "readme"
 MOST_PIXELS_A_SIDE = 8192
 MOST_FILE_BYTES = 256 << 20
 
+#: Each alone tells that two folders are of one person; the date does with the time.
+_PERSON_TAGS = ("PatientID", "StudyInstanceUID", "IrradiationEventUID")
+#: Values that say nothing of a person.
+PLACEHOLDERS = frozenset(
+    "anonymous anonymized anonymised anon deidentified de-identified removed unknown none null na"
+    " n/a test patient no_id noid xxx 19000101 000000 00000000".split()
+)
+
 _TAGS = [
     "SOPClassUID",
     "Modality",
@@ -86,12 +96,20 @@ _TAGS = [
     "BitsStored",
     "HighBit",
     "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
     "RescaleIntercept",
     "RescaleSlope",
+    "ModalityLUTSequence",
+    *_PERSON_TAGS,
+    "StudyDate",
+    "StudyTime",
 ]
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_NATIVE = (_EXPLICIT_LITTLE, _IMPLICIT_LITTLE, _EXPLICIT_BIG)
 
 
 @dataclass(frozen=True)
@@ -101,16 +119,6 @@ class PatientFolders:
     patient: str
     input: str
     target: str
-
-
-@dataclass
-class PatientPairs:
-    """What was found of one patient: its pairs by position, strays, and what is wrong with it."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    strays: int = 0
-    by_instance: bool = False
-    problems: list[str] = field(default_factory=list)
 
 
 # --- folders ---------------------------------------------------------------------------------
@@ -209,10 +217,6 @@ def _series_of(
 # --- headers ---------------------------------------------------------------------------------
 
 
-class NotASlice(Exception):
-    """A file that is no CT slice and does not claim to be one."""
-
-
 def _stray(name: str) -> bool:
     stem, ending = os.path.splitext(name.casefold())
     return (
@@ -257,9 +261,8 @@ def read_slice(root: str, file: str) -> Slice:
     except OSError as error:
         raise RunError(f"cannot read {shown(file)}: {error.strerror}") from None
     except Exception as error:  # whatever a parser meets in a damaged file
-        raise RunError(
-            f"{shown(file)} has a damaged header: {shown(error) or type(error).__name__}"
-        ) from None
+        # Its words stay out: they may quote any tag, names among them.
+        raise RunError(f"{shown(file)} has a damaged header ({type(error).__name__})") from None
 
 
 def _refuse(file: str, found: str, wanted: str) -> RunError:
@@ -272,8 +275,29 @@ def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...] | Non
         return None
     numbers = tuple(float(v) for v in (value if count > 1 else [value]))
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise ValueError(f"{name} is {value}")
+        raise ValueError(name)
     return numbers
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(value: str) -> str:
+    """Return what stands for an identifying value: equal for equal ones, and not readable."""
+    return hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _persons(dataset: Dataset) -> tuple[str, ...]:
+    """Return digests of what tells who was scanned, each behind the name of its tag."""
+
+    def value(name: str) -> str:
+        text = str(dataset.get(name) or "").strip()
+        plain = text.casefold().partition(".")[0]
+        return "" if plain in PLACEHOLDERS or not plain.strip("0-_ ") else text
+
+    found = [f"{name} {_digest(value(name))}" for name in _PERSON_TAGS if value(name)]
+    date, time = value("StudyDate"), value("StudyTime")
+    if date and time:
+        found.append(f"StudyDate with StudyTime {_digest(f'{date} {time}')}")
+    return tuple(found)
 
 
 def _slice_of(
@@ -311,11 +335,14 @@ def _slice_of(
         raise _refuse(file, "no RescaleSlope or RescaleIntercept", "both, they give the HU")
     if slope[0] == 0:
         raise _refuse(file, "RescaleSlope 0", "any other")
+    if dataset.get("ModalityLUTSequence"):
+        raise _refuse(file, "a Modality LUT Sequence", "RescaleSlope and RescaleIntercept")
     dtype, bits = _stored_type(file, whole, syntax)
     pixel_offset = _native_offset(file, syntax, tail, offset, size, rows * columns * dtype.itemsize)
     along, in_plane, orientation = _geometry(dataset)
     thickness = _numbers(dataset, "SliceThickness", 1)
     instance = dataset.get("InstanceNumber")
+    event = str(dataset.get("IrradiationEventUID") or "")
     return Slice(
         file=file,
         rows=rows,
@@ -331,7 +358,24 @@ def _slice_of(
         pixel_offset=pixel_offset,
         dtype=dtype.str,
         bits_stored=bits,
+        padding=_padding(dataset, dtype),
+        event=_digest(event) if event else "",
+        persons=_persons(dataset),
     )
+
+
+def _padding(dataset: Dataset, dtype: np.dtype[Any]) -> tuple[int, int] | None:
+    """Return the range of stored values that mean 'no image here' (PS3.3 C.7.5.1.1.2)."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None or value == "":
+        return None
+    limit = dataset.get("PixelPaddingRangeLimit")
+    ends = [int(value), int(value if limit is None or limit == "" else limit)]
+    # The tag is read as signed or unsigned by its VR, which does not always follow the pixels'.
+    bits = 8 * dtype.itemsize
+    low = -(1 << (bits - 1)) if dtype.kind == "i" else 0
+    ends = [(end - low) % (1 << bits) + low for end in ends]
+    return min(ends), max(ends)
 
 
 def _stored_type(file: str, whole: Callable[..., int], syntax: str) -> tuple[np.dtype[Any], int]:
@@ -357,7 +401,8 @@ def _native_offset(
     tag = (0x7FE0, 0x0010)
     if tuple(np.frombuffer(tail[:4].ljust(4, b"\0"), f"{order}u2")) != tag and syntax != _DEFLATED:
         raise _refuse(file, "no pixels: the file ends before them", "a CT slice with pixels")
-    if syntax not in (_EXPLICIT_LITTLE, _IMPLICIT_LITTLE, _EXPLICIT_BIG):
+    if syntax not in _NATIVE:
+        _check_decoder(file, syntax)
         return None
     head = 8 if syntax == _IMPLICIT_LITTLE else 12
     length = int(np.frombuffer(tail[head - 4 : head].ljust(4, b"\0"), f"{order}u4")[0])
@@ -367,7 +412,20 @@ def _native_offset(
     return offset + head
 
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
+def _check_decoder(file: str, syntax: str) -> None:
+    """Refuse a transfer syntax that cannot be decoded here, before any work is done."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    try:
+        available = get_decoder(UID(syntax)).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        name = UID(syntax).name if syntax else "missing"
+        raise _refuse(
+            file, f"transfer syntax {shown(name)}, which no decoder reads", "install requirements.txt"
+        )
 
 
 def _geometry(dataset: Dataset) -> tuple[float | None, tuple[float, ...], tuple[float, ...]]:
@@ -397,7 +455,7 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
     Returns
     -------
     ndarray of float32, shape (rows, columns)
-        Exact: no stored value has more than 16 bits.
+        Exact: no stored value has more than 16 bits. Padding has become air.
 
     Raises
     ------
@@ -418,7 +476,16 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
                 one.file, f"{flat.nbytes} bytes of pixels", f"{shape[0]} x {shape[1]} pixels"
             )
         stored = _without_unused_bits(flat, one.bits_stored)
-    return stored.reshape(shape).astype(np.float32)
+    return _padding_to_air(stored.reshape(shape), one)
+
+
+def _padding_to_air(stored: NDArray[Any], one: Slice) -> NDArray[np.float32]:
+    """Return stored values as float32, those of padding replaced by what air would be stored as."""
+    out = stored.astype(np.float32)
+    if one.padding:
+        low, high = one.padding
+        out[(stored >= low) & (stored <= high)] = (AIR_HU - one.intercept) / one.slope
+    return out
 
 
 def _without_unused_bits(stored: NDArray[Any], bits: int) -> NDArray[Any]:
@@ -443,6 +510,42 @@ def _decode(path: str, one: Slice) -> NDArray[Any]:
     if array.shape != (one.rows, one.columns):
         raise _refuse(one.file, f"pixels of shape {array.shape}", f"{one.rows} x {one.columns}")
     return array
+
+
+def read_sample(root: str, one: Slice) -> Sample:
+    """Read a few pixels of a slice, HU rounded, for the anatomy check.
+
+    Returns
+    -------
+    ndarray of int16, shape (about 64, about 64)
+    """
+    if one.pixel_offset is None:
+        return sample_of(to_hu(read_pixels(root, one), one))
+    down, right = sample_steps(one.rows, one.columns)
+    width = np.dtype(one.dtype).itemsize * one.columns
+    rows = range(0, one.rows, down)
+    try:
+        with open(os.path.join(root, one.file), "rb", buffering=0) as file:
+            raw = b"".join(
+                os.pread(file.fileno(), width, one.pixel_offset + row * width) for row in rows
+            )
+    except OSError as error:
+        raise RunError(f"cannot read {shown(one.file)}: {error.strerror}") from None
+    if len(raw) != width * len(rows):
+        raise _refuse(one.file, "fewer pixels than when its header was read", "a file at rest")
+    flat = _without_unused_bits(np.frombuffer(raw, one.dtype), one.bits_stored)
+    few = flat.reshape(len(rows), one.columns)[:, ::right]
+    return _rounded(to_hu(_padding_to_air(few, one), one))
+
+
+def sample_of(hu: NDArray[np.float32]) -> Sample:
+    """Return the same few pixels of an image in HU as `read_sample` reads."""
+    down, right = sample_steps(hu.shape[0], hu.shape[1])
+    return _rounded(hu[::down, ::right])
+
+
+def _rounded(hu: NDArray[np.float32]) -> Sample:
+    return np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
 
 
 def to_hu(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
@@ -479,113 +582,8 @@ def find_pairs(root: str, folders: PatientFolders) -> PatientPairs:
                 out.problems.append(str(error))
         if not slices and not out.problems:
             out.problems.append(f"{shown(folder)} holds no CT slice")
+        out.persons.update(*(s.persons for s in slices))
         sides.append(slices)
     if not out.problems:
         pair_slices(folders.patient, sides[0], sides[1], out)
     return out
-
-
-def tolerance_mm(slices: Sequence[Slice]) -> float:
-    """Return how far apart two equal positions may lie: 0.01 mm or a tenth of the spacing.
-
-    The spacing is the smallest distance of two neighbours, and no more than the slices' thickness:
-    a series may have gaps.
-    """
-    at = np.unique([s.position_mm for s in slices if s.position_mm is not None])
-    gaps = np.diff(at)
-    thickness = [s.thickness_mm for s in slices if s.thickness_mm]
-    spacing = min([*gaps[gaps > 0.01], *thickness], default=0.0)
-    return max(0.01, 0.1 * float(spacing))
-
-
-def pair_slices(
-    patient: str, inputs: Sequence[Slice], targets: Sequence[Slice], out: PatientPairs
-) -> None:
-    """Pair the slices of two series by position along the slice normal; add to `out`.
-
-    Series without positions pair by Instance Number, if all slices have one and it is unique.
-    """
-    everything = [*inputs, *targets]
-    if all(s.position_mm is not None for s in everything):
-        near = tolerance_mm(targets)
-        unit = "mm"
-
-        def place(s: Slice) -> float:
-            return float(s.position_mm or 0.0)
-
-    elif all(s.position_mm is None and s.instance is not None for s in everything):
-        near, unit, out.by_instance = 0.0, "InstanceNumber", True
-
-        def place(s: Slice) -> float:
-            return float(s.instance or 0)
-
-    else:
-        lost = next(s for s in everything if s.position_mm is None)
-        out.problems.append(
-            f"{shown(lost.file)} has no ImagePositionPatient; wanted: a position in every slice of "
-            f"patient {quoted(patient)}, or in none and an InstanceNumber in every one"
-        )
-        return
-    sides = [sorted(side, key=place) for side in (inputs, targets)]
-    for side in sides:
-        for a, b in itertools.pairwise(side):
-            if place(b) - place(a) <= near:
-                out.problems.append(
-                    f"{shown(a.file)} and {shown(b.file)} lie at one position, {place(a):g} {unit}"
-                )
-    if not out.problems:
-        _match(patient, sides[0], sides[1], place, near, unit, out)
-
-
-def _match(
-    patient: str,
-    inputs: Sequence[Slice],
-    targets: Sequence[Slice],
-    place: Callable[[Slice], float],
-    near: float,
-    unit: str,
-    out: PatientPairs,
-) -> None:
-    """Walk along two sorted series and pair what lies at the same place."""
-    i = j = 0
-    while i < len(inputs) or j < len(targets):
-        gap = (
-            place(inputs[i]) - place(targets[j])
-            if i < len(inputs) and j < len(targets)
-            else (-np.inf if i < len(inputs) else np.inf)
-        )
-        if abs(gap) <= near:
-            problem = mismatch(inputs[i], targets[j])
-            if problem:
-                out.problems.append(problem)
-            else:
-                out.pairs.append(Pair(patient, inputs[i], targets[j]))
-            i, j = i + 1, j + 1
-            continue
-        lone, kind = (inputs[i], "target") if gap < 0 else (targets[j], "input")
-        out.problems.append(
-            f"{shown(lone.file)} at {place(lone):g} {unit} has no {kind} slice at that position"
-        )
-        i, j = (i + 1, j) if gap < 0 else (i, j + 1)
-
-
-def mismatch(a: Slice, b: Slice) -> str:
-    """Return what keeps an input and a target slice from being a pair; '' if nothing does."""
-    checks: tuple[tuple[str, Sequence[float], Sequence[float], float], ...] = (
-        ("Rows", (a.rows,), (b.rows,), 0),
-        ("Columns", (a.columns,), (b.columns,), 0),
-        ("PixelSpacing", a.spacing_mm, b.spacing_mm, 1e-4),
-        ("ImageOrientationPatient", a.orientation, b.orientation, 1e-4),
-        ("ImagePositionPatient in the plane", a.in_plane_mm, b.in_plane_mm, 0.01),
-    )
-    for name, one, two, near in checks:
-        if len(one) != len(two) or any(abs(x - y) > near for x, y in zip(one, two, strict=True)):
-            return (
-                f"{shown(a.file)} and {shown(b.file)} are no pair: {name} "
-                f"{_plain(one)} against {_plain(two)}"
-            )
-    return ""
-
-
-def _plain(values: Sequence[float]) -> str:
-    return "\\".join(f"{v:g}" for v in values) or "missing"

@@ -138,6 +138,12 @@ class Slice:
         NumPy dtype of native stored values, such as ``<u2``.
     bits_stored : int
         Bits Stored (0028,0101).
+    padding : tuple of int or None
+        Lowest and highest stored value of Pixel Padding (0028,0120), (0028,0121).
+    event : str
+        Digest of the Irradiation Event UID (0008,3010); '' where there is none, and in a `Pair`.
+    persons : tuple of str
+        Digests of what tells who was scanned; empty in a `Pair`.
     """
 
     file: str
@@ -154,6 +160,9 @@ class Slice:
     pixel_offset: int | None
     dtype: str
     bits_stored: int
+    padding: tuple[int, int] | None = None
+    event: str = ""
+    persons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,238 @@
+"""Pairing by anatomy: which slices of two series are the same place, and whether they look it.
+
+Headers and small arrays in, pairs and problems out; no files.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils import Pair, Slice, shown
+
+#: Two figures of a geometry tag are the same up to this.
+SAME_MM = 0.01
+SAME_NUMBER = 1e-4
+#: Pixels a side that the anatomy check looks at.
+SAMPLES = 64
+
+Sample = NDArray[np.int16]
+
+
+@dataclass
+class PatientPairs:
+    """What was found of one patient.
+
+    Attributes
+    ----------
+    pairs : list of Pair
+        Ordered by position.
+    strays : int
+        Files that are no slices.
+    by_instance : bool
+        Whether the slices paired by Instance Number, for want of positions.
+    problems : list of str
+        What is wrong with files.
+    unpaired : list of str
+        Slices that do not pair, and why.
+    persons : set of str
+        Digests of what tells who was scanned, each behind the name of its tag.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    strays: int = 0
+    by_instance: bool = False
+    problems: list[str] = field(default_factory=list)
+    unpaired: list[str] = field(default_factory=list)
+    persons: set[str] = field(default_factory=set)
+
+
+def tolerance_mm(slices: Sequence[Slice]) -> float:
+    """Return how far apart two equal positions may lie: 0.01 mm or a tenth of the spacing.
+
+    The spacing is the smallest distance of two neighbours, and no more than the slices' thickness:
+    a series may have gaps.
+    """
+    at = np.unique([s.position_mm for s in slices if s.position_mm is not None])
+    gaps = np.diff(at)
+    thickness = [s.thickness_mm for s in slices if s.thickness_mm]
+    spacing = min([*gaps[gaps > SAME_MM], *thickness], default=0.0)
+    return max(SAME_MM, 0.1 * float(spacing))
+
+
+def pair_slices(
+    patient: str, inputs: Sequence[Slice], targets: Sequence[Slice], out: PatientPairs
+) -> None:
+    """Pair the slices of two series by position along the slice normal; add to `out`.
+
+    Series without positions pair by Instance Number, if all slices have one and it is unique.
+    """
+    everything = [*inputs, *targets]
+    if all(s.position_mm is not None for s in everything):
+        near, unit = tolerance_mm(targets), "mm"
+
+        def place(s: Slice) -> float:
+            return float(s.position_mm or 0.0)
+
+    elif all(s.position_mm is None and s.instance is not None for s in everything):
+        near, unit, out.by_instance = 0.0, "InstanceNumber", True
+
+        def place(s: Slice) -> float:
+            return float(s.instance or 0)
+
+    else:
+        lost = next(s for s in everything if s.position_mm is None)
+        out.problems.append(
+            f"{shown(lost.file)} has no ImagePositionPatient; wanted: a position in every slice of "
+            f"patient {shown(patient)!r}, or in none and an InstanceNumber in every one"
+        )
+        return
+    sides = [_single(sorted(s, key=place), place, near, unit, out) for s in (inputs, targets)]
+    _match(patient, sides[0], sides[1], place, near, unit, out)
+
+
+def _single(
+    side: list[Slice],
+    place: Callable[[Slice], float],
+    near: float,
+    unit: str,
+    out: PatientPairs,
+) -> list[Slice]:
+    """Return the slices that have their place for themselves; the others go to `out.unpaired`."""
+    double: set[int] = set()
+    for i, (a, b) in enumerate(itertools.pairwise(side)):
+        if place(b) - place(a) <= near:
+            double |= {i, i + 1}
+            out.unpaired.append(
+                f"{shown(a.file)} and {shown(b.file)} lie at one position, {place(a):g} {unit}"
+            )
+    # What lies opposite of a double slice has no partner, and would be reported once more: the
+    # doubles stay in the walk, marked.
+    return [replace(s, file="") if i in double else s for i, s in enumerate(side)]
+
+
+def _match(
+    patient: str,
+    inputs: Sequence[Slice],
+    targets: Sequence[Slice],
+    place: Callable[[Slice], float],
+    near: float,
+    unit: str,
+    out: PatientPairs,
+) -> None:
+    """Walk along two sorted series and pair what lies at the same place."""
+    i = j = 0
+    while i < len(inputs) or j < len(targets):
+        if i < len(inputs) and j < len(targets):
+            gap = place(inputs[i]) - place(targets[j])
+        else:
+            gap = -np.inf if i < len(inputs) else np.inf
+        if abs(gap) <= near:
+            _pair(patient, inputs[i], targets[j], out)
+            # A double slice stays beside its twins until the other side has moved on.
+            stay_i = _again(inputs, i, place, near)
+            stay_j = _again(targets, j, place, near)
+            i, j = i + (not stay_j or stay_i), j + (not stay_i or stay_j)
+            continue
+        lone, kind = (inputs[i], "target") if gap < 0 else (targets[j], "input")
+        if lone.file:
+            out.unpaired.append(
+                f"{shown(lone.file)} at {place(lone):g} {unit} has no {kind} slice at that position"
+            )
+        i, j = (i + 1, j) if gap < 0 else (i, j + 1)
+
+
+def _again(
+    side: Sequence[Slice], index: int, place: Callable[[Slice], float], near: float
+) -> bool:
+    """Tell whether the next slice of a side lies at the same place."""
+    return index + 1 < len(side) and place(side[index + 1]) - place(side[index]) <= near
+
+
+def _pair(patient: str, a: Slice, b: Slice, out: PatientPairs) -> None:
+    if not a.file or not b.file:  # a place that a side has twice
+        return
+    problem = mismatch(a, b)
+    if problem:
+        out.unpaired.append(problem)
+    else:
+        # Whose slices they are has been noted: the plan of a large set need not carry it.
+        bare = [replace(s, event="", persons=()) for s in (a, b)]
+        out.pairs.append(Pair(patient, bare[0], bare[1]))
+
+
+def mismatch(a: Slice, b: Slice) -> str:
+    """Return what keeps an input and a target slice from being a pair; '' if nothing does."""
+    checks: tuple[tuple[str, Sequence[float], Sequence[float], float], ...] = (
+        ("Rows", (a.rows,), (b.rows,), 0),
+        ("Columns", (a.columns,), (b.columns,), 0),
+        ("PixelSpacing", a.spacing_mm, b.spacing_mm, SAME_NUMBER),
+        ("ImageOrientationPatient", a.orientation, b.orientation, SAME_NUMBER),
+        ("ImagePositionPatient in the plane", a.in_plane_mm, b.in_plane_mm, SAME_MM),
+    )
+    files = f"{shown(a.file)} and {shown(b.file)} are no pair"
+    for name, one, two, near in checks:
+        if len(one) != len(two) or any(abs(x - y) > near for x, y in zip(one, two, strict=True)):
+            return f"{files}: {name} {_plain(one)} against {_plain(two)}"
+    if a.event and b.event and a.event != b.event:
+        # The values stay out: a UID of the study may identify the patient.
+        return f"{files}: IrradiationEventUID differs, so they are of two acquisitions"
+    return ""
+
+
+def _plain(values: Sequence[float]) -> str:
+    return "\\".join(f"{v:g}" for v in values) or "missing"
+
+
+# --- is it the same anatomy? -----------------------------------------------------------------
+
+
+def sample_steps(rows: int, columns: int) -> tuple[int, int]:
+    """Return every how many rows and columns of an image the anatomy check looks at a pixel."""
+    return max(1, rows // SAMPLES), max(1, columns // SAMPLES)
+
+
+def misfits(
+    pairs: Sequence[Pair],
+    inputs: Sequence[Sample],
+    targets: Sequence[Sample],
+    others: Sequence[tuple[Slice, Sample]] = (),
+) -> list[str]:
+    """Return the pairs of a patient whose input looks more like another target than its own.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+        All of one patient.
+    inputs, targets : sequences of ndarray of int16, one shape
+        Samples of their images, HU.
+    others : sequence of (Slice, ndarray)
+        Neighbouring target slices that are in no pair of this run.
+
+    Returns
+    -------
+    list of str
+        A line for each, with both root mean square differences in HU.
+    """
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, sample in enumerate(inputs):
+        by_shape.setdefault(sample.shape, []).append(i)
+    out = []
+    for shape, members in by_shape.items():
+        candidates = [(pairs[i].target.file, targets[i]) for i in members]
+        candidates += [(s.file, sample) for s, sample in others if sample.shape == shape]
+        theirs = np.stack([sample.ravel() for _, sample in candidates]).astype(np.float32)
+        for place, i in enumerate(members):
+            rms = np.sqrt(np.mean(np.square(theirs - inputs[i].ravel()), axis=1, dtype=np.float64))
+            best = int(np.argmin(rms))
+            if rms[best] < rms[place]:
+                out.append(
+                    f"{shown(pairs[i].input.file)} differs from its target "
+                    f"{shown(pairs[i].target.file)} by {rms[place]:.0f} HU (root mean square), but "
+                    f"from {shown(candidates[best][0])} by {rms[best]:.0f} HU"
+                )
+    return out

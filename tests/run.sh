@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs the tests; the first run makes the environment .venv-dev, later runs reuse it.
+#
+#   tests/run.sh [argument of pytest ...]
+#
+# PYTHON=/path/to/python sets the Python (see setup_env.sh).
+set -euo pipefail
+unset CDPATH
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=setup_env.sh
+source "$here/setup_env.sh"
+cd "$here"
+
+choose_python .venv-dev requirements-dev.txt
+choose_mpi
+# So that a test that looks for mpiexec finds the one that belongs to this Python.
+PATH=$(dirname "$python"):$PATH
+export PATH
+
+exec "$python" -m pytest "$@"
