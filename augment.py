@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from utils import key
 
-# The ranks are the parallelism: a pool of threads in each of them would only fight for the cores.
-cv2.setNumThreads(1)
-
 Image = NDArray[np.float32]
 
-#: How a patch lies, by its code in the file. Turns are counter-clockwise, as `numpy.rot90` turns.
-ORIENTATIONS = (
-    "as it is",
-    "turned by 90 degrees",
-    "turned by 180 degrees",
-    "turned by 270 degrees",
-    "flipped up-down",
-    "flipped left-right",
-)
+#: Codes of `h5_read.ORIENTATIONS`.
 TURNS = (1, 2, 3)
 FLIPS = (4, 5)
 
@@ -32,6 +22,16 @@ FLIPS = (4, 5)
 BLUR_PART = NOISE_PART = 0.4
 #: Standard deviation of the noise, in root mean squares of the image.
 NOISE_LEVEL = 0.01
+
+
+@functools.cache
+def _cv2() -> ModuleType:
+    """Import OpenCV where it is used: whoever only reads a file needs none."""
+    import cv2
+
+    # The ranks are the parallelism: threads in each of them would only fight for the cores.
+    cv2.setNumThreads(1)
+    return cv2
 
 
 def view_shape(shape: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -55,6 +55,7 @@ def downscale(image: Image, scale: float) -> Image:
     if scale == 1:
         return image
     rows, columns = view_shape((image.shape[0], image.shape[1]), scale)
+    cv2 = _cv2()
     return np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
 
 
@@ -65,7 +66,7 @@ def orient(image: NDArray[Any], code: int) -> NDArray[Any]:
     ----------
     image : ndarray, shape (rows, columns)
     code : int
-        Index into `ORIENTATIONS`.
+        Index into `h5_read.ORIENTATIONS`.
     """
     if code in FLIPS:
         image = np.flipud(image) if code == FLIPS[0] else np.fliplr(image)
@@ -93,7 +94,7 @@ def oriented_start(
     shape : sequence of int
         Rows and columns of the view as it is.
     code : int
-        Index into `ORIENTATIONS`.
+        Index into `h5_read.ORIENTATIONS`.
     """
     from_below, from_right = shape[0] - size - rows, shape[1] - size - cols
     return (
@@ -145,7 +146,7 @@ def degrade(image: Image, kind: str, rng: np.random.Generator) -> Image:
         Where the noise is drawn from.
     """
     if kind == "blur":
-        return np.asarray(cv2.blur(image, (3, 3)), np.float32)
+        return np.asarray(_cv2().blur(image, (3, 3)), np.float32)
     if kind == "noise":
         level = NOISE_LEVEL * np.sqrt(np.mean(np.square(image, dtype=np.float64)))
         noise = rng.standard_normal(image.shape, np.float32)

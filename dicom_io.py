@@ -75,8 +75,11 @@ MOST_FILE_BYTES = 256 << 20
 _PERSON_TAGS = ("PatientID", "StudyInstanceUID", "IrradiationEventUID")
 #: Values that say nothing of a person.
 PLACEHOLDERS = frozenset(
-    "anonymous anonymized anonymised anon deidentified de-identified removed unknown none null na"
-    " n/a test patient no_id noid xxx 19000101 000000 00000000".split()
+    (
+        *("anonymous", "anonymized", "anonymised", "anon", "deidentified", "de-identified"),
+        *("removed", "unknown", "none", "null", "na", "n/a", "test", "patient", "noid", "no_id"),
+        *("xxx", "19000101"),
+    )
 )
 
 _TAGS = [
@@ -290,7 +293,9 @@ def _persons(dataset: Dataset) -> tuple[str, ...]:
 
     def value(name: str) -> str:
         text = str(dataset.get(name) or "").strip()
-        plain = text.casefold().partition(".")[0]
+        plain = text.casefold()
+        if name == "StudyTime":
+            plain = plain.partition(".")[0]
         return "" if plain in PLACEHOLDERS or not plain.strip("0-_ ") else text
 
     found = [f"{name} {_digest(value(name))}" for name in _PERSON_TAGS if value(name)]
@@ -414,7 +419,7 @@ def _native_offset(
 
 def _check_decoder(file: str, syntax: str) -> None:
     """Refuse a transfer syntax that cannot be decoded here, before any work is done."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     try:
@@ -424,7 +429,9 @@ def _check_decoder(file: str, syntax: str) -> None:
     if not available:
         name = UID(syntax).name if syntax else "missing"
         raise _refuse(
-            file, f"transfer syntax {shown(name)}, which no decoder reads", "install requirements.txt"
+            file,
+            f"transfer syntax {shown(name)}, which no decoder reads",
+            "install requirements.txt",
         )
 
 

@@ -1,23 +1,25 @@
-"""The h5 file: creating it, writing blocks at their place, finishing, reading. Alone imports h5py.
+"""The h5 file: creating it, writing blocks at their place, finishing. `h5_read` reads it.
 
-    input     (N, 1, p, p) torch or (N, p, p, 1) tf   float32, contiguous
-    target    the same
-    patch/    pair, scale, row, col, orientation       (N,): where every patch comes from
-    pair/     one row a pair: names, position, its patches, and what undoes the normalisation
-    attrs     format, format_version, complete, seed, configuration (JSON), orientations
+    input      (N, 1, p, p) torch or (N, p, p, 1) tf   float32, contiguous
+    target     the same
+    patch/     pair, scale, row, col, orientation       (N,): where every patch comes from
+    pair/      a row a pair: names, position, patches, what undoes the normalisation, checksum
+    checksum   (16,) of all bytes that are in none of the datasets above that have a row a patch
+    attrs      format, format_version, complete, seed, unit, configuration (JSON), orientations
 
 Every dataset is contiguous and has its size from the start, so a block's place is known before it
 is made, and any process may write it with a plain write at a byte offset: the HDF5 library is
-needed to create the file and to finish it only. All strings have a fixed length: HDF5 would keep others in a
-heap whose bytes are not always the same.
+needed to create the file and to finish it only. All strings have a fixed length: HDF5 would keep
+others in a heap whose bytes are not always the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,27 +29,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from augment import ORIENTATIONS
-from utils import Affine, Block, CallError, Config, Pair, Plan, RunError, quoted
+from h5_read import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, bulk_names, rest_digest
+from utils import SIDES, Affine, Block, CallError, Config, Plan, RunError, quoted
 
 if TYPE_CHECKING:
     from parallel import Writer
 
-FORMAT = "paired CT patches"
 FORMAT_VERSION = 1
 PARTIAL = ".partial"
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
 ALIGNMENT = 4096
 #: One write(2) call takes no more than 2^31 - 4096 bytes on Linux.
 WRITE_BYTES = 1 << 30
-
-PATCH_COLUMNS = {
-    "pair": "<u4",
-    "scale": "<f4",
-    "row": "<i4",
-    "col": "<i4",
-    "orientation": "|u1",
-}
 
 
 @dataclass(frozen=True)
@@ -58,20 +51,58 @@ class Layout:
     ----------
     path : str
         The partial file.
+    final : str
+        The name that it gets when it is complete.
     device, inode : int
         Of that file, so that a rank can tell whether it sees the same one.
     offsets : dict of str to int
-        First byte of `input`, `target` and of each column of `patch/`.
+        First byte of every dataset with a row a patch, and of the checksum of the rest.
     """
 
     path: str
+    final: str
     device: int
     inode: int
     offsets: dict[str, int]
 
 
-def check_output(config: Config) -> None:
-    """Refuse an output that cannot or may not be written, before any work is done.
+@dataclass(frozen=True)
+class Written:
+    """What is known of a pair only when its block has been written."""
+
+    input_affine: Affine
+    target_affine: Affine
+    checksum: int
+
+
+def outputs(config: Config) -> dict[str, str]:
+    """Return the files that a run makes, by side: '' without a split."""
+    if config.split is None and config.split_file is None:
+        return {"": config.output_fname}
+    stem, ending = os.path.splitext(config.output_fname)
+    parts = config.split or (1,) * len(SIDES)
+    return {side: f"{stem}_{side}{ending}" for side, part in zip(SIDES, parts, strict=True) if part}
+
+
+def check_outputs(config: Config) -> None:
+    """Refuse outputs that cannot or may not be written, before any work is done.
+
+    Raises
+    ------
+    CallError
+        See `check_output`.
+    """
+    for path in outputs(config).values():
+        check_output(path, config)
+    if config.anonymize and os.path.lexists(key_path(config)) and not config.overwrite:
+        raise CallError(
+            f"{quoted(key_path(config))}, the key of the pseudonyms, exists; add --overwrite to "
+            "replace it, or name another --output-fname"
+        )
+
+
+def check_output(fname: str, config: Config) -> None:
+    """Refuse an output that cannot or may not be written.
 
     Raises
     ------
@@ -79,7 +110,7 @@ def check_output(config: Config) -> None:
         It exists and `--overwrite` is not given, is a folder, lies in a folder that is none or that
         may not be written, or another run is at it.
     """
-    path = Path(config.output_fname)
+    path = Path(fname)
     if path.is_dir():
         raise CallError(f"--output-fname {quoted(path)} is a folder; wanted: the name of a file")
     if os.path.lexists(path) and not config.overwrite:
@@ -93,7 +124,7 @@ def check_output(config: Config) -> None:
         raise CallError(
             f"--output-fname {quoted(path)}: the folder {quoted(parent)} is not writable"
         )
-    partial = partial_path(config)
+    partial = partial_path(fname)
     if os.path.lexists(partial):
         raise CallError(
             f"{quoted(partial)} exists: another run is writing it, or one was ended by force; if "
@@ -101,15 +132,14 @@ def check_output(config: Config) -> None:
         )
 
 
-def partial_path(config: Config) -> str:
-    """Return the name that the file has until it is complete, beside its final one."""
-    return config.output_fname + PARTIAL
+def partial_path(fname: str) -> str:
+    """Return the name that a file has until it is complete, beside its final one."""
+    return fname + PARTIAL
 
 
-def bytes_needed(plan: Plan, config: Config) -> int:
-    """Return how many bytes the datasets of patches take."""
-    columns = sum(np.dtype(t).itemsize for t in PATCH_COLUMNS.values())
-    return plan.patches * (2 * 4 * config.patch_size**2 + columns)
+def key_path(config: Config) -> str:
+    """Return where `--anonymize` keeps what the pseudonyms stand for."""
+    return os.path.splitext(config.output_fname)[0] + "_key.csv"
 
 
 @contextlib.contextmanager
@@ -124,7 +154,7 @@ def _named_errors(path: str) -> Iterator[None]:
         raise RunError(f"cannot write {quoted(path)}: {reason}") from error
 
 
-def create(plan: Plan, config: Config) -> Layout:
+def create(plan: Plan, final: str, config: Config) -> Layout:
     """Make the partial file with all datasets in their final size, and with the tables of pairs.
 
     Raises
@@ -132,7 +162,7 @@ def create(plan: Plan, config: Config) -> Layout:
     RunError
         The file cannot be made, or the disk has no space for it; nothing is left then.
     """
-    path = partial_path(config)
+    path = partial_path(final)
     with _named_errors(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # 'x', not 'w': 'w' empties a file that another process is writing.
@@ -146,7 +176,8 @@ def create(plan: Plan, config: Config) -> Layout:
     except BaseException:
         os.unlink(path)
         raise
-    return Layout(os.path.abspath(path), status.st_dev, status.st_ino, offsets)
+    where = os.path.abspath(path), os.path.abspath(final)
+    return Layout(*where, status.st_dev, status.st_ino, offsets)
 
 
 def _create_contents(file: h5py.File, plan: Plan, config: Config) -> dict[str, int]:
@@ -154,13 +185,16 @@ def _create_contents(file: h5py.File, plan: Plan, config: Config) -> dict[str, i
     shape = (n, 1, p, p) if config.tensor_format == "torch" else (n, p, p, 1)
     offsets = {name: _contiguous(file, name, shape, "<f4") for name in ("input", "target")}
     table = file.create_group("patch")
-    offsets |= {name: _contiguous(table, name, (n,), kind) for name, kind in PATCH_COLUMNS.items()}
+    for name, kind in PATCH_COLUMNS.items():
+        offsets[f"patch/{name}"] = _contiguous(table, name, (n,), kind)
+    offsets[REST] = _contiguous(file, REST, (16,), "|u1")
     _write_pairs(file.create_group("pair"), plan)
     for name, value in {
         "format": FORMAT,
         "format_version": np.uint32(FORMAT_VERSION),
         "complete": np.uint8(0),
         "seed": np.int64(config.seed),
+        "unit": "hu" if config.in_hu else "stored",
         "configuration": config.as_json(),
         "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
     }.items():
@@ -191,15 +225,16 @@ def _write_pairs(group: h5py.Group, plan: Plan) -> None:
 
     inputs, targets = side("input"), side("target")
     columns: dict[str, Any] = {
-        "patient": text([p.patient for p in plan.pairs]),
-        "input_file": text([s.file for s in inputs]),
-        "target_file": text([s.file for s in targets]),
+        "patient": text([n.patient for n in plan.names]),
+        "input_file": text([n.input_file for n in plan.names]),
+        "target_file": text([n.target_file for n in plan.names]),
         "position_mm": [np.nan if s.position_mm is None else s.position_mm for s in targets],
         "rows": np.array([s.rows for s in targets], "<u4"),
         "columns": np.array([s.columns for s in targets], "<u4"),
         "first_patch": np.array(plan.starts[:-1], "<u8"),
         "patches": np.diff(np.array(plan.starts, "<u8")),
         "degradation": text([d or "none" for d in plan.degradations]),
+        "checksum": np.zeros(len(plan.pairs), "<u8"),
     }
     for name, slices in (("input", inputs), ("target", targets)):
         columns[f"{name}_slope"] = [s.slope for s in slices]
@@ -276,8 +311,8 @@ class PartialFile:
         self.close()
 
 
-def write_block(writer: Writer, layout: Layout, block: Block, index: int, start: int) -> None:
-    """Write the block of a pair at its place.
+def write_block(writer: Writer, layout: Layout, block: Block, index: int, start: int) -> Written:
+    """Write the block of a pair at its place; return what `finish` is to write of it.
 
     Parameters
     ----------
@@ -289,40 +324,90 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, start:
     start : int
         Index of the block's first patch in the file.
     """
+    import xxhash
+
     n = len(block.scale)
-    if not n:
-        return
-    arrays = {
-        "input": block.input,
-        "target": block.target,
+    columns = {
         "pair": np.full(n, index),
-        "scale": block.scale,
-        "row": block.row,
-        "col": block.col,
-        "orientation": block.orientation,
+        **{c: getattr(block, c) for c in PATCH_COLUMNS if c != "pair"},
     }
-    for name, values in arrays.items():
-        data = np.ascontiguousarray(values, PATCH_COLUMNS.get(name, "<f4"))
-        writer.write(layout.offsets[name] + start * data[0].nbytes, data.reshape(-1).data)
+    arrays = [block.input, block.target]
+    arrays += [np.ascontiguousarray(columns[c], kind) for c, kind in PATCH_COLUMNS.items()]
+    digest = xxhash.xxh3_64()
+    for name, data in zip(bulk_names(), arrays, strict=True):
+        if n:
+            digest.update(data.data)
+            writer.write(layout.offsets[name] + start * data[0].nbytes, data.reshape(-1).data)
+    return Written(block.input_affine, block.target_affine, digest.intdigest())
 
 
-def finish(layout: Layout, affines: list[tuple[Affine, Affine]], config: Config) -> None:
-    """Write what was learned on the way, mark the file complete, and give it its final name.
+def finish(layouts: list[Layout], written: list[list[Written]], config: Config) -> None:
+    """Write what was learned on the way, mark the files complete, and give them their final names.
 
-    The order makes a killed run leave the final name alone: data and the mark are on the disk
-    before the rename, and the rename is before the return.
+    The order makes a killed run leave the final names alone: data, checksums and marks are on the
+    disk before the first rename, and the renames are before the return.
+
+    Parameters
+    ----------
+    layouts : list of Layout
+    written : list of list of Written
+        For each of the files a record of each of its pairs.
+    config : Config
     """
-    with _named_errors(layout.path):
-        with h5py.File(layout.path, "r+") as file:
-            for side, name in enumerate(("input", "target")):
-                file[f"pair/{name}_offset"][...] = [a[side].offset for a in affines]
-                file[f"pair/{name}_divisor"][...] = [a[side].divisor for a in affines]
-            file.attrs.modify("complete", np.uint8(1))
-        _sync(layout.path)
-        if os.path.lexists(config.output_fname) and not config.overwrite:
-            raise RunError(f"{quoted(config.output_fname)} was made by another run meanwhile")
-        os.replace(layout.path, config.output_fname)
-        _sync(os.path.dirname(layout.path))
+    for layout, records in zip(layouts, written, strict=True):
+        with _named_errors(layout.path):
+            _complete(layout, records)
+            _sync(layout.path)
+            if os.path.lexists(layout.final) and not config.overwrite:
+                raise RunError(f"{quoted(layout.final)} was made by another run meanwhile")
+    for layout in layouts:
+        with _named_errors(layout.final):
+            os.replace(layout.path, layout.final)
+    for folder in {os.path.dirname(layout.path) for layout in layouts}:
+        _sync(folder)
+
+
+def _complete(layout: Layout, records: list[Written]) -> None:
+    with h5py.File(layout.path, "r+") as file:
+        table = file["pair"]
+        for name in ("input", "target"):
+            affines = [getattr(record, f"{name}_affine") for record in records]
+            table[f"{name}_offset"][...] = [a.offset for a in affines]
+            table[f"{name}_divisor"][...] = [a.divisor for a in affines]
+        table["checksum"][...] = np.array([r.checksum for r in records], "<u8")
+        file.attrs.modify("complete", np.uint8(1))
+        starts = {name: (layout.offsets[name], file[name]) for name in [*bulk_names(), REST]}
+        apart = [(at, at + d.dtype.itemsize * d.size) for at, d in starts.values()]
+    descriptor = os.open(layout.path, os.O_RDWR)
+    try:
+        size = os.fstat(descriptor).st_size
+        os.pwrite(descriptor, rest_digest(descriptor, size, apart), layout.offsets[REST])
+    finally:
+        os.close(descriptor)
+
+
+def write_key(names: dict[str, str], config: Config) -> None:
+    """Write what the pseudonyms stand for, readable by nobody but the owner.
+
+    Parameters
+    ----------
+    names : dict of str to str
+        Real names by pseudonym.
+    config : Config
+    """
+    path = key_path(config)
+    with _named_errors(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + PARTIAL)
+        # The mode at creation, not afterwards: nobody may read it in between.
+        descriptor = os.open(path + PARTIAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("pseudonym", "name"))
+            rows.writerows(names.items())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + PARTIAL, path)
 
 
 def _sync(path: str) -> None:
@@ -333,21 +418,8 @@ def _sync(path: str) -> None:
         os.close(descriptor)
 
 
-def discard(layout: Layout) -> None:
-    """Remove the partial file of a run that failed."""
-    with contextlib.suppress(OSError):
-        os.unlink(layout.path)
-
-
-def read_patches(path: str, start: int, stop: int) -> tuple[NDArray[np.float32], ...]:
-    """Return input and target patches `start` to `stop` of a file, each of shape (n, p, p)."""
-    with h5py.File(path, "r") as file:
-        return tuple(
-            file[name][start:stop].squeeze(1 if file[name].shape[1] == 1 else -1)
-            for name in ("input", "target")
-        )
-
-
-def pair_of(plan: Plan, index: int) -> Pair:
-    """Return a pair of the plan by its number in the file."""
-    return plan.pairs[index]
+def discard(layouts: Iterable[Layout]) -> None:
+    """Remove the partial files of a run that failed."""
+    for layout in layouts:
+        with contextlib.suppress(OSError):
+            os.unlink(layout.path)

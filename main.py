@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import NoReturn
 import parallel
 from utils import (
     EDGES,
+    INTENSITIES,
     NORMALIZATIONS,
     PATCH_OVERLAPS,
     TENSOR_FORMATS,
@@ -20,6 +22,8 @@ from utils import (
     Config,
     ToolError,
     __version__,
+    quoted,
+    shown,
 )
 
 
@@ -64,6 +68,16 @@ def _whole(least: int) -> type[int]:
     return convert  # type: ignore[return-value]
 
 
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted: a number")
+    return value
+
+
 def build_parser() -> _Parser:
     """Return the parser of the command line."""
     parser = _Parser(
@@ -76,8 +90,13 @@ def build_parser() -> _Parser:
     sizes = ", ".join(f"p{size} ({overlap})" for size, overlap in PATCH_OVERLAPS.items())
     add("--version", action="version", version=f"%(prog)s {__version__}")
     add(
+        "--verify",
+        nargs="+",
+        metavar="FILE",
+        help="check every byte of finished h5 files against the checksums in them, and do no more",
+    )
+    add(
         "--input-folder",
-        required=True,
         metavar="DIR",
         help="one sub-folder a patient, in each an input (low-dose) and a target (full-dose) "
         "folder; required",
@@ -125,7 +144,59 @@ def build_parser() -> _Parser:
         help="of each whole image before augmentation. None: pixels as stored; "
         "unity_independent: to [0, 1] by its own minimum and maximum; unity_wrt_ld: both by the "
         "low-dose image's; std_independent: less its mean, over its standard deviation; "
-        "std_wrt_ld: both by the low-dose image's; default: %(default)s",
+        "std_wrt_ld: both by the low-dose image's; hu_window: HU clipped to --hu-window and scaled "
+        "to [0, 1]; dataset_unity, dataset_std: HU, by the figures of all input images of the run "
+        "(of train, if split); default: %(default)s",
+    )
+    add(
+        "--hu-window",
+        nargs=2,
+        type=_number,
+        default=Config.hu_window,
+        metavar=("LO", "HI"),
+        help="the range of hu_window, HU; default: %(default)s",
+    )
+    add(
+        "--intensity",
+        choices=INTENSITIES,
+        default=INTENSITIES[0],
+        help="stored: pixels as the file stores them, the same slope and intercept needed "
+        "throughout; hu: in HU; default: %(default)s",
+    )
+    add(
+        "--unpaired",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do where slices do not pair by position: refuse to run, or leave them out "
+        "and list them; default: %(default)s",
+    )
+    add(
+        "--anatomy-check",
+        choices=("error", "warn", "off"),
+        default="error",
+        help="what to do where an input looks more like another target slice than its own; "
+        "default: %(default)s",
+    )
+    add(
+        "--split",
+        nargs=3,
+        type=_number,
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="keep patients apart: parts of all patients, adding up to 1, for <name>_train.h5, "
+        "<name>_val.h5 and <name>_test.h5, drawn by --seed; 0 makes no such file; "
+        "default: one file",
+    )
+    add(
+        "--split-file",
+        metavar="FILE",
+        help="keep patients apart as a text file says: a line a patient, train, val or test and "
+        "the name; default: one file",
+    )
+    add(
+        "--anonymize",
+        action="store_true",
+        help="replace names of patients and files by P0001, P0001/in_0001, ... and keep what they "
+        "stand for in <name>_key.csv, readable by you alone; default: names as they are",
     )
     add(
         "--tensor-format",
@@ -191,8 +262,8 @@ def build_parser() -> _Parser:
     return parser
 
 
-def parse(argv: Sequence[str]) -> Config:
-    """Return the configuration that the command line asks for.
+def parse(argv: Sequence[str]) -> Config | list[str]:
+    """Return the configuration that the command line asks for, or the files to verify.
 
     Raises
     ------
@@ -201,17 +272,59 @@ def parse(argv: Sequence[str]) -> Config:
     """
     parser = build_parser()
     options = vars(parser.parse_args(parser.spelled_as_documented(argv)))
-    size, overlap = options["patch_size"], options["overlap"]
+    files: list[str] | None = options.pop("verify")
+    if files:
+        return files
+    if options["input_folder"] is None:
+        raise CallError("--input-folder is needed (see --help)")
+    options["overlap"] = _overlap(options["patch_size"], options["overlap"])
+    low, high = options["hu_window"] = tuple(options["hu_window"])
+    if low >= high:
+        raise CallError(f"--hu-window {low:g} {high:g}; wanted: the lower HU first")
+    if options["split"] is not None:
+        options["split"] = _split(tuple(options["split"]), options["split_file"])
+    return Config(**options)
+
+
+def _overlap(size: int, overlap: int | None) -> int:
     if overlap is None:
         if size not in PATCH_OVERLAPS:
             names = " ".join(f"p{n}" for n in PATCH_OVERLAPS)
             raise CallError(f"--patch-size p{size} needs --overlap M; without it: {names}")
-        options["overlap"] = PATCH_OVERLAPS[size]
-    elif overlap >= size:
+        return PATCH_OVERLAPS[size]
+    if overlap >= size:
         raise CallError(
             f"--overlap {overlap} is not below the patch size; wanted: 0 to {size - 1} with p{size}"
         )
-    return Config(**options)
+    return overlap
+
+
+def _split(parts: tuple[float, ...], file: str | None) -> tuple[float, ...]:
+    if file is not None:
+        raise CallError("--split and --split-file exclude each other; give one of them")
+    if min(parts) < 0 or parts[0] == 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6):
+        told = " ".join(f"{part:g}" for part in parts)
+        raise CallError(f"--split {told}; wanted: three parts from 0 up that add up to 1")
+    return parts
+
+
+def verify(files: Sequence[str]) -> int:
+    """Check finished files; return 1 if any is damaged."""
+    import h5_read
+
+    status = 0
+    for file in files:
+        try:
+            damages = h5_read.verify(file)
+        except OSError as error:
+            damages = [f"cannot be read: {error.strerror}"]
+        for damage in damages:
+            print(f"main.py: error: {quoted(file)}: {damage}", file=sys.stderr, flush=True)
+        if damages:
+            status = 1
+        else:
+            print(f"{shown(file)}: every byte as it was written")
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,6 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank, _ = parallel.launcher_ranks(os.environ)
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
+        if isinstance(config, list):
+            return verify(config)
         world = parallel.connect(config.mpi_run, os.environ)
     except ToolError as error:
         if rank == 0:  # all ranks see the same command line: one of them speaks

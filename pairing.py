@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from utils import Pair, Slice, shown
+from utils import Pair, Slice, quoted, shown
 
 #: Two figures of a geometry tag are the same up to this.
 SAME_MM = 0.01
@@ -88,7 +88,7 @@ def pair_slices(
         lost = next(s for s in everything if s.position_mm is None)
         out.problems.append(
             f"{shown(lost.file)} has no ImagePositionPatient; wanted: a position in every slice of "
-            f"patient {shown(patient)!r}, or in none and an InstanceNumber in every one"
+            f"patient {quoted(patient)}, or in none and an InstanceNumber in every one"
         )
         return
     sides = [_single(sorted(s, key=place), place, near, unit, out) for s in (inputs, targets)]
@@ -110,9 +110,7 @@ def _single(
             out.unpaired.append(
                 f"{shown(a.file)} and {shown(b.file)} lie at one position, {place(a):g} {unit}"
             )
-    # What lies opposite of a double slice has no partner, and would be reported once more: the
-    # doubles stay in the walk, marked.
-    return [replace(s, file="") if i in double else s for i, s in enumerate(side)]
+    return [s for i, s in enumerate(side) if i not in double]
 
 
 def _match(
@@ -133,29 +131,17 @@ def _match(
             gap = -np.inf if i < len(inputs) else np.inf
         if abs(gap) <= near:
             _pair(patient, inputs[i], targets[j], out)
-            # A double slice stays beside its twins until the other side has moved on.
-            stay_i = _again(inputs, i, place, near)
-            stay_j = _again(targets, j, place, near)
-            i, j = i + (not stay_j or stay_i), j + (not stay_i or stay_j)
+            i, j = i + 1, j + 1
             continue
         lone, kind = (inputs[i], "target") if gap < 0 else (targets[j], "input")
-        if lone.file:
-            out.unpaired.append(
-                f"{shown(lone.file)} at {place(lone):g} {unit} has no {kind} slice at that position"
-            )
+        out.unpaired.append(
+            f"{shown(lone.file)} at {place(lone):g} {unit} has no single {kind} slice at that "
+            "position"
+        )
         i, j = (i + 1, j) if gap < 0 else (i, j + 1)
 
 
-def _again(
-    side: Sequence[Slice], index: int, place: Callable[[Slice], float], near: float
-) -> bool:
-    """Tell whether the next slice of a side lies at the same place."""
-    return index + 1 < len(side) and place(side[index + 1]) - place(side[index]) <= near
-
-
 def _pair(patient: str, a: Slice, b: Slice, out: PatientPairs) -> None:
-    if not a.file or not b.file:  # a place that a side has twice
-        return
     problem = mismatch(a, b)
     if problem:
         out.unpaired.append(problem)

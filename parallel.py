@@ -8,7 +8,7 @@ Messages, all between rank 0 and one other rank, each far below 64 MB:
                    STOP    leave `World.run`, with the failure of the run or None
                    ROOT    what came of `World.on_root`: None or a failure
     r -> rank 0    REPORT  the result of a task, a failure, or the answer to STOP
-                   WRITE   offset and length of bytes for the file
+                   WRITE   number of a file, offset and length of bytes for it
                    BYTES   these bytes
 """
 
@@ -136,8 +136,8 @@ class World:
         self.comm = comm
         self.rank = comm.rank if comm else 0
         self.size = comm.size if comm else 1
-        self._writer: Writer | None = None
-        self._sender: _Sender | None = None
+        self._writers: list[Writer] = []
+        self._senders: list[_Sender] = []
         self._sent: list[MPI.Request] = []
         #: Whether this rank shares its host, and so its file systems, with rank 0.
         self.beside_root = self._shares_root_host()
@@ -227,30 +227,28 @@ class World:
 
     # --- bytes for the file -------------------------------------------------------------------
 
-    def open_writer(self, local: Writer | None) -> Writer:
-        """Return what this rank writes its blocks with.
+    def open_writers(self, local: Sequence[Writer | None]) -> list[Writer]:
+        """Return what this rank writes its blocks with, one for each file.
 
         Parameters
         ----------
-        local : Writer or None
-            The file itself, where this rank sees the very file that rank 0 has made. The others
-            hand their bytes to rank 0, who must have one.
+        local : sequence of Writer or None
+            The files themselves, where this rank sees the very files that rank 0 has made. Bytes
+            for the others go to rank 0, who must have them all.
         """
         if self.rank == 0:
-            assert local is not None
-            self._writer = local
-        if local:
-            return local
-        self._sender = _Sender(self.comm)
-        return self._sender
+            self._writers = [writer for writer in local if writer]
+            return self._writers
+        self._senders = [_Sender(self.comm, file) for file in range(len(local))]
+        return [writer or sender for writer, sender in zip(local, self._senders, strict=True)]
 
-    def _receive_bytes(self, head: tuple[int, int], source: int, keep: bool) -> None:
-        offset, length = head
+    def _receive_bytes(self, head: tuple[int, int, int], source: int, keep: bool) -> None:
+        file, offset, length = head
         data = bytearray(length)
         assert self.comm is not None
         self.comm.Recv(data, source, BYTES)
-        if keep and self._writer:
-            self._writer.write(offset, memoryview(data))
+        if keep:
+            self._writers[file].write(offset, memoryview(data))
 
     # --- shared work --------------------------------------------------------------------------
 
@@ -290,8 +288,8 @@ class World:
             message, status = self._look(0, STOP) or self._wait(source=0)
             told = message.recv()
             if status.tag == STOP:
-                if self._sender:
-                    self._sender.settle()
+                for sender in self._senders:
+                    sender.settle()
                 self.comm.send(("stopped", None), 0, REPORT)
                 if told:
                     raise told
@@ -327,15 +325,15 @@ class World:
 class _Sender:
     """Hands bytes to rank 0 in messages of bounded size, going on while they are on their way."""
 
-    def __init__(self, comm: Any) -> None:
-        self.comm = comm
+    def __init__(self, comm: Any, file: int) -> None:
+        self.comm, self.file = comm, file
         self.pending: list[tuple[int, list[Any]]] = []
 
     def write(self, offset: int, data: memoryview) -> None:
         data = data.cast("B")
         for start in range(0, len(data), MESSAGE_BYTES):
             piece = data[start : start + MESSAGE_BYTES]
-            head = self.comm.isend((offset + start, len(piece)), 0, WRITE)
+            head = self.comm.isend((self.file, offset + start, len(piece)), 0, WRITE)
             self.pending.append((len(piece), [head, self.comm.Isend(piece, 0, BYTES)]))
             while sum(length for length, _ in self.pending) > PENDING_BYTES:
                 self._finish_oldest()

@@ -10,7 +10,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 import augment
-from utils import AIR_HU, Affine, Block, Config, Pair, PairPlan, generator, img_pair_normalization
+from utils import (
+    AIR_HU,
+    Affine,
+    Block,
+    Config,
+    Pair,
+    PairPlan,
+    Slice,
+    generator,
+    img_pair_normalization,
+)
 
 Image = NDArray[np.float32]
 
@@ -217,6 +227,7 @@ def make_block(
     input_image: Image,
     target_image: Image,
     config: Config,
+    fixed: Affine | None = None,
 ) -> Block:
     """Normalise, augment and cut one pair.
 
@@ -228,11 +239,13 @@ def make_block(
     degradation : {'', 'blur', 'noise'}
         What is done to the input of this pair.
     input_image, target_image : ndarray of float32, shape (rows, columns)
-        Stored values.
+        Stored values, or HU with `config.in_hu`.
     config : Config
+    fixed : Affine, optional
+        The normalisation, where it is the same for every image of the run.
     """
     input_image, target_image, input_affine, target_affine = img_pair_normalization(
-        input_image, target_image, config.normalization_type
+        input_image, target_image, config.normalization_type, fixed
     )
     n, p = part.kept_windows * config.orientations, config.patch_size
     block = Block(
@@ -282,11 +295,13 @@ def _fill_view(
         (input_view, block.input, pair.input, block.input_affine),
         (target_view, block.target, pair.target, block.target_affine),
     ):
-        fill = air_value(side.slope, side.intercept, affine)
+        fill = air_value(side, affine, config)
         cut(grid.pad(view, fill), rows, cols, codes, out[here])
 
 
-def air_value(slope: float, intercept: float, affine: Affine) -> float:
-    """Return what air (-1024 HU) is in a normalised image of stored values."""
-    stored = np.full(1, (AIR_HU - intercept) / slope, np.float32)
-    return float(affine.apply(stored)[0])
+def air_value(side: Slice, affine: Affine, config: Config) -> float:
+    """Return what air (-1024 HU) is in the normalised image of a slice."""
+    air = AIR_HU if config.in_hu else (AIR_HU - side.intercept) / side.slope
+    if config.normalization_type == "hu_window":
+        air = min(max(air, config.hu_window[0]), config.hu_window[1])
+    return float(affine.apply(np.full(1, air, np.float32))[0])

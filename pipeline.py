@@ -2,66 +2,149 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 import dicom_io
 import h5_store
 import patching
+import splitting
 from augment import draw_degradations
+from pairing import PatientPairs, Sample, misfits
 from parallel import World
-from utils import Affine, Config, Pair, PairPlan, Plan, RunError, Tally, generator, listed, shown
+from utils import (
+    Affine,
+    Config,
+    Names,
+    Pair,
+    PairPlan,
+    Plan,
+    RunError,
+    Slice,
+    Tally,
+    generator,
+    listed,
+    shown,
+)
+
+
+class Figures(NamedTuple):
+    """What the normalisations by data set need to know of one input image, HU."""
+
+    pixels: int
+    low: float
+    high: float
+    mean: float
+    squares: float  # of the deviations from the mean
+
+
+@dataclass(frozen=True)
+class SurveyTask:
+    """A pair to look at before any patch is made.
+
+    `chosen` is False for pairs that are there to find out who is the same person only; `others` are
+    neighbouring target slices that are in no pair of the run.
+    """
+
+    index: int
+    pair: Pair
+    chosen: bool
+    others: tuple[Slice, ...]
+
+
+@dataclass
+class Survey:
+    """What a look at the pixels of a pair has shown; empty where nobody asked."""
+
+    index: int
+    part: PairPlan | None = None
+    input_sample: Sample | None = None
+    target_sample: Sample | None = None
+    other_samples: tuple[Sample, ...] = ()
+    figures: Figures | None = None
+    digests: tuple[str, ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True)
 class PairTask:
     """All that a rank needs to make and place the block of one pair."""
 
+    file: int
     index: int
     pair: Pair
     part: PairPlan
     degradation: str
     start: int
+    fixed: Affine | None
+
+
+@dataclass
+class Findings:
+    """What rank 0 knows of the patients before planning; empty on other ranks."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    tasks: list[SurveyTask] = field(default_factory=list)
+    persons: dict[str, set[str]] = field(default_factory=dict)
 
 
 def run(config: Config, world: World) -> None:
     """Do the whole job that `config` describes, with the ranks of `world`."""
     tally = Tally()
-    world.on_root(lambda: h5_store.check_output(config))
-    pairs = find(config, world, tally)
-    plan = make_plan(pairs, config, world, tally)
-    layout = world.share(world.on_root(lambda: h5_store.create(checked(plan, tally), config)))
+    world.on_root(lambda: h5_store.check_outputs(config))
+    findings = find(config, world, tally)
+    plans = make_plans(findings, config, world, tally)
+    layouts = allocate(plans, config, world)
     try:
-        affines = fill(plan, layout, config, world)
-        world.on_root(lambda: h5_store.finish(layout, affines, config))
+        written = fill(plans, layouts, config, world)
+        world.on_root(lambda: finish(plans, layouts, written, config))
     except BaseException:
         if world.rank == 0:
-            h5_store.discard(layout)
+            h5_store.discard(layouts)
         raise
-    world.on_root(lambda: show(checked(plan, tally), config, tally))
+    world.on_root(lambda: show(plans, config, tally))
 
 
-def find(config: Config, world: World, tally: Tally) -> list[Pair]:
-    """Return all pairs, ordered by patient and position; on rank 0."""
+# --- find ------------------------------------------------------------------------------------
+
+
+def find(config: Config, world: World, tally: Tally) -> Findings:
+    """Read the headers of all patients and pair their slices."""
     folders = world.on_root(lambda: dicom_io.find_patients(config))
-    found: dict[str, dicom_io.PatientPairs] = {}
+    found: dict[str, PatientPairs] = {}
     world.run(
         folders,
         lambda one: (one.patient, dicom_io.find_pairs(config.input_folder, one)),
         lambda result: found.update([result]),
     )
-    return world.on_root(lambda: choose_pairs(found, config, tally)) or []
+    return world.on_root(lambda: choose_pairs(found, config, tally)) or Findings()
 
 
-def choose_pairs(
-    found: dict[str, dicom_io.PatientPairs], config: Config, tally: Tally
-) -> list[Pair]:
-    """Return the pairs that the run is about, or refuse with all that is wrong."""
-    problems = [p for patient in sorted(found) for p in found[patient].problems]
+def choose_pairs(found: dict[str, PatientPairs], config: Config, tally: Tally) -> Findings:
+    """Return the pairs that the run is about, ordered by patient and position.
+
+    Raises
+    ------
+    RunError
+        Files are bad, or slices do not pair: all of them at once.
+    """
+    patients = sorted(found)
+    problems = [p for patient in patients for p in found[patient].problems]
+    unpaired = [u for patient in patients for u in found[patient].unpaired]
+    if config.unpaired == "error":
+        problems += unpaired
     if problems:
-        raise RunError(listed("the slices do not pair", problems))
-    pairs: list[Pair] = []
-    for patient in sorted(found):
+        hint = "" if not unpaired else " (--unpaired skip goes on without unpaired slices)"
+        raise RunError(listed(f"bad slices{hint}", problems))
+    tally.warnings += [f"left out: {line}" for line in unpaired]
+    findings = Findings(persons={patient: set(found[patient].persons) for patient in patients})
+    for patient in patients:
         one = found[patient]
         tally.add("patients")
         tally.add("stray files ignored", one.strays)
@@ -69,146 +152,411 @@ def choose_pairs(
             tally.warnings.append(
                 f"patient {shown(patient)}: no positions, paired by InstanceNumber"
             )
-        pairs += draw_pairs(patient, one.pairs, config, tally)
-    return pairs
+        add_tasks(patient, one.pairs, config, findings, tally)
+    _check_rescale(findings.pairs, config)
+    if not findings.pairs:
+        raise RunError("no pair is left; see --unpaired")
+    return findings
 
 
-def draw_pairs(patient: str, pairs: list[Pair], config: Config, tally: Tally) -> list[Pair]:
-    """Return `--random_N` pairs of a patient in their order, or all."""
+def add_tasks(
+    patient: str, pairs: list[Pair], config: Config, findings: Findings, tally: Tally
+) -> None:
+    """Choose `--random_N` pairs of a patient, or all, and add what is to be looked at."""
+    chosen = set(draw_pairs(patient, len(pairs), config, tally))
+    split = config.split is not None or config.split_file is not None
+    for place, pair in enumerate(pairs):
+        if place in chosen:
+            beside = {place - 1, place + 1} - chosen
+            others = tuple(pairs[i].target for i in sorted(beside) if 0 <= i < len(pairs))
+            findings.tasks.append(SurveyTask(len(findings.pairs), pair, True, others))
+            findings.pairs.append(pair)
+        elif split:
+            findings.tasks.append(SurveyTask(-1, pair, False, ()))
+
+
+def draw_pairs(patient: str, pairs: int, config: Config, tally: Tally) -> list[int]:
+    """Draw `--random_N` of a patient's pairs, or take all."""
     if config.random_N is None:
-        return pairs
-    if len(pairs) < config.random_N:
+        return list(range(pairs))
+    if pairs < config.random_N:
         tally.warnings.append(
-            f"patient {shown(patient)} has {len(pairs)} pairs, fewer than --random_N "
+            f"patient {shown(patient)} has {pairs} pairs, fewer than --random_N "
             f"{config.random_N}: all are taken"
         )
-        return pairs
+        return list(range(pairs))
     rng = generator(config.seed, "pairs", patient)
-    return [pairs[i] for i in sorted(rng.permutation(len(pairs))[: config.random_N])]
+    return sorted(int(i) for i in rng.permutation(pairs)[: config.random_N])
 
 
-def make_plan(pairs: list[Pair], config: Config, world: World, tally: Tally) -> Plan | None:
-    """Count the patches of every pair; on rank 0.
+def _check_rescale(pairs: Sequence[Pair], config: Config) -> None:
+    """Refuse stored values that mean different things in different files."""
+    if config.in_hu:
+        return
+    first: dict[tuple[float, float], str] = {}
+    for pair in pairs:
+        for one in (pair.input, pair.target):
+            first.setdefault((one.slope, one.intercept), one.file)
+    if len(first) > 1:
+        lines = [f"{shown(f)}: slope {s:g}, intercept {i:g}" for (s, i), f in first.items()]
+        raise RunError(
+            listed("stored values mean different things in this job; add --intensity hu", lines)
+        )
 
-    The counts hang on shapes alone, but for `--air_threshold`: then on the targets' pixels.
-    """
-    parts: dict[int, PairPlan] = {}
-    problems: dict[int, str] = {}
+
+# --- plan ------------------------------------------------------------------------------------
+
+
+def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -> dict[str, Plan]:
+    """Look at the pixels as far as needed, and give every pair its place; by side, on rank 0."""
+    surveys: dict[int, Survey] = {}
+    collector = Collector(findings, surveys, config)
+    world.run(findings.tasks, surveyor(config), collector.take)
+    return world.on_root(lambda: assemble(findings, collector, config, tally)) or {}
+
+
+def surveyor(config: Config) -> Callable[[SurveyTask], Survey]:
+    """Return the function that looks at one pair."""
+    split = config.split is not None or config.split_file is not None
 
     @lru_cache
     def by_shape(rows: int, columns: int) -> PairPlan:
         return patching.plan_pair((rows, columns), config)
 
-    def count(task: tuple[int, Pair]) -> tuple[int, PairPlan | str]:
-        index, pair = task
-        target = pair.target
-        if not config.air_threshold:
-            return index, by_shape(target.rows, target.columns)
+    def survey(task: SurveyTask) -> Survey:
+        out = Survey(task.index)
+        pair = task.pair
         try:
-            hu = dicom_io.to_hu(dicom_io.read_pixels(config.input_folder, target), target)
+            read = Reader(config.input_folder)
+            if split:
+                stored = [read.stored(one) for one in (pair.input, pair.target)]
+                out.digests = tuple(d for d in map(_pixel_digest, stored) if d)
+            if not task.chosen:
+                return out
+            if config.normalization_type.startswith("dataset"):
+                out.figures = figures_of(read.hu(pair.input))
+            target = pair.target
+            if config.air_threshold:
+                shape = (target.rows, target.columns)
+                out.part = patching.plan_pair(shape, config, read.hu(target))
+            else:
+                out.part = by_shape(target.rows, target.columns)
+            if config.anatomy_check != "off":
+                out.input_sample = read.sample(pair.input)
+                out.target_sample = read.sample(target)
+                out.other_samples = tuple(read.sample(one) for one in task.others)
         except RunError as error:
-            return index, str(error)
-        return index, patching.plan_pair((target.rows, target.columns), config, hu)
+            out.problem = str(error)
+        return out
 
-    def take(result: tuple[int, PairPlan | str]) -> None:
-        index, part = result
-        if isinstance(part, str):
-            problems[index] = part
-        else:
-            parts[index] = part
-
-    world.run(list(enumerate(pairs)), count, take)
-    return world.on_root(lambda: assemble_plan(pairs, parts, problems, config, tally))
+    return survey
 
 
-def assemble_plan(
-    pairs: list[Pair],
-    parts: dict[int, PairPlan],
-    problems: dict[int, str],
-    config: Config,
-    tally: Tally,
-) -> Plan:
-    """Give every pair its place in the file.
+class Reader:
+    """Reads the images of one pair, each at most once."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.images: dict[str, NDArray[np.float32]] = {}
+
+    def stored(self, one: Slice) -> NDArray[np.float32]:
+        """Return the stored values of a slice."""
+        if one.file not in self.images:
+            self.images[one.file] = dicom_io.read_pixels(self.root, one)
+        return self.images[one.file]
+
+    def hu(self, one: Slice) -> NDArray[np.float32]:
+        """Return a slice in HU."""
+        return dicom_io.to_hu(self.stored(one), one)
+
+    def sample(self, one: Slice) -> Sample:
+        """Return the few pixels of a slice that the anatomy check looks at."""
+        if one.file in self.images:
+            return dicom_io.sample_of(self.hu(one))
+        return dicom_io.read_sample(self.root, one)
+
+
+def _pixel_digest(stored: NDArray[np.float32]) -> str:
+    """Return what tells identical images; '' for a constant one, which anybody may have."""
+    import xxhash
+
+    if stored.min() == stored.max():
+        return ""
+    return f"identical pixels {xxhash.xxh3_128_hexdigest(stored.data)}"
+
+
+def figures_of(image: NDArray[np.float32]) -> Figures:
+    """Return extremes, mean and sum of squared deviations of an image."""
+    mean = float(image.mean(dtype=np.float64))
+    squares = float(np.square(image - mean, dtype=np.float64).sum())
+    return Figures(image.size, float(image.min()), float(image.max()), mean, squares)
+
+
+def fixed_affine(figures: Sequence[Figures], config: Config) -> Affine | None:
+    """Return the normalisation that is the same for every image, or None.
+
+    Means and deviations of the images are combined as by Chan, Golub and LeVeque, 1979, in the
+    order of the pairs: the result does not hang on who looked at which.
+    """
+    if config.normalization_type == "hu_window":
+        low, high = config.hu_window
+        return Affine(low, high - low)
+    if config.normalization_type == "dataset_unity":
+        low = min(f.low for f in figures)
+        return Affine(low, max(f.high for f in figures) - low)
+    if config.normalization_type == "dataset_std":
+        pixels, mean, squares = 0, 0.0, 0.0
+        for one in figures:
+            apart = one.mean - mean
+            both = pixels + one.pixels
+            squares += one.squares + apart * apart * (pixels / both) * one.pixels
+            mean += apart * one.pixels / both
+            pixels = both
+        return Affine(mean, math.sqrt(squares / pixels))
+    return None
+
+
+class Collector:
+    """Takes surveys in any order, on rank 0, and compares a patient's images when all are there."""
+
+    def __init__(self, findings: Findings, surveys: dict[int, Survey], config: Config) -> None:
+        self.findings, self.surveys, self.config = findings, surveys, config
+        self.problems: dict[int, str] = {}
+        self.misfits: dict[str, list[str]] = {}
+        self.waiting: dict[str, set[int]] = {}
+        self.lost: list[str] = []
+        for task in findings.tasks:
+            if task.chosen:
+                self.waiting.setdefault(task.pair.patient, set()).add(task.index)
+        self.others = {task.index: task.others for task in findings.tasks if task.others}
+        self.members = {patient: sorted(members) for patient, members in self.waiting.items()}
+
+    def take(self, survey: Survey) -> None:
+        """Take note of one survey."""
+        if survey.index < 0:
+            if survey.problem:
+                self.lost.append(survey.problem)
+            return
+        patient = self.findings.pairs[survey.index].patient
+        self.surveys[survey.index] = survey
+        self.findings.persons[patient].update(survey.digests)
+        survey.digests = ()
+        if survey.problem:
+            self.problems[survey.index] = survey.problem
+        waiting = self.waiting[patient]
+        waiting.discard(survey.index)
+        if not waiting and self.config.anatomy_check != "off":
+            self.compare(patient)
+
+    def compare(self, patient: str) -> None:
+        """Compare the images of a patient, and let go of their samples."""
+        ours = [self.surveys[i] for i in self.members[patient] if i not in self.problems]
+        pairs = [self.findings.pairs[s.index] for s in ours]
+        inputs = [s.input_sample for s in ours if s.input_sample is not None]
+        targets = [s.target_sample for s in ours if s.target_sample is not None]
+        others = [
+            (one, sample)
+            for s in ours
+            for one, sample in zip(self.others.get(s.index, ()), s.other_samples, strict=True)
+        ]
+        self.misfits[patient] = misfits(pairs, inputs, targets, others)
+        for s in ours:
+            s.input_sample = s.target_sample = None
+            s.other_samples = ()
+
+
+def assemble(
+    findings: Findings, collector: Collector, config: Config, tally: Tally
+) -> dict[str, Plan]:
+    """Give every pair its side and its place in that side's file.
 
     Raises
     ------
     RunError
-        A file could not be read, or no patch would be made.
+        A file could not be read, a pair does not look like one, or no patch would be made.
     """
+    problems = [collector.problems[i] for i in sorted(collector.problems)]
+    problems += sorted(collector.lost)
     if problems:
-        raise RunError(listed("bad files", [problems[i] for i in sorted(problems)]))
-    ordered = [parts[i] for i in range(len(pairs))]
-    starts = [0]
-    for part in ordered:
-        starts.append(starts[-1] + part.kept_windows * config.orientations)
-    windows = sum(sum(part.windows) for part in ordered)
-    tally.add("pairs", len(pairs))
-    tally.add("windows", windows)
-    tally.add("windows of air left out", windows - sum(part.kept_windows for part in ordered))
-    tally.add("views smaller than a patch", sum(part.windows.count(0) for part in ordered))
-    tally.add("patches", starts[-1])
+        raise RunError(listed("bad files", problems))
+    wrong = [line for patient in sorted(collector.misfits) for line in collector.misfits[patient]]
+    if wrong and config.anatomy_check == "error":
+        raise RunError(listed("not the same anatomy (see --anatomy-check)", wrong))
+    tally.warnings += [f"not the same anatomy: {line}" for line in wrong]
+    sides = choose_sides(findings, config, tally)
+    surveys = [collector.surveys[i] for i in range(len(findings.pairs))]
+    train = [
+        s for s, p in zip(surveys, findings.pairs, strict=True) if sides[p.patient] in ("", "train")
+    ]
+    fixed = fixed_affine([s.figures for s in train if s.figures], config)
+    names = name_pairs(findings.pairs, sorted(findings.persons), config)
+    identities = [pair.identity for pair in findings.pairs]
+    kinds = [""] * len(identities)
+    if config.blurr_n_noise:
+        kinds = draw_degradations(identities, config.seed)
+    plans = {}
+    for side in h5_store.outputs(config):
+        here = [i for i, pair in enumerate(findings.pairs) if sides[pair.patient] == side]
+        parts = [part for i in here if (part := surveys[i].part)]
+        starts = [0]
+        for part in parts:
+            starts.append(starts[-1] + part.kept_windows * config.orientations)
+        pairs = [findings.pairs[i] for i in here]
+        plans[side] = Plan(
+            pairs, parts, starts, [kinds[i] for i in here], [names[i] for i in here], fixed
+        )
+        _check_patches(side, plans[side], config)
+    count(plans, tally)
+    return plans
+
+
+def choose_sides(findings: Findings, config: Config, tally: Tally) -> dict[str, str]:
+    """Return the side of each patient: '' without a split."""
+    if config.split is None and config.split_file is None:
+        return dict.fromkeys(findings.persons, "")
+    groups, reasons = splitting.same_persons(findings.persons)
+    if config.split_file is not None:
+        sides = splitting.read_sides(config.split_file, groups)
+    else:
+        sides = splitting.draw_sides(groups, config.split or (), config.seed)
+    tally.warnings += reasons
+    empty = set(sides.values()) - {sides[pair.patient] for pair in findings.pairs}
+    if empty:
+        raise RunError(f"the split leaves {', '.join(sorted(empty))} without a pair")
+    return sides
+
+
+def name_pairs(pairs: Sequence[Pair], patients: Sequence[str], config: Config) -> list[Names]:
+    """Return what pairs are called in the file: their real names, or pseudonyms."""
+    if not config.anonymize:
+        return [Names(p.patient, p.input.file, p.target.file) for p in pairs]
+    numbers = {patient: f"P{i:04d}" for i, patient in enumerate(patients, 1)}
+    seen: dict[str, int] = {}
+    out = []
+    for pair in pairs:
+        i = seen[pair.patient] = seen.get(pair.patient, 0) + 1
+        name = numbers[pair.patient]
+        out.append(Names(name, f"{name}/in_{i:04d}", f"{name}/target_{i:04d}"))
+    return out
+
+
+def _check_patches(side: str, plan: Plan, config: Config) -> None:
+    where = f"{side}: " if side else ""
+    windows = sum(sum(part.windows) for part in plan.parts)
     if not windows:
         raise RunError(
-            f"no patch: every image is smaller than --patch-size p{config.patch_size}; "
+            f"{where}no patch: every image is smaller than --patch-size p{config.patch_size}; "
             "choose a smaller one"
         )
-    if not starts[-1]:
+    if not plan.patches:
         raise RunError(
-            f"no patch: --air_threshold left out all {windows} windows, none with more than "
-            f"{patching.TISSUE_PART:.0%} of its pixels above {patching.TISSUE_HU:g} HU and a mean "
-            f"above {patching.MEAN_HU:g} HU; are these the right slices?"
+            f"{where}no patch: --air_threshold left out all {windows} windows, none with more "
+            f"than {patching.TISSUE_PART:.0%} of its pixels above {patching.TISSUE_HU:g} HU and a "
+            f"mean above {patching.MEAN_HU:g} HU; are these the right slices?"
         )
-    names = [pair.identity for pair in pairs]
-    degradations = (
-        draw_degradations(names, config.seed) if config.blurr_n_noise else [""] * len(names)
-    )
-    return Plan(pairs, ordered, starts, degradations)
 
 
-def checked(plan: Plan | None, tally: Tally) -> Plan:
-    """Return the plan where there must be one: on rank 0."""
-    assert plan is not None, tally.as_dict()
-    return plan
+def count(plans: dict[str, Plan], tally: Tally) -> None:
+    """Count for the summary what the plans hold."""
+    parts = [part for plan in plans.values() for part in plan.parts]
+    windows = sum(sum(part.windows) for part in parts)
+    tally.add("pairs", len(parts))
+    tally.add("windows", windows)
+    tally.add("windows of air left out", windows - sum(part.kept_windows for part in parts))
+    tally.add("views smaller than a patch", sum(part.windows.count(0) for part in parts))
+    tally.add("patches", sum(plan.patches for plan in plans.values()))
+
+
+# --- allocate, fill, finish, show ------------------------------------------------------------
+
+
+def allocate(plans: dict[str, Plan], config: Config, world: World) -> list[h5_store.Layout]:
+    """Make the partial files in their full size; return their layouts on every rank."""
+
+    def create() -> list[h5_store.Layout]:
+        layouts: list[h5_store.Layout] = []
+        try:
+            for side, path in h5_store.outputs(config).items():
+                layouts.append(h5_store.create(plans[side], path, config))
+        except BaseException:
+            h5_store.discard(layouts)
+            raise
+        return layouts
+
+    return world.share(world.on_root(create))
 
 
 def fill(
-    plan: Plan | None, layout: h5_store.Layout, config: Config, world: World
-) -> list[tuple[Affine, Affine]]:
-    """Make every block and write it at its place; return each pair's normalisation, on rank 0."""
+    plans: dict[str, Plan], layouts: list[h5_store.Layout], config: Config, world: World
+) -> list[list[h5_store.Written]]:
+    """Make every block and write it at its place; return a record of each, on rank 0."""
     direct = world.rank == 0 or (config.hand_over != "messages" and world.beside_root)
-    writer = world.open_writer(h5_store.PartialFile.seen(layout) if direct else None)
-    tasks, affines = [], []
-    if plan is not None:
-        tasks = [
-            PairTask(i, pair, plan.parts[i], plan.degradations[i], plan.starts[i])
-            for i, pair in enumerate(plan.pairs)
-        ]
-        affines = [(Affine(), Affine())] * len(tasks)
+    files = [h5_store.PartialFile.seen(layout) if direct else None for layout in layouts]
+    writers = world.open_writers(files)
+    tasks = [
+        PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.starts[i], plan.fixed)
+        for file, plan in enumerate(plans.values())
+        for i, pair in enumerate(plan.pairs)
+    ]
+    written: list[dict[int, h5_store.Written]] = [{} for _ in plans]
 
-    def work(task: PairTask) -> tuple[int, Affine, Affine]:
+    def work(task: PairTask) -> tuple[int, int, h5_store.Written]:
         pair = task.pair
         images = [dicom_io.read_pixels(config.input_folder, s) for s in (pair.input, pair.target)]
-        block = patching.make_block(pair, task.part, task.degradation, images[0], images[1], config)
-        h5_store.write_block(writer, layout, block, task.index, task.start)
-        return task.index, block.input_affine, block.target_affine
+        if config.in_hu:
+            images = [
+                dicom_io.to_hu(image, one)
+                for image, one in zip(images, (pair.input, pair.target), strict=True)
+            ]
+        block = patching.make_block(
+            pair, task.part, task.degradation, images[0], images[1], config, task.fixed
+        )
+        layout = layouts[task.file]
+        record = h5_store.write_block(writers[task.file], layout, block, task.index, task.start)
+        return task.file, task.index, record
 
-    def take(result: tuple[int, Affine, Affine]) -> None:
-        index, *both = result
-        affines[index] = (both[0], both[1])
+    def take(result: tuple[int, int, h5_store.Written]) -> None:
+        file, index, record = result
+        written[file][index] = record
 
     world.run(tasks, work, take)
-    return affines
+    for one in files:
+        if one:
+            one.close()
+    return [[records[i] for i in range(len(records))] for records in written]
 
 
-def show(plan: Plan, config: Config, tally: Tally) -> None:
+def finish(
+    plans: dict[str, Plan],
+    layouts: list[h5_store.Layout],
+    written: list[list[h5_store.Written]],
+    config: Config,
+) -> None:
+    """Complete the files, and with `--anonymize` the key of the pseudonyms."""
+    if config.anonymize:
+        key: dict[str, str] = {}
+        for plan in plans.values():
+            for pair, names in zip(plan.pairs, plan.names, strict=True):
+                real = (pair.patient, pair.input.file, pair.target.file)
+                key |= dict(zip(names, real, strict=True))
+        h5_store.write_key(key, config)
+    h5_store.finish(layouts, written, config)
+
+
+def show(plans: dict[str, Plan], config: Config, tally: Tally) -> None:
     """Make the sanity-check pictures and print the summary."""
     import sanity
 
-    folder = sanity.draw(plan, config)
+    files = h5_store.outputs(config)
+    folders = [sanity.draw(plan, files[side], side, config) for side, plan in plans.items()]
     for name, number in tally.counts.items():
         if number or name in ("patients", "pairs", "patches"):
             print(f"{name:28} {number}")
     for warning in tally.warnings:
         print(f"warning: {warning}")
-    print(f"{'output':28} {shown(config.output_fname)}")
-    print(f"{'pictures to check it by':28} {shown(folder)}")
+    for (side, plan), folder in zip(plans.items(), folders, strict=True):
+        if side:
+            patients = sorted({names.patient for names in plan.names})
+            print(f"{side:28} {plan.patches} patches of {', '.join(map(shown, patients))}")
+        print(f"{'output':28} {shown(files[side])}")
+        print(f"{'pictures to check it by':28} {shown(folder)}")

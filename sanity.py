@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 import augment
 import dicom_io
-import h5_store
+import h5_read
 from patching import Grid, kept_mask
 from utils import Config, Plan, generator, shown
 
@@ -27,27 +27,36 @@ SLICE_HU = (-1000.0, 600.0)
 KEPT_COLOUR, AIR_COLOUR = "#35c4ff", "#ff8c1a"
 
 
-def folder_of(config: Config) -> Path:
-    """Return the folder of the pictures, below the working directory."""
+def folder_of(config: Config, side: str = "") -> Path:
+    """Return the folder of the pictures of a side, below the working directory."""
     name = Path(config.input_folder).resolve().name or "root"
     kind = f"norm_{config.normalization_type}_patch_size_p{config.patch_size}"
-    return Path(ROOT, name, kind)
+    return Path(ROOT, name, kind, side)
 
 
-def draw(plan: Plan, config: Config) -> Path:
-    """Draw all pictures of a finished run, in place of those of an earlier one.
+def draw(plan: Plan, file: str, side: str, config: Config) -> Path:
+    """Draw all pictures of a finished file, in place of those of an earlier one.
+
+    Parameters
+    ----------
+    plan : Plan
+    file : str
+        The h5 file.
+    side : str
+        '' without a split; else the side's name, that of a sub-folder.
+    config : Config
 
     Returns
     -------
     Path
         The folder that holds them.
     """
-    folder = folder_of(config)
+    folder = folder_of(config, side)
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in ("lr_input_sub_img_rand_*.png", "hr_input_sub_img_rand_*.png", "coverage_*.png"):
         for old in folder.glob(pattern):
             old.unlink()
-    draw_sheets(plan, config, folder)
+    draw_sheets(plan, file, config, folder)
     draw_coverage(plan, config, folder)
     return folder
 
@@ -88,13 +97,13 @@ def sheet(patches: NDArray[np.float32], low: float, high: float) -> NDArray[np.u
     return out
 
 
-def draw_sheets(plan: Plan, config: Config, folder: Path) -> None:
+def draw_sheets(plan: Plan, file: str, config: Config, folder: Path) -> None:
     """Save pictures of consecutive patches, of input and of target at one grey range."""
     from PIL import Image
 
     for first in first_patches(plan.patches, config.seed):
         stop = min(plan.patches, first + SHEET[0] * SHEET[1])
-        both = h5_store.read_patches(config.output_fname, first, stop)
+        both = h5_read.read_patches(file, slice(first, stop))
         low, high = np.quantile(np.stack(both), (CLIPPED, 1 - CLIPPED))
         for name, patches in zip(("lr", "hr"), both, strict=True):
             path = folder / f"{name}_input_sub_img_rand_{first}.png"
@@ -106,7 +115,7 @@ def draw_coverage(plan: Plan, config: Config, folder: Path) -> None:
     rng = generator(config.seed, "coverage")
     pairs = len(plan.pairs)
     for index in sorted(rng.choice(pairs, min(COVERAGES, pairs), replace=False)):
-        patient = shown(plan.pairs[index].patient)[:100]
+        patient = shown(plan.names[index].patient)[:100]
         _draw_slice(plan, int(index), config, folder / f"coverage_{patient}_{index}.png")
 
 
@@ -139,7 +148,7 @@ def _draw_slice(plan: Plan, index: int, config: Config, path: Path) -> None:
         axes.set_ylim(grid.shape[0] - 0.5, -0.5)
         axes.set_axis_off()
         axes.set_title(f"scale {scale:g}: {kept.sum()} kept, {(~kept).sum()} air", fontsize=10)
-    figure.suptitle(shown(pair.target.file), fontsize=9, y=0.995, va="top")
+    figure.suptitle(shown(plan.names[index].target_file), fontsize=9, y=0.995, va="top")
     handles = [
         Line2D([], [], color=KEPT_COLOUR, label="kept"),
         Line2D([], [], color=AIR_COLOUR, linestyle="--", label="left out as air"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # numpy is heavy: --help answers without it
     import numpy as np
@@ -24,7 +24,14 @@ NORMALIZATIONS = (
     "unity_wrt_ld",
     "std_independent",
     "std_wrt_ld",
+    "hu_window",
+    "dataset_unity",
+    "dataset_std",
 )
+#: Those by the same figures for every image of the run; always of HU.
+FIXED_NORMALIZATIONS = ("hu_window", "dataset_unity", "dataset_std")
+INTENSITIES = ("stored", "hu")
+SIDES = ("train", "val", "test")
 TENSOR_FORMATS = ("torch", "tf")
 
 #: What lies outside the patient and outside the image: the lowest value of a CT scale, in HU.
@@ -84,13 +91,25 @@ class Config:
     ds_augment: bool = False
     air_threshold: bool = False
     blurr_n_noise: bool = False
+    intensity: str = "stored"
+    hu_window: tuple[float, float] = (-1024.0, 3072.0)
+    unpaired: str = "error"
+    anatomy_check: str = "error"
+    split: tuple[float, ...] | None = None
+    split_file: str | None = None
+    anonymize: bool = False
     seed: int = 0
     mpi_run: bool = False
     overwrite: bool = False
     hand_over: str = "auto"
 
     #: Where and how a run is done; all other fields decide what the file holds.
-    HOW = ("input_folder", "output_fname", "mpi_run", "overwrite", "hand_over")
+    HOW = ("input_folder", "output_fname", "split_file", "mpi_run", "overwrite", "hand_over")
+
+    @property
+    def in_hu(self) -> bool:
+        """Whether pixels become HU before they are normalised."""
+        return self.intensity == "hu" or self.normalization_type in FIXED_NORMALIZATIONS
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -190,7 +209,7 @@ class Block:
     row, col : ndarray of int32, shape (n,)
         First row and column of the window in its view, pixels; negative nowhere.
     orientation : ndarray of uint8, shape (n,)
-        See `augment.ORIENTATIONS`.
+        See `h5_read.ORIENTATIONS`.
     input_affine, target_affine : Affine
         The normalisation of the two images.
     """
@@ -224,6 +243,14 @@ class PairPlan:
     kept_windows: int
 
 
+class Names(NamedTuple):
+    """What a patient and the two files of a pair are called outside of the run."""
+
+    patient: str
+    input_file: str
+    target_file: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """Every pair, how many patches it gives, and where its block begins in the file.
@@ -237,12 +264,18 @@ class Plan:
         Index of the first patch of each pair; one more entry for the end.
     degradations : list of str
         What `--blurr_n_noise` does to the input of each pair: ``''``, ``'blur'``, ``'noise'``.
+    names : list of Names
+        What the pairs are called in the file and in pictures.
+    fixed : Affine or None
+        The normalisation, where it is the same for every image.
     """
 
     pairs: list[Pair]
     parts: list[PairPlan]
     starts: list[int]
     degradations: list[str]
+    names: list[Names]
+    fixed: Affine | None = None
 
     @property
     def patches(self) -> int:
@@ -292,7 +325,10 @@ def _standard(image: NDArray[np.float32]) -> Affine:
 
 
 def img_pair_normalization(
-    input_image: NDArray[np.float32], target_image: NDArray[np.float32], kind: str
+    input_image: NDArray[np.float32],
+    target_image: NDArray[np.float32],
+    kind: str,
+    fixed: Affine | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], Affine, Affine]:
     """Normalise the two whole images of a pair.
 
@@ -302,6 +338,8 @@ def img_pair_normalization(
         The low-dose and the full-dose image.
     kind : str
         One of `NORMALIZATIONS`.
+    fixed : Affine, optional
+        The figures of `FIXED_NORMALIZATIONS`, which are the same for every image of a run.
 
     Returns
     -------
@@ -312,6 +350,12 @@ def img_pair_normalization(
     """
     if kind == "None":
         input_affine = target_affine = Affine()
+    elif kind in FIXED_NORMALIZATIONS:
+        assert fixed is not None, kind
+        input_affine = target_affine = fixed
+        if kind == "hu_window":
+            low, high = fixed.offset, fixed.offset + fixed.divisor
+            input_image, target_image = input_image.clip(low, high), target_image.clip(low, high)
     else:
         measure = _unity if kind.startswith("unity") else _standard
         input_affine = measure(input_image)

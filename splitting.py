@@ -1,0 +1,145 @@
+"""Keeping patients apart: who is the same person, and who goes to train, val or test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from utils import SIDES, CallError, RunError, key, listed, quoted, shown
+
+#: Tags whose value says nothing where every patient has the same.
+_MAYBE_PLACEHOLDER = ("PatientID", "StudyDate with StudyTime")
+
+
+def same_persons(marks: Mapping[str, set[str]]) -> tuple[list[list[str]], list[str]]:
+    """Group patients who are the same person.
+
+    Parameters
+    ----------
+    marks : dict of str to set of str
+        For each patient what tells who it is: the name of a tag or 'identical pixels', a space, and
+        a digest.
+
+    Returns
+    -------
+    groups : list of list of str
+        Every patient once; sorted.
+    reasons : list of str
+        Why patients share a group, a line for each two.
+    """
+    owners: dict[str, list[str]] = {}
+    for patient in sorted(marks):
+        for mark in sorted(marks[patient]):
+            owners.setdefault(mark, []).append(patient)
+    leader = {patient: patient for patient in marks}
+
+    def find(patient: str) -> str:
+        while leader[patient] != patient:
+            patient = leader[patient]
+        return patient
+
+    why: dict[tuple[str, str], set[str]] = {}
+    for mark, patients in owners.items():
+        tag = mark.rpartition(" ")[0]
+        if tag in _MAYBE_PLACEHOLDER and len(patients) == len(marks) > 2:
+            continue
+        for other in patients[1:]:
+            why.setdefault((patients[0], other), set()).add(tag)
+            a, b = sorted((find(patients[0]), find(other)))
+            leader[b] = a
+    groups: dict[str, list[str]] = {}
+    for patient in sorted(marks):
+        groups.setdefault(find(patient), []).append(patient)
+    reasons = [
+        f"{shown(a)} and {shown(b)} are the same person: same {', '.join(sorted(tags))}"
+        for (a, b), tags in sorted(why.items())
+    ]
+    return list(groups.values()), reasons
+
+
+def draw_sides(
+    groups: Sequence[Sequence[str]], parts: Sequence[float], seed: int
+) -> dict[str, str]:
+    """Give each group of patients to a side, drawn by the seed.
+
+    Every side that is asked for gets a group, and then whoever is drawn next goes to the side that
+    lacks most.
+
+    Parameters
+    ----------
+    groups : sequence of sequence of str
+        Patients who must stay together.
+    parts : sequence of float
+        Wanted part of all patients for train, val and test; 0 for a side that is not made.
+
+    Returns
+    -------
+    dict of str to str
+        Side by patient.
+
+    Raises
+    ------
+    RunError
+        There are fewer groups than sides.
+    """
+    wanted = {side: part for side, part in zip(SIDES, parts, strict=True) if part}
+    patients = sum(len(group) for group in groups)
+    if len(groups) < len(wanted):
+        raise RunError(
+            f"--split leaves a side empty: {len(wanted)} sides for {patients} patients, "
+            f"{len(groups)} different persons"
+        )
+    drawn = sorted(groups, key=lambda group: key(seed, "split", group[0]))
+    lacking = {side: part * patients for side, part in wanted.items()}
+    empty = list(wanted)
+    out: dict[str, str] = {}
+    for left, group in zip(range(len(drawn), 0, -1), drawn, strict=True):
+        among = empty if left <= len(empty) else list(lacking)
+        side = max(among, key=lambda s: lacking[s])
+        lacking[side] -= len(group)
+        empty = [s for s in empty if s != side]
+        out |= dict.fromkeys(group, side)
+    return out
+
+
+def read_sides(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Read who goes where from a text file: a line a patient, the side and then the name.
+
+    Blank lines and lines that begin with # say nothing.
+
+    Raises
+    ------
+    CallError
+        The file cannot be read or does not fit the patients, or it parts one person.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no UTF-8 text"
+        raise CallError(f"--split-file {quoted(path)}: {reason}") from None
+    known = {patient for group in groups for patient in group}
+    out: dict[str, str] = {}
+    problems = []
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        side, _, patient = (part.strip() for part in line.partition(" "))
+        side = side.rstrip(":")
+        if side not in SIDES or not patient:
+            problems.append(
+                f"line {number}: {quoted(line)}; wanted: {' or '.join(SIDES)} and a name"
+            )
+        elif patient not in known:
+            problems.append(f"line {number}: no patient {quoted(patient)} below the input folder")
+        elif out.setdefault(patient, side) != side:
+            problems.append(f"line {number}: patient {quoted(patient)} is on two sides")
+    problems += [f"patient {quoted(p)} is on no side" for p in sorted(known - set(out))]
+    for group in groups:
+        sides = {out.get(patient) for patient in group} - {None}
+        if len(sides) > 1:
+            names = ", ".join(shown(p) for p in group)
+            problems.append(f"{names} are the same person, but on different sides")
+    problems += [f"{side} is left empty" for side in SIDES if side not in out.values()]
+    if problems:
+        raise CallError(listed(f"--split-file {quoted(path)}", problems))
+    return out
