@@ -5,9 +5,11 @@ from __future__ import annotations
 import fnmatch
 import functools
 import hashlib
+import io
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairing import PatientPairs, Sample, pair_slices, sample_steps
-from utils import AIR_HU, CallError, Config, RunError, Slice, listed, quoted, shown
+from utils import AIR_HU, CallError, Config, LeftOut, RunError, Slice, listed, quoted, shown
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -68,8 +70,12 @@ STRAY_ENDINGS = frozenset(
 STRAY_NAMES = frozenset(("dicomdir", "thumbs.db", "version", "license", "readme"))
 
 #: Larger images, and larger files, are refused before any of their pixels is decoded.
-MOST_PIXELS_A_SIDE = 8192
-MOST_FILE_BYTES = 256 << 20
+MOST_PIXELS_A_SIDE = 4096
+MOST_FILE_BYTES = 64 << 20
+#: RLE can grow 64-fold before its length is known.
+MOST_RLE_PIXELS = 2048 * 2048
+#: Most headers are shorter than this.
+HEAD_BYTES = 64 << 10
 
 #: Each alone tells that two folders are of one person; the date does with the time.
 _PERSON_TAGS = ("PatientID", "StudyInstanceUID", "IrradiationEventUID")
@@ -108,6 +114,9 @@ _TAGS = [
     "StudyDate",
     "StudyTime",
 ]
+#: Kind of what `--bad-files` is about.
+BAD = "bad file"
+
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
@@ -229,6 +238,17 @@ def _stray(name: str) -> bool:
     )
 
 
+class BadFile(RunError):
+    """A file that cannot be used, and why."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(file, reason)
+        self.file, self.reason = file, reason
+
+    def __str__(self) -> str:
+        return f"{shown(self.file)}: {self.reason}"
+
+
 def read_slice(root: str, file: str) -> Slice:
     """Read the header of one slice.
 
@@ -241,35 +261,71 @@ def read_slice(root: str, file: str) -> Slice:
 
     Raises
     ------
-    RunError
+    BadFile
         Not a DICOM file, not a CT slice, or one that the tool has no rule for.
+    """
+    try:
+        with open(os.path.join(root, file), "rb", buffering=0) as stream:
+            status = os.fstat(stream.fileno())
+            stamp = status.st_size, status.st_mtime_ns
+            if status.st_size > MOST_FILE_BYTES:
+                raise _too_large(file, f"{status.st_size} bytes", f"{MOST_FILE_BYTES}")
+            head = stream.read(HEAD_BYTES)
+            if len(head) < status.st_size:
+                try:
+                    return _parse(file, head, stamp)
+                except BadFile:
+                    pass  # perhaps a header that is longer than most: judged by the whole file
+            return _parse(file, head + stream.readall(), stamp)
+    except OSError as error:
+        raise BadFile(file, f"cannot be read: {error.strerror}") from None
+
+
+def _parse(file: str, data: bytes, stamp: tuple[int, int]) -> Slice:
+    """Read the header from the first bytes of a file.
+
+    A length in a damaged file may claim gigabytes: from bytes in memory, no more can be read than
+    there are.
     """
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    path = os.path.join(root, file)
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as stream, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _check_inflated(file, data)
+            stream = io.BytesIO(data)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
             syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-            tail = stream.read(12)
-            return _slice_of(dataset, file, syntax, tail, stream.tell() - len(tail), size)
-    except InvalidDicomError:
-        found = "is empty" if size == 0 else "is not a DICOM file"
-        raise RunError(f"{shown(file)} {found}; wanted: a CT slice") from None
-    except RunError:
+            offset = stream.tell()
+            return _slice_of(dataset, file, syntax, data[offset : offset + 12], offset, stamp)
+    except BadFile:
         raise
-    except OSError as error:
-        raise RunError(f"cannot read {shown(file)}: {error.strerror}") from None
+    except InvalidDicomError:
+        found = "is no DICOM file" if data else "is empty"
+        raise BadFile(file, f"{found}; wanted: a CT slice") from None
     except Exception as error:  # whatever a parser meets in a damaged file
         # Its words stay out: they may quote any tag, names among them.
-        raise RunError(f"{shown(file)} has a damaged header ({type(error).__name__})") from None
+        raise BadFile(file, f"has a damaged header ({type(error).__name__})") from None
 
 
-def _refuse(file: str, found: str, wanted: str) -> RunError:
-    return RunError(f"{shown(file)}: {found}; wanted: {wanted}")
+def _check_inflated(file: str, data: bytes) -> None:
+    """Refuse a Deflated file that would grow beyond the limit, without letting it."""
+    if _DEFLATED.encode() not in data[:1024]:
+        return
+    # File Meta Information Group Length (0002,0000) is the first element (PS3.10 7.1).
+    start = 144 + int.from_bytes(data[140:144], "little")
+    inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], MOST_FILE_BYTES + 1)
+    if len(inflated) > MOST_FILE_BYTES:
+        raise _too_large(file, "the inflated data set", f"{MOST_FILE_BYTES} bytes")
+
+
+def _too_large(file: str, found: str, most: str) -> BadFile:
+    return BadFile(file, f"{found} exceeds the limit; wanted: at most {most}")
+
+
+def _refuse(file: str, found: str, wanted: str) -> BadFile:
+    return BadFile(file, f"{found}; wanted: {wanted}")
 
 
 def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...] | None:
@@ -306,7 +362,7 @@ def _persons(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _slice_of(
-    dataset: Dataset, file: str, syntax: str, tail: bytes, offset: int, size: int
+    dataset: Dataset, file: str, syntax: str, tail: bytes, offset: int, stamp: tuple[int, int]
 ) -> Slice:
     """Turn a header into a `Slice`, refusing what the tool has no rule for."""
 
@@ -333,8 +389,6 @@ def _slice_of(
             f"{rows} x {columns} pixels exceeds the limit",
             f"1 to {MOST_PIXELS_A_SIDE} a side",
         )
-    if size > MOST_FILE_BYTES:
-        raise _refuse(file, f"{size} bytes exceeds the limit", f"at most {MOST_FILE_BYTES}")
     slope, intercept = (_numbers(dataset, n, 1) for n in ("RescaleSlope", "RescaleIntercept"))
     if slope is None or intercept is None:
         raise _refuse(file, "no RescaleSlope or RescaleIntercept", "both, they give the HU")
@@ -343,7 +397,9 @@ def _slice_of(
     if dataset.get("ModalityLUTSequence"):
         raise _refuse(file, "a Modality LUT Sequence", "RescaleSlope and RescaleIntercept")
     dtype, bits = _stored_type(file, whole, syntax)
-    pixel_offset = _native_offset(file, syntax, tail, offset, size, rows * columns * dtype.itemsize)
+    pixel_offset = _native_offset(
+        file, syntax, tail, offset, stamp[0], rows * columns * dtype.itemsize
+    )
     along, in_plane, orientation = _geometry(dataset)
     thickness = _numbers(dataset, "SliceThickness", 1)
     instance = dataset.get("InstanceNumber")
@@ -366,6 +422,7 @@ def _slice_of(
         padding=_padding(dataset, dtype),
         event=_digest(event) if event else "",
         persons=_persons(dataset),
+        stamp=stamp,
     )
 
 
@@ -477,7 +534,7 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
         try:
             flat = np.fromfile(path, one.dtype, one.rows * one.columns, offset=one.pixel_offset)
         except OSError as error:
-            raise RunError(f"cannot read {shown(one.file)}: {error.strerror}") from None
+            raise BadFile(one.file, f"cannot be read: {error.strerror}") from None
         if len(flat) != one.rows * one.columns:
             raise _refuse(
                 one.file, f"{flat.nbytes} bytes of pixels", f"{shape[0]} x {shape[1]} pixels"
@@ -504,19 +561,79 @@ def _without_unused_bits(stored: NDArray[Any], bits: int) -> NDArray[Any]:
     return (native << unused) >> unused
 
 
+#: Which decoder reads a compressed slice, the first that can: always the same one, wherever others
+#: are installed too.
+_DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "gdcm")
+
+
 def _decode(path: str, one: Slice) -> NDArray[Any]:
+    """Decode a compressed or Deflated slice."""
     from pydicom import dcmread
+    from pydicom.pixels.decoders.base import get_decoder
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = dcmread(path)
-            array = dataset.pixel_array
+            with open(path, "rb") as stream:
+                data = stream.read(MOST_FILE_BYTES + 1)
+            _check_inflated(one.file, data)
+            dataset = dcmread(io.BytesIO(data))
+            syntax = dataset.file_meta.TransferSyntaxUID
+            _check_frame(one, dataset, syntax)
+            decoder = get_decoder(syntax)
+            plugin = next((p for p in _DECODERS if p in decoder.available_plugins), "")
+            array, _ = decoder.as_array(dataset, decoding_plugin=plugin)
+    except BadFile:
+        raise
+    except OSError as error:
+        raise BadFile(one.file, f"cannot be read: {error.strerror}") from None
     except Exception as error:  # decoders raise what they like
-        raise RunError(f"cannot decode the pixels of {shown(one.file)}: {shown(error)}") from None
+        raise BadFile(one.file, f"has pixels that do not decode ({type(error).__name__})") from None
     if array.shape != (one.rows, one.columns):
         raise _refuse(one.file, f"pixels of shape {array.shape}", f"{one.rows} x {one.columns}")
     return array
+
+
+def _check_frame(one: Slice, dataset: Dataset, syntax: str) -> None:
+    """Refuse a compressed frame that would grow beyond what the header says."""
+    from pydicom.encaps import generate_frames
+    from pydicom.uid import RLELossless
+
+    if syntax == _DEFLATED:
+        return
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    pixels = one.rows * one.columns
+    if syntax == RLELossless:
+        if pixels > MOST_RLE_PIXELS or len(frame) > 3 * pixels + 1024:
+            raise _too_large(one.file, f"RLE of {pixels} pixels", f"{MOST_RLE_PIXELS} pixels")
+        return
+    claimed = _codestream_shape(frame)
+    if claimed != (one.rows, one.columns):
+        raise _refuse(one.file, f"a code stream of {claimed}", f"{one.rows} x {one.columns}")
+
+
+def _codestream_shape(frame: bytes) -> tuple[int, int] | None:
+    """Return rows and columns that a JPEG, JPEG-LS or JPEG 2000 code stream claims.
+
+    JPEG: SOF markers of ISO/IEC 10918-1 B.2.2 and 14495-1 C.2.2. JPEG 2000: the SIZ marker of
+    ISO/IEC 15444-1 A.5.1.
+    """
+
+    def number(at: int, width: int) -> int:
+        return int.from_bytes(frame[at : at + width], "big")
+
+    if frame[:4] == b"\xff\x4f\xff\x51":
+        return number(12, 4) - number(20, 4), number(8, 4) - number(16, 4)
+    at = 2
+    while at + 9 < len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return number(at + 5, 2), number(at + 7, 2)
+        else:
+            at += 2 + number(at + 2, 2)
+    return None
 
 
 def read_sample(root: str, one: Slice) -> Sample:
@@ -537,7 +654,7 @@ def read_sample(root: str, one: Slice) -> Sample:
                 os.pread(file.fileno(), width, one.pixel_offset + row * width) for row in rows
             )
     except OSError as error:
-        raise RunError(f"cannot read {shown(one.file)}: {error.strerror}") from None
+        raise BadFile(one.file, f"cannot be read: {error.strerror}") from None
     if len(raw) != width * len(rows):
         raise _refuse(one.file, "fewer pixels than when its header was read", "a file at rest")
     flat = _without_unused_bits(np.frombuffer(raw, one.dtype), one.bits_stored)
@@ -568,7 +685,7 @@ def to_hu(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
 def find_pairs(root: str, folders: PatientFolders) -> PatientPairs:
     """Read the headers of a patient's two series and pair their slices.
 
-    Never raises for what it finds in the files: that goes into `problems`.
+    Never raises for what it finds in the files: that goes into `bad` and `unpaired`.
     """
     out = PatientPairs()
     sides: list[list[Slice]] = []
@@ -577,7 +694,8 @@ def find_pairs(root: str, folders: PatientFolders) -> PatientPairs:
         try:
             names = _names(Path(root, folder), lambda e: not e.is_dir())
         except OSError as error:
-            out.problems.append(f"cannot list {shown(folder)}: {error.strerror}")
+            reason = f"cannot be listed: {error.strerror}"
+            out.bad.append(LeftOut(folders.patient, (folder,), reason, BAD))
             names = []
         for name in names:
             if _stray(name):
@@ -585,12 +703,11 @@ def find_pairs(root: str, folders: PatientFolders) -> PatientPairs:
                 continue
             try:
                 slices.append(read_slice(root, f"{folder}/{name}"))
-            except RunError as error:
-                out.problems.append(str(error))
-        if not slices and not out.problems:
-            out.problems.append(f"{shown(folder)} holds no CT slice")
+            except BadFile as error:
+                out.bad.append(LeftOut(folders.patient, (error.file,), error.reason, BAD))
+        if not slices and not out.bad:
+            out.bad.append(LeftOut(folders.patient, (folder,), "holds no CT slice", BAD))
         out.persons.update(*(s.persons for s in slices))
         sides.append(slices)
-    if not out.problems:
-        pair_slices(folders.patient, sides[0], sides[1], out)
+    pair_slices(folders.patient, sides[0], sides[1], out)
     return out

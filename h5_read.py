@@ -276,14 +276,15 @@ def _damages(path: str, descriptor: int) -> Iterator[str]:
         ranges = [
             (extents[n][0] + int(first) * wide[n], int(patches) * wide[n]) for n in bulk_names()
         ]
-        if _block_digest(descriptor, ranges) != int(checksum):
+        if block_digest(descriptor, ranges) != int(checksum):
             yield (
                 f"the block of pair {index} ({_text(name)}), patches {first} to "
                 f"{int(first) + int(patches) - 1}, is damaged"
             )
 
 
-def _block_digest(descriptor: int, ranges: Sequence[tuple[int, int]]) -> int:
+def block_digest(descriptor: int, ranges: Sequence[tuple[int, int]]) -> int:
+    """Return the checksum of a block from the (start, length) ranges of its bytes, in order."""
     import xxhash
 
     digest = xxhash.xxh3_64()

@@ -1,8 +1,9 @@
-"""The h5 file: creating it, writing blocks at their place, finishing. `h5_read` reads it.
+"""The h5 file: creating it, writing blocks at their place, completing it. `h5_read` reads it.
 
     input      (N, 1, p, p) torch or (N, p, p, 1) tf   float32, contiguous
     target     the same
     patch/     pair, scale, row, col, orientation       (N,): where every patch comes from
+    left_out/  patient, files, reason, kind             what gives no patches, and why
     pair/      a row a pair: names, position, patches, what undoes the normalisation, checksum
     checksum   (16,) of all bytes that are in none of the datasets above that have a row a patch
     attrs      format, format_version, complete, seed, unit, configuration (JSON), orientations
@@ -16,12 +17,10 @@ others in a heap whose bytes are not always the same.
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h5_read import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, bulk_names, rest_digest
-from utils import SIDES, Affine, Block, CallError, Config, Plan, RunError, quoted
+from journal import Written
+from utils import Block, Config, LeftOut, Plan, RunError, quoted
 
 if TYPE_CHECKING:
     from parallel import Writer
 
 FORMAT_VERSION = 1
-PARTIAL = ".partial"
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
 ALIGNMENT = 4096
 #: One write(2) call takes no more than 2^31 - 4096 bytes on Linux.
@@ -51,8 +50,6 @@ class Layout:
     ----------
     path : str
         The partial file.
-    final : str
-        The name that it gets when it is complete.
     device, inode : int
         Of that file, so that a rank can tell whether it sees the same one.
     offsets : dict of str to int
@@ -60,90 +57,13 @@ class Layout:
     """
 
     path: str
-    final: str
     device: int
     inode: int
     offsets: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Written:
-    """What is known of a pair only when its block has been written."""
-
-    input_affine: Affine
-    target_affine: Affine
-    checksum: int
-
-
-def outputs(config: Config) -> dict[str, str]:
-    """Return the files that a run makes, by side: '' without a split."""
-    if config.split is None and config.split_file is None:
-        return {"": config.output_fname}
-    stem, ending = os.path.splitext(config.output_fname)
-    parts = config.split or (1,) * len(SIDES)
-    return {side: f"{stem}_{side}{ending}" for side, part in zip(SIDES, parts, strict=True) if part}
-
-
-def check_outputs(config: Config) -> None:
-    """Refuse outputs that cannot or may not be written, before any work is done.
-
-    Raises
-    ------
-    CallError
-        See `check_output`.
-    """
-    for path in outputs(config).values():
-        check_output(path, config)
-    if config.anonymize and os.path.lexists(key_path(config)) and not config.overwrite:
-        raise CallError(
-            f"{quoted(key_path(config))}, the key of the pseudonyms, exists; add --overwrite to "
-            "replace it, or name another --output-fname"
-        )
-
-
-def check_output(fname: str, config: Config) -> None:
-    """Refuse an output that cannot or may not be written.
-
-    Raises
-    ------
-    CallError
-        It exists and `--overwrite` is not given, is a folder, lies in a folder that is none or that
-        may not be written, or another run is at it.
-    """
-    path = Path(fname)
-    if path.is_dir():
-        raise CallError(f"--output-fname {quoted(path)} is a folder; wanted: the name of a file")
-    if os.path.lexists(path) and not config.overwrite:
-        raise CallError(
-            f"--output-fname {quoted(path)} exists; add --overwrite to replace it, or name another"
-        )
-    parent = next(p for p in path.absolute().parents if os.path.lexists(p))
-    if not parent.is_dir():
-        raise CallError(f"--output-fname {quoted(path)}: {quoted(parent)} is no folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise CallError(
-            f"--output-fname {quoted(path)}: the folder {quoted(parent)} is not writable"
-        )
-    partial = partial_path(fname)
-    if os.path.lexists(partial):
-        raise CallError(
-            f"{quoted(partial)} exists: another run is writing it, or one was ended by force; if "
-            "none is running, remove that file"
-        )
-
-
-def partial_path(fname: str) -> str:
-    """Return the name that a file has until it is complete, beside its final one."""
-    return fname + PARTIAL
-
-
-def key_path(config: Config) -> str:
-    """Return where `--anonymize` keeps what the pseudonyms stand for."""
-    return os.path.splitext(config.output_fname)[0] + "_key.csv"
-
-
 @contextlib.contextmanager
-def _named_errors(path: str) -> Iterator[None]:
+def named_errors(path: str) -> Iterator[None]:
     """Turn an error of the system or of HDF5 into one line that names the file."""
     try:
         yield
@@ -154,41 +74,54 @@ def _named_errors(path: str) -> Iterator[None]:
         raise RunError(f"cannot write {quoted(path)}: {reason}") from error
 
 
-def create(plan: Plan, final: str, config: Config) -> Layout:
-    """Make the partial file with all datasets in their final size, and with the tables of pairs.
+def make(path: str) -> h5py.File:
+    """Make an empty file.
 
     Raises
     ------
-    RunError
-        The file cannot be made, or the disk has no space for it; nothing is left then.
+    FileExistsError
+        There is one: mode 'w' would empty a file that another process is writing.
     """
-    path = partial_path(final)
-    with _named_errors(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # 'x', not 'w': 'w' empties a file that another process is writing.
-        file = h5py.File(path, "x", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT)
-    try:
-        with _named_errors(path):
-            with file:
-                offsets = _create_contents(file, plan, config)
-            _reserve(path)
-            status = os.stat(path)
-    except BaseException:
-        os.unlink(path)
-        raise
-    where = os.path.abspath(path), os.path.abspath(final)
-    return Layout(*where, status.st_dev, status.st_ino, offsets)
+    # Without HDF5's locks, which some network file systems lack: `outputs` keeps its own.
+    return h5py.File(
+        path, "x", locking=False, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
+    )
 
 
-def _create_contents(file: h5py.File, plan: Plan, config: Config) -> dict[str, int]:
+def configuration(path: str) -> str:
+    """Return the configuration that a file was made with, as JSON."""
+    with h5py.File(path, "r", locking=False) as file:
+        return bytes(file.attrs["configuration"]).decode()
+
+
+def layout_of(path: str) -> Layout:
+    """Return where the bytes of a file lie."""
+    status = os.stat(path)
+    with h5py.File(path, "r", locking=False) as file:
+        offsets = {name: int(file[name].id.get_offset()) for name in [*bulk_names(), REST]}
+    return Layout(os.path.abspath(path), status.st_dev, status.st_ino, offsets)
+
+
+def block_ranges(plan: Plan, layout: Layout, index: int, config: Config) -> list[tuple[int, int]]:
+    """Return first byte and length of every part of a pair's block."""
+    start, patches = plan.starts[index], plan.starts[index + 1] - plan.starts[index]
+    wide = dict.fromkeys(("input", "target"), 4 * config.patch_size ** 2)
+    wide |= {f"patch/{name}": np.dtype(kind).itemsize for name, kind in PATCH_COLUMNS.items()}
+    return [(layout.offsets[n] + start * wide[n], patches * wide[n]) for n in bulk_names()]
+
+
+def create_contents(file: h5py.File, plan: Plan, config: Config) -> None:
+    """Make all datasets in their final size, and write what is known before any patch is made."""
     p, n = config.patch_size, plan.patches
     shape = (n, 1, p, p) if config.tensor_format == "torch" else (n, p, p, 1)
-    offsets = {name: _contiguous(file, name, shape, "<f4") for name in ("input", "target")}
+    for name in ("input", "target"):
+        _contiguous(file, name, shape, "<f4")
     table = file.create_group("patch")
     for name, kind in PATCH_COLUMNS.items():
-        offsets[f"patch/{name}"] = _contiguous(table, name, (n,), kind)
-    offsets[REST] = _contiguous(file, REST, (16,), "|u1")
+        _contiguous(table, name, (n,), kind)
+    _contiguous(file, REST, (16,), "|u1")
     _write_pairs(file.create_group("pair"), plan)
+    _write_left_out(file.create_group("left_out"), plan.left_out)
     for name, value in {
         "format": FORMAT,
         "format_version": np.uint32(FORMAT_VERSION),
@@ -199,11 +132,10 @@ def _create_contents(file: h5py.File, plan: Plan, config: Config) -> dict[str, i
         "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
     }.items():
         file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
-    return offsets
 
 
-def _contiguous(group: h5py.Group, name: str, shape: tuple[int, ...], kind: str) -> int:
-    """Make a dataset whose bytes lie in one piece from now on; return where they begin."""
+def _contiguous(group: h5py.Group, name: str, shape: tuple[int, ...], kind: str) -> None:
+    """Make a dataset whose bytes lie in one piece, at a place that is fixed from now on."""
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_layout(h5py.h5d.CONTIGUOUS)
     how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -211,29 +143,37 @@ def _contiguous(group: h5py.Group, name: str, shape: tuple[int, ...], kind: str)
     how.set_obj_track_times(False)  # the same job gives the same bytes at any time
     space = h5py.h5s.create_simple(shape)
     of_type = h5py.h5t.py_create(np.dtype(kind))
-    made = h5py.h5d.create(group.id, name.encode(), of_type, space, how)
-    return int(made.get_offset())
+    h5py.h5d.create(group.id, name.encode(), of_type, space, how)
+
+
+def _text(values: Iterable[str]) -> NDArray[np.bytes_]:
+    """Return strings of one length, UTF-8, padded with zeros."""
+    raw = [value.encode("utf-8", "surrogateescape") for value in values]
+    return np.array(raw, h5py.string_dtype("utf-8", max(map(len, raw), default=1) or 1))
+
+
+def _write_left_out(group: h5py.Group, left_out: Sequence[LeftOut]) -> None:
+    group.create_dataset("patient", data=_text(one.patient for one in left_out))
+    group.create_dataset("files", data=_text("\n".join(one.files) for one in left_out))
+    group.create_dataset("reason", data=_text(one.reason for one in left_out))
+    group.create_dataset("kind", data=_text(one.kind for one in left_out))
 
 
 def _write_pairs(group: h5py.Group, plan: Plan) -> None:
     def side(get: str) -> list[Any]:
         return [getattr(pair, get) for pair in plan.pairs]
 
-    def text(values: list[str]) -> NDArray[np.bytes_]:
-        raw = [v.encode("utf-8", "surrogateescape") for v in values]
-        return np.array(raw, h5py.string_dtype("utf-8", max(map(len, raw))))
-
     inputs, targets = side("input"), side("target")
     columns: dict[str, Any] = {
-        "patient": text([n.patient for n in plan.names]),
-        "input_file": text([n.input_file for n in plan.names]),
-        "target_file": text([n.target_file for n in plan.names]),
+        "patient": _text([n.patient for n in plan.names]),
+        "input_file": _text([n.input_file for n in plan.names]),
+        "target_file": _text([n.target_file for n in plan.names]),
         "position_mm": [np.nan if s.position_mm is None else s.position_mm for s in targets],
         "rows": np.array([s.rows for s in targets], "<u4"),
         "columns": np.array([s.columns for s in targets], "<u4"),
         "first_patch": np.array(plan.starts[:-1], "<u8"),
         "patches": np.diff(np.array(plan.starts, "<u8")),
-        "degradation": text([d or "none" for d in plan.degradations]),
+        "degradation": _text([d or "none" for d in plan.degradations]),
         "checksum": np.zeros(len(plan.pairs), "<u8"),
     }
     for name, slices in (("input", inputs), ("target", targets)):
@@ -246,20 +186,22 @@ def _write_pairs(group: h5py.Group, plan: Plan) -> None:
         group.create_dataset(name, data=np.asarray(values))
 
 
-def _reserve(path: str) -> None:
+def reserve(path: str) -> None:
     """Take the disk space of the whole file now, so that a full disk is met before the work."""
     with open(path, "r+b") as file:
         size = os.fstat(file.fileno()).st_size
+        disk = os.statvfs(path)
+        free = disk.f_bavail * disk.f_frsize
+        full = size > free
         try:
-            os.posix_fallocate(file.fileno(), 0, size)
+            if not full:
+                os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                return  # a file system that cannot reserve
-            disk = os.statvfs(path)
-            free = disk.f_bavail * disk.f_frsize
+            full = error.errno == errno.ENOSPC  # else a file system that cannot reserve
+        if full:
             raise RunError(
                 f"no space for {quoted(path)}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
-            ) from error
+            )
 
 
 class PartialFile:
@@ -267,7 +209,7 @@ class PartialFile:
 
     def __init__(self, layout: Layout) -> None:
         self.path = layout.path
-        with _named_errors(self.path):
+        with named_errors(self.path):
             self.descriptor = os.open(layout.path, os.O_WRONLY)
 
     @classmethod
@@ -290,7 +232,7 @@ class PartialFile:
             The disk is full or broken.
         """
         data = data.cast("B")
-        with _named_errors(self.path):
+        with named_errors(self.path):
             while data:
                 done = os.pwrite(self.descriptor, data[:WRITE_BYTES], offset)
                 data, offset = data[done:], offset + done
@@ -341,34 +283,16 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, start:
     return Written(block.input_affine, block.target_affine, digest.intdigest())
 
 
-def finish(layouts: list[Layout], written: list[list[Written]], config: Config) -> None:
-    """Write what was learned on the way, mark the files complete, and give them their final names.
-
-    The order makes a killed run leave the final names alone: data, checksums and marks are on the
-    disk before the first rename, and the renames are before the return.
+def complete(layout: Layout, records: list[Written]) -> None:
+    """Write what was learned on the way, mark the file complete, and sum up its other bytes.
 
     Parameters
     ----------
-    layouts : list of Layout
-    written : list of list of Written
-        For each of the files a record of each of its pairs.
-    config : Config
+    layout : Layout
+    records : list of Written
+        One for each pair.
     """
-    for layout, records in zip(layouts, written, strict=True):
-        with _named_errors(layout.path):
-            _complete(layout, records)
-            _sync(layout.path)
-            if os.path.lexists(layout.final) and not config.overwrite:
-                raise RunError(f"{quoted(layout.final)} was made by another run meanwhile")
-    for layout in layouts:
-        with _named_errors(layout.final):
-            os.replace(layout.path, layout.final)
-    for folder in {os.path.dirname(layout.path) for layout in layouts}:
-        _sync(folder)
-
-
-def _complete(layout: Layout, records: list[Written]) -> None:
-    with h5py.File(layout.path, "r+") as file:
+    with h5py.File(layout.path, "r+", locking=False) as file:
         table = file["pair"]
         for name in ("input", "target"):
             affines = [getattr(record, f"{name}_affine") for record in records]
@@ -384,42 +308,3 @@ def _complete(layout: Layout, records: list[Written]) -> None:
         os.pwrite(descriptor, rest_digest(descriptor, size, apart), layout.offsets[REST])
     finally:
         os.close(descriptor)
-
-
-def write_key(names: dict[str, str], config: Config) -> None:
-    """Write what the pseudonyms stand for, readable by nobody but the owner.
-
-    Parameters
-    ----------
-    names : dict of str to str
-        Real names by pseudonym.
-    config : Config
-    """
-    path = key_path(config)
-    with _named_errors(path):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + PARTIAL)
-        # The mode at creation, not afterwards: nobody may read it in between.
-        descriptor = os.open(path + PARTIAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(("pseudonym", "name"))
-            rows.writerows(names.items())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(path + PARTIAL, path)
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def discard(layouts: Iterable[Layout]) -> None:
-    """Remove the partial files of a run that failed."""
-    for layout in layouts:
-        with contextlib.suppress(OSError):
-            os.unlink(layout.path)

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -171,6 +173,13 @@ def build_parser() -> _Parser:
         "and list them; default: %(default)s",
     )
     add(
+        "--bad-files",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do where a file is damaged or no CT slice: refuse to run, or leave it out "
+        "with its partner and list it; default: %(default)s",
+    )
+    add(
         "--anatomy-check",
         choices=("error", "warn", "off"),
         default="error",
@@ -259,6 +268,19 @@ def build_parser() -> _Parser:
         action="store_true",
         help="replace an output that exists; default: refuse to",
     )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with what a run left that was ended; default: refuse to touch it",
+    )
+    add(
+        "--journal-seconds",
+        type=_number,
+        default=Config.journal_seconds,
+        metavar="S",
+        help="every how many seconds finished patches are made safe for --resume; "
+        "default: %(default)s",
+    )
     return parser
 
 
@@ -330,6 +352,9 @@ def verify(files: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failed run, 2 for a bad call."""
     rank, _ = parallel.launcher_ranks(os.environ)
+    for stream in (sys.stdout, sys.stderr):  # whatever the terminal's encoding, a name is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         if isinstance(config, list):
@@ -341,13 +366,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.status
     except SystemExit as leaving:  # --help and --version
         return int(leaving.code or 0)
+    _prepare_signals(config)
     try:
         import pipeline
 
         pipeline.run(config, world)
+        world.close()
     except BaseException as error:
         return world.fail(error)
     return 0
+
+
+def _prepare_signals(config: Config) -> None:
+    """Make a serial run end in one line when it is told to end, and leave MPI's ranks to mpiexec.
+
+    With a handler of Python's own, MPICH was seen to hang on SIGTERM.
+    """
+    if config.mpi_run:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from utils import Pair, Slice, quoted, shown
+from utils import LeftOut, Pair, Slice, shown
 
 #: Two figures of a geometry tag are the same up to this.
 SAME_MM = 0.01
 SAME_NUMBER = 1e-4
+#: Kind of what `--unpaired` is about.
+UNPAIRED = "unpaired"
 #: Pixels a side that the anatomy check looks at.
 SAMPLES = 64
 
@@ -35,10 +37,10 @@ class PatientPairs:
         Files that are no slices.
     by_instance : bool
         Whether the slices paired by Instance Number, for want of positions.
-    problems : list of str
-        What is wrong with files.
-    unpaired : list of str
-        Slices that do not pair, and why.
+    bad : list of LeftOut
+        Files that cannot be used.
+    unpaired : list of LeftOut
+        Slices that do not pair.
     persons : set of str
         Digests of what tells who was scanned, each behind the name of its tag.
     """
@@ -46,8 +48,8 @@ class PatientPairs:
     pairs: list[Pair] = field(default_factory=list)
     strays: int = 0
     by_instance: bool = False
-    problems: list[str] = field(default_factory=list)
-    unpaired: list[str] = field(default_factory=list)
+    bad: list[LeftOut] = field(default_factory=list)
+    unpaired: list[LeftOut] = field(default_factory=list)
     persons: set[str] = field(default_factory=set)
 
 
@@ -72,6 +74,8 @@ def pair_slices(
     Series without positions pair by Instance Number, if all slices have one and it is unique.
     """
     everything = [*inputs, *targets]
+    if not everything:
+        return
     if all(s.position_mm is not None for s in everything):
         near, unit = tolerance_mm(targets), "mm"
 
@@ -85,17 +89,24 @@ def pair_slices(
             return float(s.instance or 0)
 
     else:
-        lost = next(s for s in everything if s.position_mm is None)
-        out.problems.append(
-            f"{shown(lost.file)} has no ImagePositionPatient; wanted: a position in every slice of "
-            f"patient {quoted(patient)}, or in none and an InstanceNumber in every one"
-        )
+        wanted = "wanted: one in every slice of the patient, or in none and an InstanceNumber"
+        out.unpaired += [
+            LeftOut(patient, (s.file,), f"no ImagePositionPatient; {wanted}", UNPAIRED)
+            for s in everything
+            if s.position_mm is None
+        ]
+        located = [[s for s in side if s.position_mm is not None] for side in (inputs, targets)]
+        if all(located):
+            pair_slices(patient, located[0], located[1], out)
         return
-    sides = [_single(sorted(s, key=place), place, near, unit, out) for s in (inputs, targets)]
+    sides = [
+        _single(patient, sorted(s, key=place), place, near, unit, out) for s in (inputs, targets)
+    ]
     _match(patient, sides[0], sides[1], place, near, unit, out)
 
 
 def _single(
+    patient: str,
     side: list[Slice],
     place: Callable[[Slice], float],
     near: float,
@@ -107,9 +118,8 @@ def _single(
     for i, (a, b) in enumerate(itertools.pairwise(side)):
         if place(b) - place(a) <= near:
             double |= {i, i + 1}
-            out.unpaired.append(
-                f"{shown(a.file)} and {shown(b.file)} lie at one position, {place(a):g} {unit}"
-            )
+            reason = f"at one position, {place(a):g} {unit}"
+            out.unpaired.append(LeftOut(patient, (a.file, b.file), reason, UNPAIRED))
     return [s for i, s in enumerate(side) if i not in double]
 
 
@@ -134,17 +144,15 @@ def _match(
             i, j = i + 1, j + 1
             continue
         lone, kind = (inputs[i], "target") if gap < 0 else (targets[j], "input")
-        out.unpaired.append(
-            f"{shown(lone.file)} at {place(lone):g} {unit} has no single {kind} slice at that "
-            "position"
-        )
+        reason = f"no single {kind} slice at its position, {place(lone):g} {unit}"
+        out.unpaired.append(LeftOut(patient, (lone.file,), reason, UNPAIRED))
         i, j = (i + 1, j) if gap < 0 else (i, j + 1)
 
 
 def _pair(patient: str, a: Slice, b: Slice, out: PatientPairs) -> None:
     problem = mismatch(a, b)
     if problem:
-        out.unpaired.append(problem)
+        out.unpaired.append(LeftOut(patient, (a.file, b.file), problem, UNPAIRED))
     else:
         # Whose slices they are has been noted: the plan of a large set need not carry it.
         bare = [replace(s, event="", persons=()) for s in (a, b)]
@@ -160,13 +168,12 @@ def mismatch(a: Slice, b: Slice) -> str:
         ("ImageOrientationPatient", a.orientation, b.orientation, SAME_NUMBER),
         ("ImagePositionPatient in the plane", a.in_plane_mm, b.in_plane_mm, SAME_MM),
     )
-    files = f"{shown(a.file)} and {shown(b.file)} are no pair"
     for name, one, two, near in checks:
         if len(one) != len(two) or any(abs(x - y) > near for x, y in zip(one, two, strict=True)):
-            return f"{files}: {name} {_plain(one)} against {_plain(two)}"
+            return f"no pair, {name} {_plain(one)} against {_plain(two)}"
     if a.event and b.event and a.event != b.event:
         # The values stay out: a UID of the study may identify the patient.
-        return f"{files}: IrradiationEventUID differs, so they are of two acquisitions"
+        return "no pair, IrradiationEventUID differs: they are of two acquisitions"
     return ""
 
 

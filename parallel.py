@@ -14,6 +14,8 @@ Messages, all between rank 0 and one other rank, each far below 64 MB:
 
 from __future__ import annotations
 
+import atexit
+import math
 import os
 import sys
 import time
@@ -21,7 +23,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from utils import CallError, ToolError
+from utils import CallError, RunError, ToolError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -38,6 +40,8 @@ TASKS_AHEAD = 2
 #: Longest sleep between two looks for a message, seconds. MPI itself would spin: with more ranks
 #: than cores, waiting ranks would take the cores from working ones.
 NAP = 0.002
+#: How long a failed run waits for its other ranks to leave in good order, seconds.
+PATIENCE = 5.0
 
 
 class Writer(Protocol):
@@ -110,17 +114,23 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> World:
     return World(MPI.COMM_WORLD)
 
 
-def _failure(error: BaseException, where: str) -> SharedFailure:
+def _failure(error: BaseException, what: str) -> ToolError:
+    """Turn an error that nobody foresaw into one line; `what` says what it was about."""
+    if isinstance(error, ToolError):
+        return error
+    if isinstance(error, MemoryError):
+        return RunError(f"{what}out of memory: {error}")
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return RunError(f"{what}{type(error).__name__}{place}: {error} (this is a bug)")
+
+
+def _shared(error: BaseException, where: str) -> SharedFailure:
     """Turn what went wrong on a rank into what all ranks are told."""
     if isinstance(error, SharedFailure):
         return error
-    if isinstance(error, ToolError):
-        return SharedFailure(f"{where}{error}", error.status)
-    if isinstance(error, MemoryError):
-        return SharedFailure(f"{where}out of memory: {error}", 1)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    return SharedFailure(f"{where}{type(error).__name__}{place}: {error} (this is a bug)", 1)
+    failure = _failure(error, "")
+    return SharedFailure(f"{where}{failure}", failure.status)
 
 
 class World:
@@ -141,6 +151,18 @@ class World:
         self._sent: list[MPI.Request] = []
         #: Whether this rank shares its host, and so its file systems, with rank 0.
         self.beside_root = self._shares_root_host()
+        self._open = True
+        if self.size > 1:
+            atexit.register(self._check_left)
+
+    def _check_left(self) -> None:
+        """End all ranks if this one leaves in the middle: the others would wait for it for ever."""
+        if self._open:
+            self.fail(RunError("left before the run was over"))
+
+    def close(self) -> None:
+        """Take note that this rank is through with the run."""
+        self._open = False
 
     def _shares_root_host(self) -> bool:
         if self.comm is None or self.size == 1:
@@ -154,18 +176,20 @@ class World:
 
     # --- waiting and talking ------------------------------------------------------------------
 
-    def _wait(self, source: int | None = None) -> Any:
-        """Wait politely for the next message; return its (message, status)."""
+    def _wait(self, source: int | None = None, seconds: float = math.inf) -> Any:
+        """Wait politely for the next message; return its (message, status), None if none came."""
         from mpi4py import MPI
 
         assert self.comm is not None
         nap = 0.0
-        while True:
+        latest = time.monotonic() + seconds
+        while time.monotonic() < latest:
             found = self._look(MPI.ANY_SOURCE if source is None else source)
             if found:
                 return found
             time.sleep(nap)
             nap = min(NAP, nap + NAP / 20)
+        return None
 
     def _look(self, source: int, tag: int | None = None) -> Any:
         from mpi4py import MPI
@@ -204,7 +228,7 @@ class World:
         try:
             result = step()
         except Exception as error:
-            failure = _failure(error, "")
+            failure = _shared(error, "")
             self._tell_all(failure, ROOT)
             raise failure from error
         self._tell_all(None, ROOT)
@@ -257,6 +281,7 @@ class World:
         tasks: Sequence[Task] | None,
         work: Callable[[Task], Result],
         take: Callable[[Result], None],
+        name: Callable[[Task], str] = lambda _: "",
     ) -> None:
         """Do every task once, on any rank; results come to rank 0 in any order.
 
@@ -268,16 +293,27 @@ class World:
             Does a task and returns a small result. Called on every rank.
         take : callable
             Given each result, on rank 0.
+        name : callable
+            Says what a task is about, for the message about an error that nobody foresaw.
 
         Raises
         ------
         SharedFailure
             On every rank, where `work` or `take` fails on any.
         """
+
+        def named(task: Task) -> Result:
+            try:
+                return work(task)
+            except ToolError:
+                raise
+            except Exception as error:
+                raise _failure(error, name(task)) from error
+
         if self.rank:
-            self._follow(work)
+            self._follow(named)
         else:
-            _Lead(self, list(tasks or ()), work, take).run()
+            _Lead(self, list(tasks or ()), named, take).run()
 
     def _follow(self, work: Callable[[Task], Result]) -> None:
         """Do what rank 0 hands out until it says stop."""
@@ -299,7 +335,7 @@ class World:
             try:
                 report: tuple[str, object] = ("done", work(told))
             except Exception as error:
-                failure = _failure(error, f"rank {self.rank}: ")
+                failure = _shared(error, f"rank {self.rank}: ")
                 report = ("failed", failure)
             self.comm.send(report, 0, REPORT)
 
@@ -310,9 +346,13 @@ class World:
         """
         if isinstance(error, KeyboardInterrupt):
             message, status = "interrupted", 130
+        elif isinstance(error, SystemExit):
+            message, status = "told to end", int(error.code or 1)
         else:
-            failure = _failure(error, f"rank {self.rank}: " if self.size > 1 else "")
+            failure = _shared(error, f"rank {self.rank}: " if self.size > 1 else "")
             message, status = str(failure), failure.status
+        message += "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        self.close()
         shared = isinstance(error, SharedFailure)
         if self.rank == 0 or not shared:
             print(f"main.py: error: {message}", file=sys.stderr, flush=True)
@@ -381,7 +421,7 @@ class _Lead:
 
     def stop_for(self, error: Exception) -> None:
         where = f"rank {self.world.rank}: " if self.world.size > 1 else ""
-        self.failure, self.cause = _failure(error, where), error
+        self.failure, self.cause = _shared(error, where), error
 
     def step(self) -> None:
         while self.world.size > 1 and (found := self.world._look(_any_source())):
@@ -424,7 +464,10 @@ class _Lead:
             self.world._tell(rank, self.failure, STOP)
         while self.held:
             try:
-                self.answer(self.world._wait())
+                found = self.world._wait(seconds=PATIENCE if self.failure else math.inf)
+                if not found:  # some rank is stuck, perhaps in a file system that hangs
+                    self.world.fail(RunError(f"{self.failure} (rank {min(self.held)} is stuck)"))
+                self.answer(found)
             except Exception as error:  # a write that fails must not keep the others waiting
                 if not self.failure:
                     self.stop_for(error)

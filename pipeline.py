@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 import dicom_io
 import h5_store
+import outputs
 import patching
 import splitting
 from augment import draw_degradations
-from pairing import PatientPairs, Sample, misfits
+from journal import Written
+from pairing import UNPAIRED, PatientPairs, Sample, misfits
 from parallel import World
 from utils import (
     Affine,
     Config,
+    LeftOut,
     Names,
     Pair,
     PairPlan,
@@ -30,6 +33,7 @@ from utils import (
     Tally,
     generator,
     listed,
+    quoted,
     shown,
 )
 
@@ -63,13 +67,14 @@ class Survey:
     """What a look at the pixels of a pair has shown; empty where nobody asked."""
 
     index: int
+    patient: str
     part: PairPlan | None = None
     input_sample: Sample | None = None
     target_sample: Sample | None = None
     other_samples: tuple[Sample, ...] = ()
     figures: Figures | None = None
     digests: tuple[str, ...] = ()
-    problem: str = ""
+    problem: LeftOut | None = None
 
 
 @dataclass(frozen=True)
@@ -92,21 +97,23 @@ class Findings:
     pairs: list[Pair] = field(default_factory=list)
     tasks: list[SurveyTask] = field(default_factory=list)
     persons: dict[str, set[str]] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 def run(config: Config, world: World) -> None:
     """Do the whole job that `config` describes, with the ranks of `world`."""
     tally = Tally()
-    world.on_root(lambda: h5_store.check_outputs(config))
+    world.on_root(lambda: outputs.check(config))
     findings = find(config, world, tally)
     plans = make_plans(findings, config, world, tally)
-    layouts = allocate(plans, config, world)
+    claims = world.on_root(lambda: allocate(plans, config)) or []
     try:
-        written = fill(plans, layouts, config, world)
-        world.on_root(lambda: finish(plans, layouts, written, config))
-    except BaseException:
-        if world.rank == 0:
-            h5_store.discard(layouts)
+        fill(plans, claims, config, world)
+        world.on_root(lambda: finish(plans, claims, config))
+    except BaseException as error:
+        kept = [path for claim in claims if (path := claim.release())]
+        if kept:
+            error.add_note(f"what was done is in {', '.join(map(quoted, kept))}; --resume goes on")
         raise
     world.on_root(lambda: show(plans, config, tally))
 
@@ -126,6 +133,10 @@ def find(config: Config, world: World, tally: Tally) -> Findings:
     return world.on_root(lambda: choose_pairs(found, config, tally)) or Findings()
 
 
+#: Which option is about which kind of what cannot be used.
+_SKIPS = (("--bad-files", dicom_io.BAD), ("--unpaired", UNPAIRED))
+
+
 def choose_pairs(found: dict[str, PatientPairs], config: Config, tally: Tally) -> Findings:
     """Return the pairs that the run is about, ordered by patient and position.
 
@@ -135,15 +146,22 @@ def choose_pairs(found: dict[str, PatientPairs], config: Config, tally: Tally) -
         Files are bad, or slices do not pair: all of them at once.
     """
     patients = sorted(found)
-    problems = [p for patient in patients for p in found[patient].problems]
-    unpaired = [u for patient in patients for u in found[patient].unpaired]
-    if config.unpaired == "error":
-        problems += unpaired
+    problems: list[LeftOut] = []
+    left_out: list[LeftOut] = []
+    for patient in patients:
+        one = found[patient]
+        # Where a bad file is left out, the slice at its position has lost its partner.
+        skip = config.unpaired == "skip" or (config.bad_files == "skip" and bool(one.bad))
+        (left_out if config.bad_files == "skip" else problems).extend(one.bad)
+        (left_out if skip else problems).extend(one.unpaired)
     if problems:
-        hint = "" if not unpaired else " (--unpaired skip goes on without unpaired slices)"
-        raise RunError(listed(f"bad slices{hint}", problems))
-    tally.warnings += [f"left out: {line}" for line in unpaired]
-    findings = Findings(persons={patient: set(found[patient].persons) for patient in patients})
+        kinds = {problem.kind for problem in problems}
+        hints = [f"{option} skip" for option, kind in _SKIPS if kind in kinds]
+        headline = f"slices that cannot be used (to go on without them: {', '.join(hints)})"
+        raise RunError(listed(headline, map(str, problems)))
+    findings = Findings(
+        persons={patient: set(found[patient].persons) for patient in patients}, left_out=left_out
+    )
     for patient in patients:
         one = found[patient]
         tally.add("patients")
@@ -155,7 +173,7 @@ def choose_pairs(found: dict[str, PatientPairs], config: Config, tally: Tally) -
         add_tasks(patient, one.pairs, config, findings, tally)
     _check_rescale(findings.pairs, config)
     if not findings.pairs:
-        raise RunError("no pair is left; see --unpaired")
+        raise RunError(listed("no pair is left", map(str, left_out)))
     return findings
 
 
@@ -224,7 +242,7 @@ def surveyor(config: Config) -> Callable[[SurveyTask], Survey]:
         return patching.plan_pair((rows, columns), config)
 
     def survey(task: SurveyTask) -> Survey:
-        out = Survey(task.index)
+        out = Survey(task.index, task.pair.patient)
         pair = task.pair
         try:
             read = Reader(config.input_folder)
@@ -245,8 +263,12 @@ def surveyor(config: Config) -> Callable[[SurveyTask], Survey]:
                 out.input_sample = read.sample(pair.input)
                 out.target_sample = read.sample(target)
                 out.other_samples = tuple(read.sample(one) for one in task.others)
-        except RunError as error:
-            out.problem = str(error)
+            elif any(one.pixel_offset is None for one in (pair.input, target)):
+                # Whether they decode shows up here, before any patch is made.
+                for one in (pair.input, target):
+                    read.stored(one)
+        except dicom_io.BadFile as error:
+            out.problem = LeftOut(pair.patient, (error.file,), error.reason, dicom_io.BAD)
         return out
 
     return survey
@@ -321,10 +343,9 @@ class Collector:
 
     def __init__(self, findings: Findings, surveys: dict[int, Survey], config: Config) -> None:
         self.findings, self.surveys, self.config = findings, surveys, config
-        self.problems: dict[int, str] = {}
+        self.problems: dict[int, LeftOut] = {}
         self.misfits: dict[str, list[str]] = {}
         self.waiting: dict[str, set[int]] = {}
-        self.lost: list[str] = []
         for task in findings.tasks:
             if task.chosen:
                 self.waiting.setdefault(task.pair.patient, set()).add(task.index)
@@ -333,14 +354,12 @@ class Collector:
 
     def take(self, survey: Survey) -> None:
         """Take note of one survey."""
-        if survey.index < 0:
-            if survey.problem:
-                self.lost.append(survey.problem)
-            return
-        patient = self.findings.pairs[survey.index].patient
-        self.surveys[survey.index] = survey
+        patient = survey.patient
         self.findings.persons[patient].update(survey.digests)
         survey.digests = ()
+        if survey.index < 0:  # a pair that is not chosen may be as bad as it likes
+            return
+        self.surveys[survey.index] = survey
         if survey.problem:
             self.problems[survey.index] = survey.problem
         waiting = self.waiting[patient]
@@ -376,34 +395,43 @@ def assemble(
         A file could not be read, a pair does not look like one, or no patch would be made.
     """
     problems = [collector.problems[i] for i in sorted(collector.problems)]
-    problems += sorted(collector.lost)
-    if problems:
-        raise RunError(listed("bad files", problems))
+    if problems and config.bad_files == "error":
+        headline = "files that cannot be used (to go on without them: --bad-files skip)"
+        raise RunError(listed(headline, map(str, problems)))
+    findings.left_out += problems
     wrong = [line for patient in sorted(collector.misfits) for line in collector.misfits[patient]]
     if wrong and config.anatomy_check == "error":
         raise RunError(listed("not the same anatomy (see --anatomy-check)", wrong))
     tally.warnings += [f"not the same anatomy: {line}" for line in wrong]
+    good = [i for i in range(len(findings.pairs)) if i not in collector.problems]
+    findings.pairs = [findings.pairs[i] for i in good]
+    surveys = [collector.surveys[i] for i in good]
     sides = choose_sides(findings, config, tally)
-    surveys = [collector.surveys[i] for i in range(len(findings.pairs))]
-    train = [
-        s for s, p in zip(surveys, findings.pairs, strict=True) if sides[p.patient] in ("", "train")
-    ]
-    fixed = fixed_affine([s.figures for s in train if s.figures], config)
-    names = name_pairs(findings.pairs, sorted(findings.persons), config)
+    training = [s.figures for s in surveys if s.figures and sides[s.patient] in ("", "train")]
+    fixed = fixed_affine(training, config)
+    numbers = number_patients(findings.persons, config)
+    names = name_pairs(findings.pairs, numbers)
+    left_out = [_named(one, numbers) for one in findings.left_out]
+    tally.left_out = [str(one) for one in left_out]
     identities = [pair.identity for pair in findings.pairs]
     kinds = [""] * len(identities)
     if config.blurr_n_noise:
         kinds = draw_degradations(identities, config.seed)
     plans = {}
-    for side in h5_store.outputs(config):
+    for side in outputs.files_of(config):
         here = [i for i, pair in enumerate(findings.pairs) if sides[pair.patient] == side]
         parts = [part for i in here if (part := surveys[i].part)]
         starts = [0]
         for part in parts:
             starts.append(starts[-1] + part.kept_windows * config.orientations)
         pairs = [findings.pairs[i] for i in here]
+        aside = [
+            shown_as
+            for one, shown_as in zip(findings.left_out, left_out, strict=True)
+            if sides[one.patient] == side
+        ]
         plans[side] = Plan(
-            pairs, parts, starts, [kinds[i] for i in here], [names[i] for i in here], fixed
+            pairs, parts, starts, [kinds[i] for i in here], [names[i] for i in here], fixed, aside
         )
         _check_patches(side, plans[side], config)
     count(plans, tally)
@@ -426,11 +454,17 @@ def choose_sides(findings: Findings, config: Config, tally: Tally) -> dict[str, 
     return sides
 
 
-def name_pairs(pairs: Sequence[Pair], patients: Sequence[str], config: Config) -> list[Names]:
-    """Return what pairs are called in the file: their real names, or pseudonyms."""
+def number_patients(patients: Iterable[str], config: Config) -> dict[str, str]:
+    """Return the pseudonym of each patient; nothing without `--anonymize`."""
     if not config.anonymize:
+        return {}
+    return {patient: f"P{i:04d}" for i, patient in enumerate(sorted(patients), 1)}
+
+
+def name_pairs(pairs: Sequence[Pair], numbers: dict[str, str]) -> list[Names]:
+    """Return what pairs are called in the file: their real names, or pseudonyms."""
+    if not numbers:
         return [Names(p.patient, p.input.file, p.target.file) for p in pairs]
-    numbers = {patient: f"P{i:04d}" for i, patient in enumerate(patients, 1)}
     seen: dict[str, int] = {}
     out = []
     for pair in pairs:
@@ -438,6 +472,13 @@ def name_pairs(pairs: Sequence[Pair], patients: Sequence[str], config: Config) -
         name = numbers[pair.patient]
         out.append(Names(name, f"{name}/in_{i:04d}", f"{name}/target_{i:04d}"))
     return out
+
+
+def _named(one: LeftOut, numbers: dict[str, str]) -> LeftOut:
+    """Return what was left out without a real name in it, if there are pseudonyms."""
+    if not numbers:
+        return one
+    return LeftOut(numbers[one.patient], (numbers[one.patient],), one.kind, one.kind)
 
 
 def _check_patches(side: str, plan: Plan, config: Config) -> None:
@@ -470,37 +511,33 @@ def count(plans: dict[str, Plan], tally: Tally) -> None:
 # --- allocate, fill, finish, show ------------------------------------------------------------
 
 
-def allocate(plans: dict[str, Plan], config: Config, world: World) -> list[h5_store.Layout]:
-    """Make the partial files in their full size; return their layouts on every rank."""
-
-    def create() -> list[h5_store.Layout]:
-        layouts: list[h5_store.Layout] = []
-        try:
-            for side, path in h5_store.outputs(config).items():
-                layouts.append(h5_store.create(plans[side], path, config))
-        except BaseException:
-            h5_store.discard(layouts)
-            raise
-        return layouts
-
-    return world.share(world.on_root(create))
+def allocate(plans: dict[str, Plan], config: Config) -> list[outputs.Claim]:
+    """Make the partial files in their full size, or go on with those that are there."""
+    claims: list[outputs.Claim] = []
+    try:
+        for side, path in outputs.files_of(config).items():
+            claims.append(outputs.Claim(plans[side], path, config))
+    except BaseException:
+        for claim in claims:
+            claim.release()
+        raise
+    return claims
 
 
-def fill(
-    plans: dict[str, Plan], layouts: list[h5_store.Layout], config: Config, world: World
-) -> list[list[h5_store.Written]]:
-    """Make every block and write it at its place; return a record of each, on rank 0."""
+def fill(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config, world: World) -> None:
+    """Make every block that is not there yet and write it at its place."""
+    layouts = world.share([claim.layout for claim in claims])
     direct = world.rank == 0 or (config.hand_over != "messages" and world.beside_root)
     files = [h5_store.PartialFile.seen(layout) if direct else None for layout in layouts]
     writers = world.open_writers(files)
     tasks = [
         PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.starts[i], plan.fixed)
-        for file, plan in enumerate(plans.values())
+        for file, (plan, claim) in enumerate(zip(plans.values(), claims, strict=True))
         for i, pair in enumerate(plan.pairs)
+        if not claim.complete and i not in claim.done
     ]
-    written: list[dict[int, h5_store.Written]] = [{} for _ in plans]
 
-    def work(task: PairTask) -> tuple[int, int, h5_store.Written]:
+    def work(task: PairTask) -> tuple[int, int, Written]:
         pair = task.pair
         images = [dicom_io.read_pixels(config.input_folder, s) for s in (pair.input, pair.target)]
         if config.in_hu:
@@ -515,23 +552,17 @@ def fill(
         record = h5_store.write_block(writers[task.file], layout, block, task.index, task.start)
         return task.file, task.index, record
 
-    def take(result: tuple[int, int, h5_store.Written]) -> None:
+    def take(result: tuple[int, int, Written]) -> None:
         file, index, record = result
-        written[file][index] = record
+        claims[file].note(index, record)
 
-    world.run(tasks, work, take)
+    world.run(tasks, work, take, lambda task: f"{shown(task.pair.input.file)}: ")
     for one in files:
         if one:
             one.close()
-    return [[records[i] for i in range(len(records))] for records in written]
 
 
-def finish(
-    plans: dict[str, Plan],
-    layouts: list[h5_store.Layout],
-    written: list[list[h5_store.Written]],
-    config: Config,
-) -> None:
+def finish(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config) -> None:
     """Complete the files, and with `--anonymize` the key of the pseudonyms."""
     if config.anonymize:
         key: dict[str, str] = {}
@@ -539,19 +570,21 @@ def finish(
             for pair, names in zip(plan.pairs, plan.names, strict=True):
                 real = (pair.patient, pair.input.file, pair.target.file)
                 key |= dict(zip(names, real, strict=True))
-        h5_store.write_key(key, config)
-    h5_store.finish(layouts, written, config)
+        outputs.write_key(key, config)
+    outputs.finish(claims)
 
 
 def show(plans: dict[str, Plan], config: Config, tally: Tally) -> None:
     """Make the sanity-check pictures and print the summary."""
     import sanity
 
-    files = h5_store.outputs(config)
+    files = outputs.files_of(config)
     folders = [sanity.draw(plan, files[side], side, config) for side, plan in plans.items()]
     for name, number in tally.counts.items():
         if number or name in ("patients", "pairs", "patches"):
             print(f"{name:28} {number}")
+    for line in tally.left_out:
+        print(f"left out: {line}")
     for warning in tally.warnings:
         print(f"warning: {warning}")
     for (side, plan), folder in zip(plans.items(), folders, strict=True):

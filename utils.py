@@ -97,14 +97,20 @@ class Config:
     anatomy_check: str = "error"
     split: tuple[float, ...] | None = None
     split_file: str | None = None
+    bad_files: str = "error"
     anonymize: bool = False
     seed: int = 0
     mpi_run: bool = False
     overwrite: bool = False
+    resume: bool = False
     hand_over: str = "auto"
+    journal_seconds: float = 5.0
 
     #: Where and how a run is done; all other fields decide what the file holds.
-    HOW = ("input_folder", "output_fname", "split_file", "mpi_run", "overwrite", "hand_over")
+    HOW = (
+        *("input_folder", "output_fname", "split_file", "mpi_run", "overwrite", "resume"),
+        *("hand_over", "journal_seconds"),
+    )
 
     @property
     def in_hu(self) -> bool:
@@ -163,6 +169,8 @@ class Slice:
         Digest of the Irradiation Event UID (0008,3010); '' where there is none, and in a `Pair`.
     persons : tuple of str
         Digests of what tells who was scanned; empty in a `Pair`.
+    stamp : tuple of int
+        Bytes of the file and when it was changed last, ns: whether it is still the same.
     """
 
     file: str
@@ -182,6 +190,20 @@ class Slice:
     padding: tuple[int, int] | None = None
     event: str = ""
     persons: tuple[str, ...] = ()
+    stamp: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file, or two that belong together, that gives no patches, and why."""
+
+    patient: str
+    files: tuple[str, ...]
+    reason: str
+    kind: str  # 'bad file' or 'unpaired'
+
+    def __str__(self) -> str:
+        return f"{' and '.join(map(shown, self.files))}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -268,6 +290,8 @@ class Plan:
         What the pairs are called in the file and in pictures.
     fixed : Affine or None
         The normalisation, where it is the same for every image.
+    left_out : list of LeftOut
+        What of these patients gives no patches.
     """
 
     pairs: list[Pair]
@@ -276,6 +300,7 @@ class Plan:
     degradations: list[str]
     names: list[Names]
     fixed: Affine | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def patches(self) -> int:
@@ -402,6 +427,7 @@ class Tally:
 
     counts: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, name: str, number: int = 1) -> None:
         """Add to the count of that name."""
