@@ -25,7 +25,7 @@ NOISE_LEVEL = 0.01
 
 
 @functools.cache
-def _cv2() -> ModuleType:
+def opencv() -> ModuleType:
     """Import OpenCV where it is used: whoever only reads a file needs none."""
     import cv2
 
@@ -55,7 +55,7 @@ def downscale(image: Image, scale: float) -> Image:
     if scale == 1:
         return image
     rows, columns = view_shape((image.shape[0], image.shape[1]), scale)
-    cv2 = _cv2()
+    cv2 = opencv()
     return np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
 
 
@@ -146,7 +146,7 @@ def degrade(image: Image, kind: str, rng: np.random.Generator) -> Image:
         Where the noise is drawn from.
     """
     if kind == "blur":
-        return np.asarray(_cv2().blur(image, (3, 3)), np.float32)
+        return np.asarray(opencv().blur(image, (3, 3)), np.float32)
     if kind == "noise":
         level = NOISE_LEVEL * np.sqrt(np.mean(np.square(image, dtype=np.float64)))
         noise = rng.standard_normal(image.shape, np.float32)

