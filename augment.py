@@ -75,6 +75,17 @@ def orient(image: NDArray[Any], code: int) -> NDArray[Any]:
     return np.ascontiguousarray(image)
 
 
+def orient_view(view: Image, code: int) -> Image:
+    """Return a whole view as `orient` does, fast: OpenCV turns in blocks that fit the cache."""
+    cv2 = opencv()
+    if code == 0:
+        return view
+    if code in FLIPS:
+        return np.asarray(cv2.flip(view, 0 if code == FLIPS[0] else 1), np.float32)
+    turns = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
+    return np.asarray(cv2.rotate(view, turns[code - 1]), np.float32)
+
+
 def undo_orientation(patch: NDArray[Any], code: int) -> NDArray[Any]:
     """Return the patch as it was before `orient` with the same code."""
     return orient(patch, {1: 3, 3: 1}.get(code, code))

@@ -105,7 +105,7 @@ def layout_of(path: str) -> Layout:
 def block_ranges(plan: Plan, layout: Layout, index: int, config: Config) -> list[tuple[int, int]]:
     """Return first byte and length of every part of a pair's block."""
     start, patches = plan.starts[index], plan.starts[index + 1] - plan.starts[index]
-    wide = dict.fromkeys(("input", "target"), 4 * config.patch_size ** 2)
+    wide = dict.fromkeys(("input", "target"), 4 * config.patch_size**2)
     wide |= {f"patch/{name}": np.dtype(kind).itemsize for name, kind in PATCH_COLUMNS.items()}
     return [(layout.offsets[n] + start * wide[n], patches * wide[n]) for n in bulk_names()]
 
@@ -189,12 +189,13 @@ def _write_pairs(group: h5py.Group, plan: Plan) -> None:
 def reserve(path: str) -> None:
     """Take the disk space of the whole file now, so that a full disk is met before the work."""
     with open(path, "r+b") as file:
-        size = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
+        size = status.st_size
         disk = os.statvfs(path)
         free = disk.f_bavail * disk.f_frsize
         full = size > free
         try:
-            if not full:
+            if not full and not _in_memory(status):
                 os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             full = error.errno == errno.ENOSPC  # else a file system that cannot reserve
@@ -202,6 +203,21 @@ def reserve(path: str) -> None:
             raise RunError(
                 f"no space for {quoted(path)}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
             )
+
+
+def _in_memory(status: os.stat_result) -> bool:
+    """Tell whether a file lies on a memory file system.
+
+    There reserving means to fill all pages with zeros, as much work as writing them.
+    """
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            # Field 3 is the device, and the type of the file system follows a lone dash (proc(5)).
+            fields = [line.split() for line in mounts]
+    except OSError:
+        return False
+    return any(f[2] == device and f[f.index("-") + 1] in ("tmpfs", "ramfs") for f in fields)
 
 
 class PartialFile:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 import augment
@@ -190,13 +189,15 @@ def cut(
     out : ndarray of float32, shape (n, p, p)
     """
     size = out.shape[-1]
-    for code in np.unique(codes):
+    for code in np.unique(codes).tolist():
         # A turned patch is a window of the turned view: turning the view once lets every patch
-        # be copied in whole rows.
-        chosen = codes == code
-        turned = sliding_window_view(augment.orient(view, int(code)), (size, size))
-        where = augment.oriented_start(rows[chosen], cols[chosen], size, view.shape, int(code))
-        out[chosen] = turned[where]
+        # be copied in whole rows. And a slice a patch copies once, where indexing by arrays would
+        # copy twice: in all 1.5 times as fast for p55.
+        chosen = np.flatnonzero(codes == code)
+        turned = augment.orient_view(view, code)
+        starts = augment.oriented_start(rows[chosen], cols[chosen], size, view.shape, code)
+        for i, row, col in zip(chosen.tolist(), *(s.tolist() for s in starts), strict=True):
+            out[i] = turned[row : row + size, col : col + size]
 
 
 def draw_orientations(
@@ -215,8 +216,8 @@ def draw_orientations(
     codes = np.zeros((windows, config.orientations), np.uint8)
     if config.rot_augment:
         rng = generator(config.seed, f"orientation {scale:g}", identity)
-        codes[:, 1] = rng.choice(augment.TURNS, windows)
-        codes[:, 2] = rng.choice(augment.FLIPS, windows)
+        codes[:, 1] = rng.integers(augment.TURNS[0], augment.TURNS[-1] + 1, windows)
+        codes[:, 2] = rng.integers(augment.FLIPS[0], augment.FLIPS[-1] + 1, windows)
     return codes
 
 

@@ -80,7 +80,9 @@ def draw(plan: Plan, file: str, side: str, config: Config) -> Path:
 
 def save(picture: Picture, path: Path) -> None:
     """Write a grey or a blue-green-red picture as PNG."""
-    _, data = augment.opencv().imencode(".png", picture)
+    cv2 = augment.opencv()
+    # Noise does not get smaller by trying harder.
+    _, data = cv2.imencode(".png", picture, (cv2.IMWRITE_PNG_COMPRESSION, 1))
     path.write_bytes(data.tobytes())
 
 
