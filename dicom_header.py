@@ -18,6 +18,7 @@ _SYNTAX = 0x00020010
 
 _ELEMENT = struct.Struct("<HH2sH")
 _LONG = struct.Struct("<L")
+_DOUBLE = struct.Struct("<d")
 #: Value representations with a length of four bytes (PS3.5 7.1.2).
 _LONG_VRS = frozenset(
     (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
@@ -70,6 +71,15 @@ def _signed(raw: bytes) -> int:
     return int.from_bytes(raw, "little", signed=True)
 
 
+def _words(raw: bytes) -> list[str]:
+    return [_text(part) for part in raw.split(b"\\")]
+
+
+def _double(raw: bytes) -> float:
+    (value,) = _DOUBLE.unpack(raw)
+    return float(value)
+
+
 _READ: Mapping[bytes, Callable[[bytes], Any]] = {
     b"CS": _text,
     b"DA": _text,
@@ -80,6 +90,8 @@ _READ: Mapping[bytes, Callable[[bytes], Any]] = {
     b"IS": _integer,
     b"US": _unsigned,
     b"SS": _signed,
+    b"SH": _words,
+    b"FD": _double,
 }
 
 #: What is read: name and value representation by tag (PS3.6).
@@ -91,6 +103,9 @@ _TAGS: Mapping[int, tuple[str, tuple[bytes, ...]]] = {
     0x00083010: ("IrradiationEventUID", (b"UI",)),
     0x00100020: ("PatientID", (b"LO",)),
     0x00180050: ("SliceThickness", (b"DS",)),
+    0x00181152: ("Exposure", (b"IS",)),
+    0x00181210: ("ConvolutionKernel", (b"SH",)),
+    0x00189345: ("CTDIvol", (b"FD",)),
     0x0020000D: ("StudyInstanceUID", (b"UI",)),
     0x00200013: ("InstanceNumber", (b"IS",)),
     0x00200032: ("ImagePositionPatient", (b"DS",)),

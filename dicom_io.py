@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import hashlib
 import io
 import os
 import re
+import stat
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+import dicom_header
 from pairing import PatientPairs, Sample, pair_slices, sample_steps
 from utils import AIR_HU, CallError, Config, LeftOut, RunError, Slice, listed, quoted, shown
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+    Header = Mapping[str, Any] | Dataset
 
 #: Folder names that are taken when no option names them, by how they begin.
 INPUT_NAMES = ("quarter*", "low*")
@@ -74,6 +79,10 @@ MOST_PIXELS_A_SIDE = 4096
 MOST_FILE_BYTES = 64 << 20
 #: RLE can grow 64-fold before its length is known.
 MOST_RLE_PIXELS = 2048 * 2048
+#: Longest value of VR CS (PS3.5 6.2): in a damaged file what comes next may pass for a part of it.
+CS_LETTERS = 16
+#: No scanner writes a slope or an intercept beyond, nor a slope below its inverse.
+MOST_RESCALE = 1e9
 #: Most headers are shorter than this.
 HEAD_BYTES = 64 << 10
 
@@ -92,6 +101,9 @@ _TAGS = [
     "SOPClassUID",
     "Modality",
     "SliceThickness",
+    "Exposure",
+    "ConvolutionKernel",
+    "CTDIvol",
     "InstanceNumber",
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -114,10 +126,12 @@ _TAGS = [
     "StudyDate",
     "StudyTime",
 ]
+#: What the size of a decoded image hangs on.
+_FRAME_TAGS = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames")
 #: Kind of what `--bad-files` is about.
 BAD = "bad file"
 
-_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+_EXPLICIT_LITTLE = dicom_header.EXPLICIT_LITTLE
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -265,8 +279,11 @@ def read_slice(root: str, file: str) -> Slice:
         Not a DICOM file, not a CT slice, or one that the tool has no rule for.
     """
     try:
-        with open(os.path.join(root, file), "rb", buffering=0) as stream:
+        # A pipe among the slices must not be waited for.
+        with open(os.path.join(root, file), "rb", buffering=0, opener=_open_at_once) as stream:
             status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise _refuse(file, "is no regular file", "a CT slice")
             stamp = status.st_size, status.st_mtime_ns
             if status.st_size > MOST_FILE_BYTES:
                 raise _too_large(file, f"{status.st_size} bytes", f"{MOST_FILE_BYTES}")
@@ -281,12 +298,23 @@ def read_slice(root: str, file: str) -> Slice:
         raise BadFile(file, f"cannot be read: {error.strerror}") from None
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _parse(file: str, data: bytes, stamp: tuple[int, int]) -> Slice:
     """Read the header from the first bytes of a file.
 
     A length in a damaged file may claim gigabytes: from bytes in memory, no more can be read than
     there are.
     """
+    plain = dicom_header.read(data)
+    if plain:
+        header, offset = plain
+        with contextlib.suppress(ValueError, TypeError):  # an odd value, for pydicom to judge
+            tail = data[offset : offset + 12]
+            return _slice_of(header, file, _EXPLICIT_LITTLE, tail, offset, stamp)
+
     import pydicom
     from pydicom.errors import InvalidDicomError
 
@@ -311,13 +339,22 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int]) -> Slice:
 
 def _check_inflated(file: str, data: bytes) -> None:
     """Refuse a Deflated file that would grow beyond the limit, without letting it."""
-    if _DEFLATED.encode() not in data[:1024]:
+    if _DEFLATED.encode() not in data:
         return
-    # File Meta Information Group Length (0002,0000) is the first element (PS3.10 7.1).
-    start = 144 + int.from_bytes(data[140:144], "little")
-    inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], MOST_FILE_BYTES + 1)
-    if len(inflated) > MOST_FILE_BYTES:
+    from pydicom.filereader import read_dataset, read_preamble
+
+    # Where pydicom itself begins to inflate: the length that File Meta Information gives may lie.
+    stream = io.BytesIO(data)
+    read_preamble(stream, False)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    if meta.get("TransferSyntaxUID") != _DEFLATED:
+        return
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    zipped = data[stream.tell() :]
+    if len(inflater.decompress(zipped, MOST_FILE_BYTES + 1)) > MOST_FILE_BYTES:
         raise _too_large(file, "the inflated data set", f"{MOST_FILE_BYTES} bytes")
+    if not inflater.eof or zipped.startswith(b"\0\0"):  # group 0000, which pydicom would skip
+        raise ValueError("cut short")
 
 
 def _too_large(file: str, found: str, most: str) -> BadFile:
@@ -328,10 +365,12 @@ def _refuse(file: str, found: str, wanted: str) -> BadFile:
     return BadFile(file, f"{found}; wanted: {wanted}")
 
 
-def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...] | None:
+def _numbers(dataset: Header, name: str, count: int) -> tuple[float, ...] | None:
     value = dataset.get(name)
     if value is None or value == "":
         return None
+    if count > 1 and isinstance(value, str):
+        raise ValueError(name)
     numbers = tuple(float(v) for v in (value if count > 1 else [value]))
     if len(numbers) != count or not np.isfinite(numbers).all():
         raise ValueError(name)
@@ -344,7 +383,7 @@ def _digest(value: str) -> str:
     return hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def _persons(dataset: Dataset) -> tuple[str, ...]:
+def _persons(dataset: Header) -> tuple[str, ...]:
     """Return digests of what tells who was scanned, each behind the name of its tag."""
 
     def value(name: str) -> str:
@@ -362,7 +401,7 @@ def _persons(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _slice_of(
-    dataset: Dataset, file: str, syntax: str, tail: bytes, offset: int, stamp: tuple[int, int]
+    dataset: Header, file: str, syntax: str, tail: bytes, offset: int, stamp: tuple[int, int]
 ) -> Slice:
     """Turn a header into a `Slice`, refusing what the tool has no rule for."""
 
@@ -374,14 +413,15 @@ def _slice_of(
 
     modality = str(dataset.get("Modality", ""))
     if modality != "CT":
-        raise _refuse(file, f"Modality {quoted(modality)}", "CT")
+        raise _refuse(file, f"Modality {quoted(modality[:CS_LETTERS])}", "CT")
     if (samples := whole("SamplesPerPixel", 1)) != 1:
         raise _refuse(file, f"{samples} samples a pixel", "1")
     if (frames := whole("NumberOfFrames", 1)) != 1:
         raise _refuse(file, f"{frames} frames", "one slice a file")
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise _refuse(file, f"PhotometricInterpretation {photometric!r}", "MONOCHROME2")
+        found = f"PhotometricInterpretation {quoted(photometric[:CS_LETTERS])}"
+        raise _refuse(file, found, "MONOCHROME2")
     rows, columns = whole("Rows"), whole("Columns")
     if not (0 < rows <= MOST_PIXELS_A_SIDE and 0 < columns <= MOST_PIXELS_A_SIDE):
         raise _refuse(
@@ -394,6 +434,10 @@ def _slice_of(
         raise _refuse(file, "no RescaleSlope or RescaleIntercept", "both, they give the HU")
     if slope[0] == 0:
         raise _refuse(file, "RescaleSlope 0", "any other")
+    if not 1 / MOST_RESCALE <= abs(slope[0]) <= MOST_RESCALE or abs(intercept[0]) > MOST_RESCALE:
+        # Beyond it float32 would make infinity of some values, or NaN when they are normalised.
+        found = f"RescaleSlope {slope[0]:g} with RescaleIntercept {intercept[0]:g}"
+        raise _refuse(file, found, f"slopes from {1 / MOST_RESCALE:g} to {MOST_RESCALE:g}")
     if dataset.get("ModalityLUTSequence"):
         raise _refuse(file, "a Modality LUT Sequence", "RescaleSlope and RescaleIntercept")
     dtype, bits = _stored_type(file, whole, syntax)
@@ -402,7 +446,7 @@ def _slice_of(
     )
     along, in_plane, orientation = _geometry(dataset)
     thickness = _numbers(dataset, "SliceThickness", 1)
-    instance = dataset.get("InstanceNumber")
+    instance = _instance(dataset)
     event = str(dataset.get("IrradiationEventUID") or "")
     return Slice(
         file=file,
@@ -413,7 +457,7 @@ def _slice_of(
         orientation=orientation,
         spacing_mm=_numbers(dataset, "PixelSpacing", 2) or (),
         thickness_mm=thickness[0] if thickness else None,
-        instance=int(instance) if instance not in (None, "") else None,
+        instance=instance,
         slope=slope[0],
         intercept=intercept[0],
         pixel_offset=pixel_offset,
@@ -423,10 +467,38 @@ def _slice_of(
         event=_digest(event) if event else "",
         persons=_persons(dataset),
         stamp=stamp,
+        kernel=_kernel(dataset.get("ConvolutionKernel")),
+        exposure_mas=_told(dataset, "Exposure"),
+        ctdi_mgy=_told(dataset, "CTDIvol"),
     )
 
 
-def _padding(dataset: Dataset, dtype: np.dtype[Any]) -> tuple[int, int] | None:
+def _kernel(value: Any) -> str:
+    """Return the words of Convolution Kernel, of which there may be several."""
+    words = [value] if isinstance(value, str) else (value or [])
+    return " ".join(str(word) for word in words)
+
+
+def _told(dataset: Header, name: str) -> float | None:
+    """Return a number that is shown and no more: a senseless one is none."""
+    try:
+        numbers = _numbers(dataset, name, 1)
+    except (ValueError, TypeError):
+        return None
+    return numbers[0] if numbers else None
+
+
+def _instance(dataset: Header) -> int | None:
+    """Return the Instance Number; a VR of IS has 32 bits (PS3.5 6.2)."""
+    value = dataset.get("InstanceNumber")
+    if value is None or value == "":
+        return None
+    if not -(1 << 31) <= int(value) < 1 << 31:
+        raise ValueError("InstanceNumber")
+    return int(value)
+
+
+def _padding(dataset: Header, dtype: np.dtype[Any]) -> tuple[int, int] | None:
     """Return the range of stored values that mean 'no image here' (PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None or value == "":
@@ -487,12 +559,12 @@ def _check_decoder(file: str, syntax: str) -> None:
         name = UID(syntax).name if syntax else "missing"
         raise _refuse(
             file,
-            f"transfer syntax {shown(name)}, which no decoder reads",
+            f"transfer syntax {shown(name[:64])}, which no decoder reads",
             "install requirements.txt",
         )
 
 
-def _geometry(dataset: Dataset) -> tuple[float | None, tuple[float, ...], tuple[float, ...]]:
+def _geometry(dataset: Header) -> tuple[float | None, tuple[float, ...], tuple[float, ...]]:
     """Return the position along the slice normal, the position in the plane, the orientation."""
     position = _numbers(dataset, "ImagePositionPatient", 3)
     orientation = _numbers(dataset, "ImageOrientationPatient", 6)
@@ -501,6 +573,8 @@ def _geometry(dataset: Dataset) -> tuple[float | None, tuple[float, ...], tuple[
     along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
     normal = np.cross(along_row, along_column)
     at = np.array(position)
+    if not np.isfinite([at @ normal, at @ along_row, at @ along_column]).all():
+        raise ValueError("ImagePositionPatient")
     return float(at @ normal), (float(at @ along_row), float(at @ along_column)), orientation
 
 
@@ -557,6 +631,9 @@ def _without_unused_bits(stored: NDArray[Any], bits: int) -> NDArray[Any]:
     unused = stored.dtype.itemsize * 8 - bits
     if not unused:
         return stored
+    if stored.dtype.kind == "u":
+        masked: NDArray[Any] = stored & stored.dtype.type((1 << bits) - 1)
+        return masked
     native = stored.astype(stored.dtype.newbyteorder("="))
     return (native << unused) >> unused
 
@@ -599,21 +676,30 @@ def _check_frame(one: Slice, dataset: Dataset, syntax: str) -> None:
     from pydicom.encaps import generate_frames
     from pydicom.uid import RLELossless
 
+    # Elements behind the pixels are read only now, and may repeat some of the header.
+    found = [int(dataset.get(name, 1)) for name in _FRAME_TAGS]
+    wanted = [one.rows, one.columns, 8 * np.dtype(one.dtype).itemsize, 1, 1]
+    if found != wanted:
+        raise _refuse(one.file, f"a header that says {found} and then something else", f"{wanted}")
     if syntax == _DEFLATED:
         return
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
     pixels = one.rows * one.columns
     if syntax == RLELossless:
-        if pixels > MOST_RLE_PIXELS or len(frame) > 3 * pixels + 1024:
+        # A header of 64 bytes, and a segment for each byte of a pixel (PS3.5 annex G).
+        ends = [int(n) for n in np.frombuffer(frame[:64], "<u4")[1:]]
+        segments = np.dtype(one.dtype).itemsize
+        longest = max(np.diff([*ends[:segments], len(frame)]))
+        if pixels > MOST_RLE_PIXELS or longest > 1.02 * pixels + 64:
             raise _too_large(one.file, f"RLE of {pixels} pixels", f"{MOST_RLE_PIXELS} pixels")
         return
     claimed = _codestream_shape(frame)
-    if claimed != (one.rows, one.columns):
-        raise _refuse(one.file, f"a code stream of {claimed}", f"{one.rows} x {one.columns}")
+    if claimed != (one.rows, one.columns, 1):
+        raise _refuse(one.file, f"a code stream of {claimed}", f"{(one.rows, one.columns, 1)}")
 
 
-def _codestream_shape(frame: bytes) -> tuple[int, int] | None:
-    """Return rows and columns that a JPEG, JPEG-LS or JPEG 2000 code stream claims.
+def _codestream_shape(frame: bytes) -> tuple[int, int, int] | None:
+    """Return rows, columns and components that a JPEG, JPEG-LS or JPEG 2000 code stream claims.
 
     JPEG: SOF markers of ISO/IEC 10918-1 B.2.2 and 14495-1 C.2.2. JPEG 2000: the SIZ marker of
     ISO/IEC 15444-1 A.5.1.
@@ -623,14 +709,15 @@ def _codestream_shape(frame: bytes) -> tuple[int, int] | None:
         return int.from_bytes(frame[at : at + width], "big")
 
     if frame[:4] == b"\xff\x4f\xff\x51":
-        return number(12, 4) - number(20, 4), number(8, 4) - number(16, 4)
+        rows, columns = number(12, 4) - number(20, 4), number(8, 4) - number(16, 4)
+        return rows, columns, number(40, 2)
     at = 2
     while at + 9 < len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker == 0xFF:  # fill
             at += 1
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return number(at + 5, 2), number(at + 7, 2)
+            return number(at + 5, 2), number(at + 7, 2), number(at + 9, 1)
         else:
             at += 2 + number(at + 2, 2)
     return None
@@ -677,6 +764,36 @@ def to_hu(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
     if one.slope == 1:
         return stored + np.float32(one.intercept)
     return (stored * one.slope + one.intercept).astype(np.float32)
+
+
+class Reader:
+    """Reads the images of one pair, each at most once.
+
+    Parameters
+    ----------
+    root : str
+        The input folder.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.images: dict[str, NDArray[np.float32]] = {}
+
+    def stored(self, one: Slice) -> NDArray[np.float32]:
+        """Return the stored values of a slice."""
+        if one.file not in self.images:
+            self.images[one.file] = read_pixels(self.root, one)
+        return self.images[one.file]
+
+    def hu(self, one: Slice) -> NDArray[np.float32]:
+        """Return a slice in HU."""
+        return to_hu(self.stored(one), one)
+
+    def sample(self, one: Slice) -> Sample:
+        """Return the few pixels of a slice that the anatomy check looks at."""
+        if one.file in self.images:
+            return sample_of(self.hu(one))
+        return read_sample(self.root, one)
 
 
 # --- pairs -----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from h5_read import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, bulk_names, rest_digest
 from journal import Written
+from stopwatch import step
 from utils import Block, Config, LeftOut, Plan, RunError, quoted
 
 if TYPE_CHECKING:
@@ -294,8 +295,10 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, start:
     digest = xxhash.xxh3_64()
     for name, data in zip(bulk_names(), arrays, strict=True):
         if n:
-            digest.update(data.data)
-            writer.write(layout.offsets[name] + start * data[0].nbytes, data.reshape(-1).data)
+            with step("sum"):
+                digest.update(data.data)
+            with step("write"):
+                writer.write(layout.offsets[name] + start * data[0].nbytes, data.reshape(-1).data)
     return Written(block.input_affine, block.target_affine, digest.intdigest())
 
 

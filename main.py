@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import parallel
@@ -88,15 +90,18 @@ def build_parser() -> _Parser:
         epilog="Every option may be spelled with dashes or with underscores.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    sizes = ", ".join(f"p{size} ({overlap})" for size, overlap in PATCH_OVERLAPS.items())
-    add("--version", action="version", version=f"%(prog)s {__version__}")
-    add(
-        "--verify",
-        nargs="+",
-        metavar="FILE",
-        help="check every byte of finished h5 files against the checksums in them, and do no more",
-    )
+    for title, add_options in (
+        ("data", _add_data),
+        ("patches", _add_patches),
+        ("augmentation", _add_augmentation),
+        ("output", _add_output),
+        ("run", _add_run),
+    ):
+        add_options(parser.add_argument_group(title).add_argument)
+    return parser
+
+
+def _add_data(add: Callable[..., object]) -> None:
     add(
         "--input-folder",
         metavar="DIR",
@@ -111,59 +116,12 @@ def build_parser() -> _Parser:
             f"default: what begins with {begins}",
         )
     add(
-        "--output-fname",
-        metavar="FILE",
-        default=Config.output_fname,
-        help="the h5 file to make; folders are made; default: %(default)s",
-    )
-    add(
-        "--patch-size",
-        type=_patch_size,
-        default="p55",
-        metavar="pN",
-        help=f"pixels a side, with the overlap of neighbouring windows in pixels: {sizes}; "
-        "any other pN with --overlap; default: %(default)s",
-    )
-    add(
-        "--overlap",
-        type=_whole(0),
-        metavar="M",
-        help="pixels that neighbouring windows share, below the patch size; "
-        "default: as --patch-size says",
-    )
-    add(
-        "--edge",
-        choices=EDGES,
-        default=EDGES[0],
-        help="shift: the last window moves inward, every pixel is covered and none invented; "
-        "pad: what reaches past the image is filled with air, as older data sets have it; "
-        "default: %(default)s",
-    )
-    add(
-        "--normalization-type",
-        choices=NORMALIZATIONS,
-        default="None",
-        help="of each whole image before augmentation. None: pixels as stored; "
-        "unity_independent: to [0, 1] by its own minimum and maximum; unity_wrt_ld: both by the "
-        "low-dose image's; std_independent: less its mean, over its standard deviation; "
-        "std_wrt_ld: both by the low-dose image's; hu_window: HU clipped to --hu-window and scaled "
-        "to [0, 1]; dataset_unity, dataset_std: HU, by the figures of all input images of the run "
-        "(of train, if split); default: %(default)s",
-    )
-    add(
-        "--hu-window",
-        nargs=2,
-        type=_number,
-        default=Config.hu_window,
-        metavar=("LO", "HI"),
-        help="the range of hu_window, HU; default: %(default)s",
-    )
-    add(
-        "--intensity",
-        choices=INTENSITIES,
-        default=INTENSITIES[0],
-        help="stored: pixels as the file stores them, the same slope and intercept needed "
-        "throughout; hu: in HU; default: %(default)s",
+        "--random_N",
+        nargs="?",
+        const=7,
+        type=_whole(1),
+        metavar="N",
+        help="pairs a patient, drawn at random; 7 if no number is given; default: all pairs",
     )
     add(
         "--unpaired",
@@ -201,26 +159,68 @@ def build_parser() -> _Parser:
         help="keep patients apart as a text file says: a line a patient, train, val or test and "
         "the name; default: one file",
     )
+
+
+def _add_patches(add: Callable[..., object]) -> None:
+    sizes = ", ".join(f"p{size} ({overlap})" for size, overlap in PATCH_OVERLAPS.items())
     add(
-        "--anonymize",
+        "--patch-size",
+        type=_patch_size,
+        default="p55",
+        metavar="pN",
+        help=f"pixels a side, with the overlap of neighbouring windows in pixels: {sizes}; "
+        "any other pN with --overlap; default: %(default)s",
+    )
+    add(
+        "--overlap",
+        type=_whole(0),
+        metavar="M",
+        help="pixels that neighbouring windows share, below the patch size; "
+        "default: as --patch-size says",
+    )
+    add(
+        "--edge",
+        choices=EDGES,
+        default=EDGES[0],
+        help="shift: the last window moves inward, every pixel is covered and none invented; "
+        "pad: what reaches past the image is filled with air, as older data sets have it; "
+        "default: %(default)s",
+    )
+    add(
+        "--intensity",
+        choices=INTENSITIES,
+        default=INTENSITIES[0],
+        help="stored: pixels as the file stores them, the same slope and intercept needed "
+        "throughout; hu: in HU; default: %(default)s",
+    )
+    add(
+        "--normalization-type",
+        choices=NORMALIZATIONS,
+        default="None",
+        help="of each whole image before augmentation. None: pixels as stored; "
+        "unity_independent: to [0, 1] by its own minimum and maximum; unity_wrt_ld: both by the "
+        "low-dose image's; std_independent: less its mean, over its standard deviation; "
+        "std_wrt_ld: both by the low-dose image's; hu_window: HU clipped to --hu-window and scaled "
+        "to [0, 1]; dataset_unity, dataset_std: HU, by the figures of all input images of the run "
+        "(of train, if split); default: %(default)s",
+    )
+    add(
+        "--hu-window",
+        nargs=2,
+        type=_number,
+        default=Config.hu_window,
+        metavar=("LO", "HI"),
+        help="the range of hu_window, HU; default: %(default)s",
+    )
+    add(
+        "--air_threshold",
         action="store_true",
-        help="replace names of patients and files by P0001, P0001/in_0001, ... and keep what they "
-        "stand for in <name>_key.csv, readable by you alone; default: names as they are",
+        help="leave out patches of air: kept are those with more than 10 %% of the target's "
+        "pixels above -824 HU and a mean above -924 HU; default: all are kept",
     )
-    add(
-        "--tensor-format",
-        choices=TENSOR_FORMATS,
-        default="torch",
-        help="torch: (N, 1, p, p); tf: (N, p, p, 1); default: %(default)s",
-    )
-    add(
-        "--random_N",
-        nargs="?",
-        const=7,
-        type=_whole(1),
-        metavar="N",
-        help="pairs a patient, drawn at random; 7 if no number is given; default: all pairs",
-    )
+
+
+def _add_augmentation(add: Callable[..., object]) -> None:
     add(
         "--rot_augment",
         action="store_true",
@@ -233,35 +233,31 @@ def build_parser() -> _Parser:
         help="patches also from the pair downscaled to 0.8 and 0.6; default: full size only",
     )
     add(
-        "--air_threshold",
-        action="store_true",
-        help="leave out patches of air: kept are those with more than 10 %% of the target's "
-        "pixels above -824 HU and a mean above -924 HU; default: all are kept",
-    )
-    add(
         "--blurr_n_noise",
         action="store_true",
         help="blur 40 %% of the input images by a 3x3 mean, add noise of 1 %% of the root mean "
         "square to 40 %%, leave 20 %%; default: none is changed",
     )
+
+
+def _add_output(add: Callable[..., object]) -> None:
     add(
-        "--mpi_run",
+        "--output-fname",
+        metavar="FILE",
+        default=Config.output_fname,
+        help="the h5 file to make; folders are made; default: %(default)s",
+    )
+    add(
+        "--tensor-format",
+        choices=TENSOR_FORMATS,
+        default="torch",
+        help="torch: (N, 1, p, p); tf: (N, p, p, 1); default: %(default)s",
+    )
+    add(
+        "--anonymize",
         action="store_true",
-        help="share the work over the ranks of mpiexec; default: one process, no MPI",
-    )
-    add(
-        "--hand_over",
-        choices=("auto", "messages"),
-        default="auto",
-        help="how ranks bring patches into the file. auto: those on rank 0's host write them at "
-        "their place, others send them to rank 0; messages: all send; default: %(default)s",
-    )
-    add(
-        "--seed",
-        type=_whole(0),
-        default=0,
-        metavar="S",
-        help="every random draw hangs on it; a whole number; default: %(default)s",
+        help="replace names of patients and files by P0001, P0001/in_0001, ... and keep what they "
+        "stand for in <name>_key.csv, readable by you alone; default: names as they are",
     )
     add(
         "--overwrite",
@@ -274,6 +270,61 @@ def build_parser() -> _Parser:
         help="go on with what a run left that was ended; default: refuse to touch it",
     )
     add(
+        "--verify",
+        nargs="+",
+        metavar="FILE",
+        help="check every byte of finished h5 files against the checksums in them, and do no more",
+    )
+
+
+def _add_run(add: Callable[..., object]) -> None:
+    add(
+        "--mpi_run",
+        action="store_true",
+        help="share the work over the ranks of mpiexec; default: one process, no MPI",
+    )
+    add(
+        "--seed",
+        type=_whole(0),
+        default=0,
+        metavar="S",
+        help="every random draw hangs on it; a whole number; default: %(default)s",
+    )
+    add(
+        "--config",
+        metavar="FILE",
+        help="take all options that decide what the file holds from an h5 file of this tool, or "
+        "from JSON; options given beside it win; default: none",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="stop after the plan, and tell what would be made; default: make it",
+    )
+    add(
+        "--profile",
+        action="store_true",
+        help="tell at the end where the time went, by rank, s; default: do not",
+    )
+    add(
+        "--quiet",
+        action="store_true",
+        help="print warnings and errors alone; default: progress and a summary too",
+    )
+    add(
+        "--verbose",
+        action="store_true",
+        help="print also what the headers tell, the patches of each patient, and where the tool "
+        "itself failed; default: do not",
+    )
+    add(
+        "--hand_over",
+        choices=("auto", "messages"),
+        default="auto",
+        help="how ranks bring patches into the file. auto: those on rank 0's host write them at "
+        "their place, others send them to rank 0; messages: all send; default: %(default)s",
+    )
+    add(
         "--journal-seconds",
         type=_number,
         default=Config.journal_seconds,
@@ -281,7 +332,7 @@ def build_parser() -> _Parser:
         help="every how many seconds finished patches are made safe for --resume; "
         "default: %(default)s",
     )
-    return parser
+    add("--version", action="version", version=f"%(prog)s {__version__}")
 
 
 def parse(argv: Sequence[str]) -> Config | list[str]:
@@ -293,7 +344,18 @@ def parse(argv: Sequence[str]) -> Config | list[str]:
         An option or a value that does not exist, or values that do not go together.
     """
     parser = build_parser()
-    options = vars(parser.parse_args(parser.spelled_as_documented(argv)))
+    spelled = parser.spelled_as_documented(argv)
+    options = vars(parser.parse_args(spelled))
+    stored = options.pop("config")
+    if stored is not None:
+        defaults = _stored_options(stored)
+        # What belongs together is not taken from two places.
+        for given, other in (("--patch-size", "overlap"), ("--split-file", "split")):
+            if any(argument.split("=")[0] == given for argument in spelled):
+                defaults.pop(other, None)
+        parser.set_defaults(**defaults)
+        options = vars(parser.parse_args(spelled))
+        del options["config"]
     files: list[str] | None = options.pop("verify")
     if files:
         return files
@@ -306,6 +368,33 @@ def parse(argv: Sequence[str]) -> Config | list[str]:
     if options["split"] is not None:
         options["split"] = _split(tuple(options["split"]), options["split_file"])
     return Config(**options)
+
+
+def _stored_options(path: str) -> dict[str, object]:
+    """Return the options that a run stored in its h5 file, or that stand in a JSON file.
+
+    Raises
+    ------
+    CallError
+        The file cannot be read, or does not hold such options.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(8)
+            if text == b"\x89HDF\r\n\x1a\n":
+                import h5_store
+
+                stored = json.loads(h5_store.configuration(path))
+            else:
+                stored = json.loads(text + file.read())
+    except OSError as error:
+        raise CallError(f"--config {quoted(path)}: {error.strerror or error}") from None
+    except (ValueError, KeyError):
+        raise CallError(f"--config {quoted(path)} holds no configuration of this tool") from None
+    known = set(json.loads(Config("").as_json()))
+    if not isinstance(stored, dict) or not set(stored) <= known:
+        raise CallError(f"--config {quoted(path)} holds no configuration of this tool")
+    return stored
 
 
 def _overlap(size: int, overlap: int | None) -> int:
@@ -373,6 +462,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pipeline.run(config, world)
         world.close()
     except BaseException as error:
+        if config.verbose:
+            traceback.print_exc()
         return world.fail(error)
     return 0
 

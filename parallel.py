@@ -23,6 +23,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import stopwatch
+from stopwatch import step
 from utils import CallError, RunError, ToolError
 
 if TYPE_CHECKING:
@@ -211,7 +213,7 @@ class World:
 
     # --- steps of rank 0 alone ----------------------------------------------------------------
 
-    def on_root(self, step: Callable[[], Result]) -> Result | None:
+    def on_root(self, do: Callable[[], Result]) -> Result | None:
         """Run a step on rank 0 while the others wait; where it fails, fail on all ranks.
 
         Returns
@@ -220,13 +222,15 @@ class World:
             What the step returned on rank 0, None on the others.
         """
         if self.rank:
-            message, _ = self._wait(source=0)
+            with step("rank 0"):
+                message, _ = self._wait(source=0)
             failure = message.recv()
             if failure:
                 raise failure
             return None
         try:
-            result = step()
+            with stopwatch.step("rank 0"):
+                result = do()
         except Exception as error:
             failure = _shared(error, "")
             self._tell_all(failure, ROOT)
@@ -243,6 +247,18 @@ class World:
             else:
                 self._tell_all(value, ROOT)
         return value  # type: ignore[return-value]
+
+    def gather(self, value: Result) -> list[Result]:
+        """Return the small values of all ranks, in order, on rank 0."""
+        if self.rank:
+            assert self.comm is not None
+            self.comm.send(value, 0, REPORT)
+            return []
+        values = [value]
+        for rank in range(1, self.size):
+            message, _ = self._wait(source=rank)
+            values.append(message.recv())
+        return values
 
     def _tell_all(self, what: object, tag: int) -> None:
         for rank in range(1, self.size):
@@ -321,7 +337,8 @@ class World:
         failure: SharedFailure | None = None
         while True:
             # STOP overtakes the tasks that were handed out before it.
-            message, status = self._look(0, STOP) or self._wait(source=0)
+            with step("wait"):
+                message, status = self._look(0, STOP) or self._wait(source=0)
             told = message.recv()
             if status.tag == STOP:
                 for sender in self._senders:
@@ -431,7 +448,9 @@ class _Lead:
         if self.tasks:
             self.take(self.work(self.tasks.pop()))
         elif any(self.held.values()):
-            self.answer(self.world._wait())
+            with step("wait"):
+                found = self.world._wait()
+            self.answer(found)
 
     def hand_out(self, rank: int) -> None:
         if self.tasks:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
+from stopwatch import step
 from utils import (
     AIR_HU,
     Affine,
@@ -221,6 +222,20 @@ def draw_orientations(
     return codes
 
 
+class Scratch:
+    """Memory that one block after the other is made in: the system hands it out only once."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Image] = {}
+
+    def array(self, name: str, shape: tuple[int, ...]) -> Image:
+        """Return an array of float32 of that shape, its values being whatever is there."""
+        size = int(np.prod(shape))
+        if name not in self._memory or self._memory[name].size < size:
+            self._memory[name] = np.empty(size, np.float32)
+        return self._memory[name][:size].reshape(shape)
+
+
 def make_block(
     pair: Pair,
     part: PairPlan,
@@ -229,6 +244,7 @@ def make_block(
     target_image: Image,
     config: Config,
     fixed: Affine | None = None,
+    scratch: Scratch | None = None,
 ) -> Block:
     """Normalise, augment and cut one pair.
 
@@ -244,14 +260,17 @@ def make_block(
     config : Config
     fixed : Affine, optional
         The normalisation, where it is the same for every image of the run.
+    scratch : Scratch, optional
+        Where to put the patches; the block is good until the next one is made there.
     """
     input_image, target_image, input_affine, target_affine = img_pair_normalization(
         input_image, target_image, config.normalization_type, fixed
     )
     n, p = part.kept_windows * config.orientations, config.patch_size
+    patches = [(scratch or Scratch()).array(side, (n, p, p)) for side in ("input", "target")]
     block = Block(
-        np.empty((n, p, p), np.float32),
-        np.empty((n, p, p), np.float32),
+        patches[0],
+        patches[1],
         np.empty(n, np.float32),
         np.empty(n, np.int32),
         np.empty(n, np.int32),
@@ -264,14 +283,15 @@ def make_block(
         kept = kept_mask(part, index)
         stop = start + int(kept.sum()) * config.orientations
         if stop > start:
-            input_view = augment.downscale(input_image, scale)
-            if degradation:
-                rng = generator(config.seed, f"noise {scale:g}", pair.identity)
-                input_view = augment.degrade(input_view, degradation, rng)
-            target_view = augment.downscale(target_image, scale)
-            _fill_view(
-                block, slice(start, stop), kept, scale, pair, input_view, target_view, config
-            )
+            with step("scale"):
+                input_view = augment.downscale(input_image, scale)
+                if degradation:
+                    rng = generator(config.seed, f"noise {scale:g}", pair.identity)
+                    input_view = augment.degrade(input_view, degradation, rng)
+                target_view = augment.downscale(target_image, scale)
+            here = slice(start, stop)
+            with step("cut"):
+                _fill_view(block, here, kept, scale, pair, input_view, target_view, config)
         start = stop
     return block
 

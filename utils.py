@@ -103,13 +103,17 @@ class Config:
     mpi_run: bool = False
     overwrite: bool = False
     resume: bool = False
+    dry_run: bool = False
+    profile: bool = False
+    quiet: bool = False
+    verbose: bool = False
     hand_over: str = "auto"
     journal_seconds: float = 5.0
 
     #: Where and how a run is done; all other fields decide what the file holds.
     HOW = (
         *("input_folder", "output_fname", "split_file", "mpi_run", "overwrite", "resume"),
-        *("hand_over", "journal_seconds"),
+        *("dry_run", "profile", "quiet", "verbose", "hand_over", "journal_seconds"),
     )
 
     @property
@@ -126,6 +130,11 @@ class Config:
     def orientations(self) -> int:
         """How many patches one kept window gives."""
         return 3 if self.rot_augment else 1
+
+    @property
+    def bytes_a_patch(self) -> int:
+        """Bytes of one patch of input and target in the file, with where it comes from."""
+        return 2 * 4 * self.patch_size**2 + 17
 
     def as_json(self) -> str:
         """Return the fields that decide what the file holds, as JSON with sorted keys."""
@@ -171,6 +180,10 @@ class Slice:
         Digests of what tells who was scanned; empty in a `Pair`.
     stamp : tuple of int
         Bytes of the file and when it was changed last, ns: whether it is still the same.
+    kernel : str
+        Convolution Kernel (0018,1210).
+    exposure_mas, ctdi_mgy : float or None
+        Exposure (0018,1152), mAs, and CTDIvol (0018,9345), mGy.
     """
 
     file: str
@@ -191,6 +204,9 @@ class Slice:
     event: str = ""
     persons: tuple[str, ...] = ()
     stamp: tuple[int, int] = (0, 0)
+    kernel: str = ""
+    exposure_mas: float | None = None
+    ctdi_mgy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -436,3 +452,14 @@ class Tally:
     def as_dict(self) -> dict[str, Any]:
         """Return counts and warnings as plain data."""
         return {"counts": dict(self.counts), "warnings": list(self.warnings)}
+
+
+def say(tally: Tally, config: Config) -> None:
+    """Print counts, what was left out, and warnings; with `--quiet` the last two alone."""
+    for name, number in tally.counts.items():
+        if not config.quiet and (number or name in ("patients", "pairs", "patches")):
+            print(f"{name:28} {number}")
+    for line in tally.left_out:
+        print(f"left out: {line}")
+    for warning in tally.warnings:
+        print(f"warning: {warning}")

@@ -1,0 +1,45 @@
+"""Where the time of a run goes, by step and rank: cheap enough to be always on."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+#: Seconds that this process has spent in each step so far.
+spent: dict[str, float] = {}
+
+#: Steps in the order of the table; `wait` is for work, `rank 0` for what rank 0 does alone.
+STEPS = ("headers", "read", "plan", "scale", "cut", "sum", "write", "wait", "rank 0")
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    """Add the time spent inside to a step."""
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - begin
+
+
+def table(ranks: Sequence[dict[str, float]], wall: float) -> list[str]:
+    """Return lines that tell the seconds of every rank in each step.
+
+    Parameters
+    ----------
+    ranks : sequence of dict
+        `spent` of each rank.
+    wall : float
+        Seconds that the run took on rank 0.
+    """
+    names = [*STEPS, *sorted({name for rank in ranks for name in rank} - set(STEPS))]
+    lines = ["seconds   " + "".join(f"{name:>9}" for name in (*names, "other", "all"))]
+    for number, rank in enumerate(ranks):
+        told = [rank.get(name, 0.0) for name in names]
+        figures = (*told, wall - sum(told), wall)
+        lines.append(f"rank {number:<5}" + "".join(f"{figure:9.2f}" for figure in figures))
+    shared = [sum(rank.values()) - rank.get("rank 0", 0.0) for rank in ranks]
+    idle = sum(rank.get("wait", 0.0) for rank in ranks) / max(sum(shared), 1e-9)
+    lines.append(f"idle in shared work {idle:9.1%}")
+    return lines
