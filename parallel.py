@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import stopwatch
-from stopwatch import step
 from utils import CallError, RunError, ToolError
 
 if TYPE_CHECKING:
@@ -222,7 +221,7 @@ class World:
             What the step returned on rank 0, None on the others.
         """
         if self.rank:
-            with step("rank 0"):
+            with stopwatch.step("rank 0"):
                 message, _ = self._wait(source=0)
             failure = message.recv()
             if failure:
@@ -286,9 +285,11 @@ class World:
         file, offset, length = head
         data = bytearray(length)
         assert self.comm is not None
-        self.comm.Recv(data, source, BYTES)
+        with stopwatch.step("receive"):
+            self.comm.Recv(data, source, BYTES)
         if keep:
-            self._writers[file].write(offset, memoryview(data))
+            with stopwatch.step("write"):
+                self._writers[file].write(offset, memoryview(data))
 
     # --- shared work --------------------------------------------------------------------------
 
@@ -337,7 +338,7 @@ class World:
         failure: SharedFailure | None = None
         while True:
             # STOP overtakes the tasks that were handed out before it.
-            with step("wait"):
+            with stopwatch.step("wait"):
                 message, status = self._look(0, STOP) or self._wait(source=0)
             told = message.recv()
             if status.tag == STOP:
@@ -448,7 +449,7 @@ class _Lead:
         if self.tasks:
             self.take(self.work(self.tasks.pop()))
         elif any(self.held.values()):
-            with step("wait"):
+            with stopwatch.step("wait"):
                 found = self.world._wait()
             self.answer(found)
 

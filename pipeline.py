@@ -111,8 +111,8 @@ def allocate(plans: dict[str, Plan], config: Config) -> list[outputs.Claim]:
 def fill(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config, world: World) -> None:
     """Make every block that is not there yet and write it at its place."""
     layouts = world.share([claim.layout for claim in claims])
-    direct = world.rank == 0 or (config.hand_over != "messages" and world.beside_root)
-    files = [h5_store.PartialFile.seen(layout) if direct else None for layout in layouts]
+    direct = config.hand_over != "messages" and world.beside_root
+    files = [_open(layout, world.rank, direct) for layout in layouts]
     writers = world.open_writers(files)
     tasks = [
         PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.starts[i], plan.fixed)
@@ -150,6 +150,13 @@ def fill(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config, wo
     for one in files:
         if one:
             one.close()
+
+
+def _open(layout: h5_store.Layout, rank: int, direct: bool) -> h5_store.PartialFile | None:
+    """Open a file for writing, or return None where its bytes have to go through rank 0."""
+    if rank == 0:
+        return h5_store.PartialFile(layout)
+    return h5_store.PartialFile.seen(layout) if direct else None
 
 
 def finish(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config) -> None:
