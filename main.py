@@ -367,7 +367,7 @@ def parse(argv: Sequence[str]) -> Config | list[str]:
         raise CallError(f"--hu-window {low:g} {high:g}; wanted: the lower HU first")
     if options["split"] is not None:
         options["split"] = _split(tuple(options["split"]), options["split_file"])
-    return Config(**options)
+    return Config(**options, argv=tuple(spelled))
 
 
 def _stored_options(path: str) -> dict[str, object]:

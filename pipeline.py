@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 
@@ -173,18 +174,25 @@ def finish(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config) 
 
 def show(plans: dict[str, Plan], findings: Findings, config: Config, tally: Tally) -> None:
     """Make the sanity-check pictures and print the summary."""
+    import report
     import sanity
 
     files = outputs.files_of(config)
     folders = [sanity.draw(plan, files[side], side, config) for side, plan in plans.items()]
+    command = shlex.join(["python", "main.py", *config.argv])
+    pages = [
+        report.write(plan, files[side], side, config, tally, command)[0]
+        for side, plan in plans.items()
+    ]
     say(tally, config)
     if config.verbose:
         preview.show_plan(plans, findings, config)
     if config.quiet:
         return
-    for (side, plan), folder in zip(plans.items(), folders, strict=True):
+    for (side, plan), folder, page in zip(plans.items(), folders, pages, strict=True):
         if side:
             patients = sorted({names.patient for names in plan.names})
             print(f"{side:28} {plan.patches} patches of {', '.join(map(shown, patients))}")
         print(f"{'output':28} {shown(files[side])}")
+        print(f"{'page to keep with it':28} {shown(page)}")
         print(f"{'pictures to check it by':28} {shown(folder)}")

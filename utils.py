@@ -109,11 +109,13 @@ class Config:
     verbose: bool = False
     hand_over: str = "auto"
     journal_seconds: float = 5.0
+    argv: tuple[str, ...] = ()
 
     #: Where and how a run is done; all other fields decide what the file holds.
     HOW = (
         *("input_folder", "output_fname", "split_file", "mpi_run", "overwrite", "resume"),
         *("dry_run", "profile", "quiet", "verbose", "hand_over", "journal_seconds"),
+        "argv",
     )
 
     @property

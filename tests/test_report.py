@@ -30,6 +30,9 @@ import main
 import outputs
 import pipeline
 import report
+import report_figures
+import report_page
+import report_pictures
 from tests.provenance import squeezed
 from tests.running import called
 from tests.scans import phantom, write_patient, write_slice
@@ -380,26 +383,26 @@ def test_pseudonyms_hide_every_name(tmp_path):
     ],
 )
 def test_the_command_is_told_without_folders(command, told):
-    assert report.public_command(command, Config("scans")).endswith(told)
+    assert report_figures.public_command(command, Config("scans")).endswith(told)
 
 
 def test_every_option_that_decides_is_explained():
     decide = {field.name for field in fields(Config)} - set(Config.HOW)
-    assert set(report.OPTIONS) == decide
+    assert set(report_figures.OPTIONS) == decide
     known = main.build_parser()._option_string_actions
-    assert {option for option, _, _ in report.OPTIONS.values()} <= set(known)
+    assert {option for option, _, _ in report_figures.OPTIONS.values()} <= set(known)
 
 
 def test_every_option_with_a_path_is_hidden_with_pseudonyms():
     actions = main.build_parser()._actions
     paths = {a.option_strings[0] for a in actions if a.metavar in ("FILE", "DIR")}
-    assert paths - {"--verify"} <= set(report.PATHS)
+    assert paths - {"--verify"} <= set(report_figures.PATHS)
 
 
 @pytest.mark.parametrize("layout", ["torch", "tf"])
 def test_the_way_to_load_it_works(tree, tmp_path, layout):
     made = job(tree.root, tmp_path / 'o "1".h5', "--tensor-format", layout, "--patch-size", "p24")
-    code = report.snippet(figures_of(made))
+    code = report_page.snippet(figures_of(made))
     found: dict[str, Any] = {}
     with contextlib.chdir(tmp_path):
         # TensorFlow is no package of the tests.
@@ -447,11 +450,11 @@ def large_plan(patients: int, pairs: int, windows: int, kinds: Sequence[str] = (
 @pytest.mark.parametrize(("patients", "pairs"), [(1, 3), (40, 30), (5000, 2)])
 def test_the_sample_is_bounded(size, patients, pairs):
     config = Config("scans", patch_size=size)
-    runs, further = report.choose_runs(large_plan(patients, pairs, 500), config)
+    runs, further = report_figures.choose_runs(large_plan(patients, pairs, 500), config)
     windows = sum(run.stop - run.start for run in runs)
     assert further == []
-    assert 0 < windows <= report.SAMPLE_WINDOWS
-    assert windows * size**2 <= max(4 * size**2, report.SAMPLE_PIXELS)
+    assert 0 < windows <= report_figures.SAMPLE_WINDOWS
+    assert windows * size**2 <= max(4 * size**2, report_figures.SAMPLE_PIXELS)
     if patients <= 40 and size <= 96:
         assert len({run.pair // pairs for run in runs}) == patients
     for pair, start, stop in runs:
@@ -460,7 +463,9 @@ def test_the_sample_is_bounded(size, patients, pairs):
 
 def test_further_patches_are_of_untouched_pairs():
     config = Config("scans", blurr_n_noise=True)
-    _, further = report.choose_runs(large_plan(5, 10, 50, ("blur", "noise", "", "")), config)
+    _, further = report_figures.choose_runs(
+        large_plan(5, 10, 50, ("blur", "noise", "", "")), config
+    )
     assert {run.pair // 10 for run in further} == set(range(5))
     assert {run.pair % 4 for run in further} <= {2, 3}
 
@@ -474,10 +479,10 @@ def test_long_tables_end_and_say_so(whole, monkeypatch):
 
 def test_many_windows_are_thinned_out(tree, tmp_path):
     made = job(tree.root, tmp_path / "out.h5", "--patch-size", "p12", "--overlap", "11")
-    (one, *_) = report.coverages(made.plans[""], made.config)
+    (one, *_) = report_pictures.coverages(made.plans[""], made.config)
     assert one.kept == (64 - 11) * (80 - 11)
     assert one.every == 2
-    assert one.kept_lines.count("M") <= report.DRAWN_WINDOWS
+    assert one.kept_lines.count("M") <= report_pictures.DRAWN_WINDOWS
 
 
 # --- in a browser ----------------------------------------------------------------------------
