@@ -17,6 +17,8 @@ Image = NDArray[np.float32]
 #: Codes of `h5_read.ORIENTATIONS`.
 TURNS = (1, 2, 3)
 FLIPS = (4, 5)
+#: The turns as OpenCV counts them: clockwise, in quarters less one.
+_ROTATIONS = (2, 1, 0)
 
 #: Part of all input images that `--blurr_n_noise` blurs, and that it makes noisy.
 BLUR_PART = NOISE_PART = 0.4
@@ -75,47 +77,29 @@ def orient(image: NDArray[Any], code: int) -> NDArray[Any]:
     return np.ascontiguousarray(image)
 
 
-def orient_view(view: Image, code: int) -> Image:
-    """Return a whole view as `orient` does, fast: OpenCV turns in blocks that fit the cache."""
-    cv2 = opencv()
+def orient_into(window: Image, code: int, out: Image) -> None:
+    """Write a window into `out` as `orient` turns it, the pixels being copied once.
+
+    Parameters
+    ----------
+    window : ndarray of float32, shape (p, p)
+        May be a part of a larger image.
+    code : int
+        Index into `h5_read.ORIENTATIONS`.
+    out : ndarray of float32, shape (p, p)
+        Contiguous: into anything else OpenCV would not write, and not say so.
+    """
     if code == 0:
-        return view
-    if code in FLIPS:
-        return np.asarray(cv2.flip(view, 0 if code == FLIPS[0] else 1), np.float32)
-    turns = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
-    return np.asarray(cv2.rotate(view, turns[code - 1]), np.float32)
+        out[...] = window
+    elif code in TURNS:
+        opencv().rotate(window, _ROTATIONS[code - 1], out)
+    else:
+        opencv().flip(window, code - FLIPS[0], out)
 
 
 def undo_orientation(patch: NDArray[Any], code: int) -> NDArray[Any]:
     """Return the patch as it was before `orient` with the same code."""
     return orient(patch, {1: 3, 3: 1}.get(code, code))
-
-
-def oriented_start(
-    rows: NDArray[np.int64], cols: NDArray[np.int64], size: int, shape: Sequence[int], code: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where windows of a view begin in the view turned by `orient`.
-
-    Parameters
-    ----------
-    rows, cols : ndarray of int64, shape (n,)
-        First row and column in the view as it is.
-    size : int
-        Of the windows, pixels a side.
-    shape : sequence of int
-        Rows and columns of the view as it is.
-    code : int
-        Index into `h5_read.ORIENTATIONS`.
-    """
-    from_below, from_right = shape[0] - size - rows, shape[1] - size - cols
-    return (
-        (rows, cols),
-        (from_right, rows),
-        (from_below, from_right),
-        (cols, from_below),
-        (from_below, cols),
-        (rows, from_right),
-    )[code]
 
 
 def draw_degradations(identities: Sequence[str], seed: int) -> list[str]:

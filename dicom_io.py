@@ -571,11 +571,13 @@ def _geometry(dataset: Header) -> tuple[float | None, tuple[float, ...], tuple[f
     if position is None or orientation is None:
         return None, (), orientation or ()
     along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
-    normal = np.cross(along_row, along_column)
     at = np.array(position)
-    if not np.isfinite([at @ normal, at @ along_row, at @ along_column]).all():
+    with np.errstate(all="ignore"):
+        normal = np.cross(along_row, along_column)
+        places = [float(at @ axis) for axis in (normal, along_row, along_column)]
+    if not np.isfinite(places).all():
         raise ValueError("ImagePositionPatient")
-    return float(at @ normal), (float(at @ along_row), float(at @ along_column)), orientation
+    return places[0], (places[1], places[2]), orientation
 
 
 # --- pixels ----------------------------------------------------------------------------------
@@ -641,6 +643,10 @@ def _without_unused_bits(stored: NDArray[Any], bits: int) -> NDArray[Any]:
 #: Which decoder reads a compressed slice, the first that can: always the same one, wherever others
 #: are installed too.
 _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "gdcm")
+#: Those that end the whole process over some damaged code streams.
+_FRAGILE = ("gdcm",)
+#: Processor time that such a one may take for a slice.
+MOST_SECONDS = 20
 
 
 def _decode(path: str, one: Slice) -> NDArray[Any]:
@@ -659,15 +665,55 @@ def _decode(path: str, one: Slice) -> NDArray[Any]:
             _check_frame(one, dataset, syntax)
             decoder = get_decoder(syntax)
             plugin = next((p for p in _DECODERS if p in decoder.available_plugins), "")
-            array, _ = decoder.as_array(dataset, decoding_plugin=plugin)
+
+            def decode() -> NDArray[Any]:
+                return decoder.as_array(dataset, decoding_plugin=plugin)[0]
+
+            array = _apart(decode) if plugin in _FRAGILE else decode()
     except BadFile:
         raise
     except OSError as error:
-        raise BadFile(one.file, f"cannot be read: {error.strerror}") from None
+        reason = error.strerror or type(error).__name__
+        raise BadFile(one.file, f"cannot be read: {reason}") from None
     except Exception as error:  # decoders raise what they like
         raise BadFile(one.file, f"has pixels that do not decode ({type(error).__name__})") from None
     if array.shape != (one.rows, one.columns):
         raise _refuse(one.file, f"pixels of shape {array.shape}", f"{one.rows} x {one.columns}")
+    return array
+
+
+def _apart(decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """Decode in a process of its own, which may crash or hang over a damaged code stream.
+
+    Raises
+    ------
+    ValueError
+        It did, or it could not decode.
+    """
+    import resource
+
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print what they like
+            buffer = io.BytesIO()
+            np.save(buffer, decode(), allow_pickle=False)
+            with open(send, "wb") as pipe:
+                pipe.write(buffer.getbuffer())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(send)
+    with open(receive, "rb") as pipe:
+        data = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise ValueError("the decoder failed")
+    array: NDArray[Any] = np.load(io.BytesIO(data))
     return array
 
 
@@ -676,6 +722,8 @@ def _check_frame(one: Slice, dataset: Dataset, syntax: str) -> None:
     from pydicom.encaps import generate_frames
     from pydicom.uid import RLELossless
 
+    if "PixelData" not in dataset:
+        raise BadFile(one.file, "has pixels that do not decode: the file ends before they do")
     # Elements behind the pixels are read only now, and may repeat some of the header.
     found = [int(dataset.get(name, 1)) for name in _FRAME_TAGS]
     wanted = [one.rows, one.columns, 8 * np.dtype(one.dtype).itemsize, 1, 1]

@@ -16,12 +16,12 @@ cd "$here"
 choose_python .venv requirements.txt
 choose_mpi
 
-# The output of this very job may be made anew; a file that the user names is overwritten only on request.
+# The output of this very job may be made anew; one of the user's own job is overwritten only on request.
 overwrite=--overwrite
 for argument in "$@"; do
     case $argument in
         -h | --help) exec "$python" main.py --help ;; # once, not once a rank
-        --output*) overwrite= ;;
+        --output* | --input[-_]folder* | --config*) overwrite= ;;
     esac
 done
 

@@ -79,7 +79,7 @@ def _opened(file: File) -> Iterator[h5py.File]:
     if isinstance(file, h5py.File):
         yield file
     else:
-        with h5py.File(file, "r") as opened:
+        with h5py.File(file, "r", locking=False) as opened:
             yield opened
 
 
@@ -252,7 +252,7 @@ def verify(path: str) -> list[str]:
 def _damages(path: str, descriptor: int) -> Iterator[str]:
     size = os.fstat(descriptor).st_size
     try:
-        with h5py.File(path, "r") as opened:
+        with h5py.File(path, "r", locking=False) as opened:
             if opened.attrs.get("format") != FORMAT.encode():
                 yield "is no file of this tool, or its header is damaged"
                 return

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from utils import Affine, RunError, quoted, shown
 
 ENDING = ".journal"
+#: What the name of a journal ends in until it is whole.
+NEW = ".new"
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,18 @@ def _line(*parts: object) -> bytes:
 
 def begin(path: str, configuration: str, pairs: Iterable[str]) -> None:
     """Make a journal in which no block is finished yet, and have it on the disk."""
+    # Under another name first: a journal that is there tells of all pairs.
+    new = path + NEW
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        os.unlink(new)
     # It has real names, with --anonymize too: for the owner alone.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:
         file.write(_line("configuration", configuration))
         file.writelines(_line("pair", pair) for pair in pairs)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(new, path)
 
 
 def _whole_lines(path: str, out: Entries) -> Iterator[list[object]]:

@@ -127,8 +127,8 @@ def _add_data(add: Callable[..., object]) -> None:
         "--unpaired",
         choices=("error", "skip"),
         default="error",
-        help="what to do where slices do not pair by position: refuse to run, or leave them out "
-        "and list them; default: %(default)s",
+        help="what to do where slices do not pair, by position or by what else must be equal: "
+        "refuse to run, or leave them out and list them; default: %(default)s",
     )
     add(
         "--bad-files",
@@ -210,7 +210,7 @@ def _add_patches(add: Callable[..., object]) -> None:
         type=_number,
         default=Config.hu_window,
         metavar=("LO", "HI"),
-        help="the range of hu_window, HU; default: %(default)s",
+        help="the range of hu_window, HU; default: -1024 3072",
     )
     add(
         "--air_threshold",
@@ -267,7 +267,8 @@ def _add_output(add: Callable[..., object]) -> None:
     add(
         "--resume",
         action="store_true",
-        help="go on with what a run left that was ended; default: refuse to touch it",
+        help="go on with what a run left that was ended, or begin where there is nothing; "
+        "default: refuse to touch what a run left",
     )
     add(
         "--verify",
@@ -363,6 +364,9 @@ def parse(argv: Sequence[str]) -> Config | list[str]:
         raise CallError("--input-folder is needed (see --help)")
     options["overlap"] = _overlap(options["patch_size"], options["overlap"])
     low, high = options["hu_window"] = tuple(options["hu_window"])
+    window_given = any(argument.split("=")[0] == "--hu-window" for argument in spelled)
+    if window_given and options["normalization_type"] != "hu_window":
+        raise CallError("--hu-window goes with --normalization-type hu_window alone")
     if low >= high:
         raise CallError(f"--hu-window {low:g} {high:g}; wanted: the lower HU first")
     if options["split"] is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import os
 import zlib
@@ -70,8 +71,10 @@ def check(config: Config) -> None:
 def _check_file(fname: str, replace: bool) -> None:
     path = Path(fname)
     told = f"--output-fname {quoted(path)}"
-    if path.is_dir():
+    if path.is_dir() or os.path.basename(fname) in ("", ".", ".."):
         raise CallError(f"{told} is a folder; wanted: the name of a file")
+    if path.exists() and not path.is_file():
+        raise CallError(f"{told} is no regular file; it is never replaced")
     if os.path.lexists(path) and not replace:
         raise CallError(f"{told} exists; add --overwrite to replace it, or name another")
     parent = next(p for p in path.absolute().parents if os.path.lexists(p))
@@ -170,13 +173,17 @@ class Claim:
             made = h5_store.make(self.partial)
         except FileExistsError:
             raise RunError(f"{quoted(self.partial)}: another run has begun to write it") from None
+        except OSError as error:
+            self._ours = error.errno in (errno.ENOSPC, errno.EDQUOT)  # it is there, but empty
+            raise
         self._ours = True
         with made:
             h5_store.create_contents(made, self.plan, self.config)
         self._lock = _lock(self.partial)
-        h5_store.reserve(self.partial)
+        # Before the space, which some file systems can only reserve by writing all of it.
         path = self.final + journal.ENDING
         journal.begin(path, self.config.as_json(), _pair_lines(self.plan))
+        h5_store.reserve(self.partial)
         self._take_notes(path, os.path.getsize(path))
         return h5_store.layout_of(self.partial)
 
@@ -253,7 +260,8 @@ class Claim:
             return ""
         if self.done or not self._ours:
             return self.partial if self.done else ""
-        for path in (self.partial, self.final + journal.ENDING):
+        journals = (self.final + journal.ENDING, self.final + journal.ENDING + journal.NEW)
+        for path in (self.partial, *journals):
             with contextlib.suppress(OSError):
                 os.unlink(path)
         return ""

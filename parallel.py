@@ -365,7 +365,7 @@ class World:
         if isinstance(error, KeyboardInterrupt):
             message, status = "interrupted", 130
         elif isinstance(error, SystemExit):
-            message, status = "told to end", int(error.code or 1)
+            message, status = "ended by a signal", int(error.code or 1)
         else:
             failure = _shared(error, f"rank {self.rank}: " if self.size > 1 else "")
             message, status = str(failure), failure.status

@@ -190,15 +190,9 @@ def cut(
     out : ndarray of float32, shape (n, p, p)
     """
     size = out.shape[-1]
-    for code in np.unique(codes).tolist():
-        # A turned patch is a window of the turned view: turning the view once lets every patch
-        # be copied in whole rows. And a slice a patch copies once, where indexing by arrays would
-        # copy twice: in all 1.5 times as fast for p55.
-        chosen = np.flatnonzero(codes == code)
-        turned = augment.orient_view(view, code)
-        starts = augment.oriented_start(rows[chosen], cols[chosen], size, view.shape, code)
-        for i, row, col in zip(chosen.tolist(), *(s.tolist() for s in starts), strict=True):
-            out[i] = turned[row : row + size, col : col + size]
+    where = zip(out, rows.tolist(), cols.tolist(), codes.tolist(), strict=True)
+    for patch, row, col, code in where:
+        augment.orient_into(view[row : row + size, col : col + size], code, patch)
 
 
 def draw_orientations(

@@ -39,7 +39,8 @@ def run(config: Config, world: World) -> None:
     """Do the whole job that `config` describes, with the ranks of `world`."""
     begin = time.perf_counter()
     tally = Tally()
-    world.on_root(lambda: outputs.check(config))
+    if not config.dry_run:
+        world.on_root(lambda: outputs.check(config))
     findings = find(config, world, tally)
     plans = make_plans(findings, config, world, tally)
     if config.dry_run:

@@ -127,9 +127,7 @@ def choose_pairs(found: dict[str, PatientPairs], config: Config, tally: Tally) -
         tally.add("patients")
         tally.add("stray files ignored", one.strays)
         if one.by_instance:
-            tally.warnings.append(
-                f"patient {shown(patient)}: no positions, paired by InstanceNumber"
-            )
+            tally.warn("patient {}: no positions, paired by InstanceNumber", patient)
         add_tasks(patient, one.pairs, config, findings, tally)
     _check_rescale(findings.pairs, config)
     if not findings.pairs:
@@ -158,9 +156,10 @@ def draw_pairs(patient: str, pairs: int, config: Config, tally: Tally) -> list[i
     if config.random_N is None:
         return list(range(pairs))
     if pairs < config.random_N:
-        tally.warnings.append(
-            f"patient {shown(patient)} has {pairs} pairs, fewer than --random_N "
-            f"{config.random_N}: all are taken"
+        tally.warn(
+            f"patient {{}} has {pairs} pairs, fewer than --random_N {config.random_N}: all are "
+            "taken",
+            patient,
         )
         return list(range(pairs))
     rng = generator(config.seed, "pairs", patient)
@@ -341,7 +340,13 @@ def assemble(
     wrong = [line for patient in sorted(collector.misfits) for line in collector.misfits[patient]]
     if wrong and config.anatomy_check == "error":
         raise RunError(listed("not the same anatomy (see --anatomy-check)", wrong))
-    tally.warnings += [f"not the same anatomy: {line}" for line in wrong]
+    tally.numbers = number_patients(findings.persons, config)
+    for patient, lines in sorted(collector.misfits.items()):
+        if config.anonymize and lines:
+            tally.warn(f"not the same anatomy: {len(lines)} pairs of {{}}", patient)
+        else:
+            for line in lines:
+                tally.warn("not the same anatomy: " + line.replace("{", "{{").replace("}", "}}"))
     good = [i for i in range(len(findings.pairs)) if i not in collector.problems]
     findings.pairs = [findings.pairs[i] for i in good]
     surveys = [collector.surveys[i] for i in good]
@@ -349,9 +354,8 @@ def assemble(
     sides = choose_sides(findings, config, tally)
     training = [s.figures for s in surveys if s.figures and sides[s.patient] in ("", "train")]
     fixed = fixed_affine(training, config)
-    numbers = number_patients(findings.persons, config)
-    names = name_pairs(findings.pairs, numbers)
-    left_out = [_named(one, numbers) for one in findings.left_out]
+    names = name_pairs(findings.pairs, tally.numbers)
+    left_out = [_named(one, tally.numbers) for one in findings.left_out]
     tally.left_out = [str(one) for one in left_out]
     identities = [pair.identity for pair in findings.pairs]
     kinds = [""] * len(identities)
@@ -387,7 +391,8 @@ def choose_sides(findings: Findings, config: Config, tally: Tally) -> dict[str, 
         sides = splitting.read_sides(config.split_file, groups)
     else:
         sides = splitting.draw_sides(groups, config.split or (), config.seed)
-    tally.warnings += reasons
+    for one, other, tags in reasons:
+        tally.warn(f"{{}} and {{}} are the same person: same {tags}", one, other)
     empty = set(sides.values()) - {sides[pair.patient] for pair in findings.pairs}
     if empty:
         raise RunError(f"the split leaves {', '.join(sorted(empty))} without a pair")

@@ -30,7 +30,7 @@ CLIPPED = 0.005
 #: Grey range of a slice with its windows, HU: lung to bone.
 SLICE_HU = (-1000.0, 600.0)
 #: Slices are enlarged by this, so that lines and letters are thin against them.
-ENLARGE = 2
+ENLARGE = 1
 #: Blue and orange, told apart by most colour-blind people too; blue, green, red as OpenCV has it.
 KEPT_COLOUR, AIR_COLOUR = (255, 190, 60), (30, 140, 255)
 MARGIN, LINE = 16, 36

@@ -10,7 +10,9 @@ from utils import SIDES, CallError, RunError, key, listed, quoted, shown
 _MAYBE_PLACEHOLDER = ("PatientID", "StudyDate with StudyTime")
 
 
-def same_persons(marks: Mapping[str, set[str]]) -> tuple[list[list[str]], list[str]]:
+def same_persons(
+    marks: Mapping[str, set[str]],
+) -> tuple[list[list[str]], list[tuple[str, str, str]]]:
     """Group patients who are the same person.
 
     Parameters
@@ -23,8 +25,8 @@ def same_persons(marks: Mapping[str, set[str]]) -> tuple[list[list[str]], list[s
     -------
     groups : list of list of str
         Every patient once; sorted.
-    reasons : list of str
-        Why patients share a group, a line for each two.
+    reasons : list of tuple of str
+        Why patients share a group: one, another, and the tags that are the same.
     """
     owners: dict[str, list[str]] = {}
     for patient in sorted(marks):
@@ -49,10 +51,7 @@ def same_persons(marks: Mapping[str, set[str]]) -> tuple[list[list[str]], list[s
     groups: dict[str, list[str]] = {}
     for patient in sorted(marks):
         groups.setdefault(find(patient), []).append(patient)
-    reasons = [
-        f"{shown(a)} and {shown(b)} are the same person: same {', '.join(sorted(tags))}"
-        for (a, b), tags in sorted(why.items())
-    ]
+    reasons = [(a, b, ", ".join(sorted(tags))) for (a, b), tags in sorted(why.items())]
     return list(groups.values()), reasons
 
 

@@ -444,12 +444,25 @@ class Tally:
     """Counts and remarks that the summary at the end of a run shows."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    remarks: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    numbers: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def add(self, name: str, number: int = 1) -> None:
         """Add to the count of that name."""
         self.counts[name] = self.counts.get(name, 0) + number
+
+    def warn(self, text: str, *patients: str) -> None:
+        """Add a remark, `{}` in it standing for the names of patients."""
+        self.remarks.append((text, patients))
+
+    @property
+    def warnings(self) -> list[str]:
+        """The remarks, patients by their pseudonyms if they have some."""
+        return [
+            text.format(*(shown(self.numbers.get(patient, patient)) for patient in patients))
+            for text, patients in self.remarks
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Return counts and warnings as plain data."""

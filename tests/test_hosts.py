@@ -18,8 +18,8 @@ from tests.running import REPO, mpiexec, run
 HOSTS = 3
 OPTIONS = ("--patch-size", "p12", "--rot_augment", "--ds_augment", "--air_threshold")
 
-#: Starts MPICH's proxy on a host: `mpiexec` calls it as it would call ssh. Each host has its own name,
-#: and all but the first see nothing in the folder of the output.
+#: Starts MPICH's proxy on a host: `mpiexec` calls it as it would call ssh. Each host has its own
+#: name, and all but the first see nothing in the folder of the output.
 LAUNCHER = """#!/bin/sh
 while [ "${{1#-}}" != "$1" ]; do shift; done
 host=${{1##*.}}
@@ -76,10 +76,11 @@ def hosts(tmp_path: Path) -> Iterator[list[str]]:
         _ip(undo)
 
 
-def test_ranks_on_three_hosts_give_the_bytes_of_a_serial_run_and_rank_0_alone_needs_the_output_folder(
+def test_three_hosts_give_the_bytes_of_a_serial_run_and_one_needs_the_output_folder(
     hosts: list[str], tree: Tree, tmp_path: Path
 ) -> None:
-    job = [sys.executable, REPO / "main.py", "--input-folder", tree.root, *OPTIONS, "--output-fname"]
+    job = [sys.executable, str(REPO / "main.py"), "--input-folder", str(tree.root), *OPTIONS]
+    job.append("--output-fname")
     many = tmp_path / "results" / "many.h5"
     ended = run([*hosts, *job, many, "--mpi_run"], tmp_path)
     assert ended.status == 0, ended.err

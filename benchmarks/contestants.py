@@ -1,0 +1,178 @@
+"""The programs of the benchmark: how each is started, and what a run of it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MAIN = HERE.parent / "main.py"
+#: The job that is measured. A patch of input and target: 2 x 55 x 55 x 4 bytes.
+JOB = ("--patch-size", "p55", "--rot_augment", "--ds_augment", "--air_threshold", "--overwrite")
+PATCH_BYTES = 2 * 55 * 55 * 4
+FLOOR, HAND, SERIAL = "floor", "hand script", "serial"
+#: What Open MPI wants to be told to run as root and with more ranks than cores; MPICH ignores it.
+OPEN_MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run cost.
+
+    Attributes
+    ----------
+    wall : float
+        From the start of the process, or of mpiexec, to its end, seconds.
+    cpu : float
+        User and system time of all processes, seconds.
+    peaks : tuple of int
+        Most memory of each rank, bytes, the largest first.
+    """
+
+    wall: float
+    cpu: float
+    peaks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder to write to, the made-up input for it, and whether it is of a disk."""
+
+    name: str
+    folder: Path
+    on_disk: bool
+
+
+def mpiexec() -> list[str]:
+    """Return what starts ranks: the mpiexec beside this interpreter, else the one on PATH."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    command = [str(beside) if beside.exists() else "mpiexec"]
+    return command + (["--oversubscribe"] if "Open MPI" in mpi_version() else [])
+
+
+def mpi_version() -> str:
+    """Return name and version of the MPI that mpi4py uses here; '' without one."""
+    code = "from mpi4py import MPI; print(MPI.Get_library_version())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    text = done.stdout.strip(" \0\n")
+    numbers = re.search(r"(Open MPI|MPICH|Intel\S* MPI)\D*([\d.]+)", text)
+    return f"{numbers[1]} {numbers[2]}" if numbers else text.split("\n", maxsplit=1)[0]
+
+
+def names(ranks: Sequence[int], place: Place) -> list[str]:
+    """Return the contestants of a place, in the order of their first turn."""
+    out = [FLOOR, HAND]
+    if place.on_disk:
+        # The tool returns when its file is on the disk; the others say so only when asked.
+        out += [f"{FLOOR} + fsync", f"{HAND} + fsync"]
+    return [*out, SERIAL, *(_ranks(n) for n in ranks)]
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' if number > 1 else ''}"
+
+
+def start(name: str, source: Path, place: Place, patches: int, work: Path) -> Run:
+    """Run a contestant to its end and remove what it wrote.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+    source : Path
+        The input folder.
+    place : Place
+        Where it writes.
+    patches : int
+        How many it is to make: the floor writes as many bytes.
+    work : Path
+        An empty working directory, for the pictures and the ranks' figures.
+
+    Raises
+    ------
+    RuntimeError
+        It failed, or made another number of patches.
+    """
+    output = place.folder / "output.h5"
+    program, *fsync = name.split(" + ")
+    options = [f"--{option}" for option in fsync]
+    if program == FLOOR:
+        size = str(patches * PATCH_BYTES)
+        command = [sys.executable, str(HERE / "floor.py"), str(source), str(output), size, *options]
+    elif program == HAND:
+        command = [sys.executable, str(HERE / "hand_script.py"), str(source), str(output), *options]
+    else:
+        job = ["--input-folder", str(source), "--output-fname", str(output), *JOB]
+        command = [sys.executable, str(MAIN), *job]
+        if program != SERIAL:
+            rank = [sys.executable, str(HERE / "rank.py"), str(work), *job, "--mpi_run"]
+            command = [*mpiexec(), "-n", program.split()[0], *rank]
+    try:
+        run, printed = measure(command, work)
+    finally:
+        # Giving gigabytes back takes time, too, and writing them to a disk slows the next turn.
+        output.unlink(missing_ok=True)
+        os.sync()
+    made = re.search(r"^(?:patches +(\d+)|(\d+) patches)$", printed, re.MULTILINE)
+    if program != FLOOR and patches and (not made or int(made[1] or made[2]) != patches):
+        raise RuntimeError(f"{name} did not make {patches} patches:\n{printed}")
+    return run
+
+
+def measure(command: Sequence[str], work: Path) -> tuple[Run, str]:
+    """Run a command to its end; return what it cost and what it printed.
+
+    A child's peak memory begins at that of the process that started it: this one stays small, so
+    neither numpy nor matplotlib is imported before the last run.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=work, stdout=said, stderr=subprocess.STDOUT, env=os.environ | OPEN_MPI
+        )
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        wall = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        printed = said.read()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{printed}")
+    ranks = [json.loads(file.read_text("utf-8")) for file in work.glob("rank_*.json")]
+    if ranks:
+        peaks = sorted((int(rank["peak"]) for rank in ranks), reverse=True)
+        return Run(wall, sum(rank["cpu"] for rank in ranks), tuple(peaks)), printed
+    return Run(wall, used.ru_utime + used.ru_stime, (used.ru_maxrss * 1024,)), printed
+
+
+def count_patches(source: Path, place: Place) -> int:
+    """Return how many patches the job makes of an input folder, by running it once.
+
+    This also touches the memory that the measured runs will use: the first touch may cost seconds
+    where the machine is a virtual one.
+    """
+    output = place.folder / "output.h5"
+    job = ["--input-folder", str(source), "--output-fname", str(output), *JOB]
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            _, printed = measure([sys.executable, str(MAIN), *job], Path(work))
+        finally:
+            with contextlib.suppress(OSError):
+                output.unlink()
+    made = re.search(r"^patches +(\d+)$", printed, re.MULTILINE)
+    if not made:
+        raise RuntimeError(f"the tool did not say how many patches it made:\n{printed}")
+    return int(made[1])
