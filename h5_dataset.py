@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from h5_read import FORMAT, PATCH_COLUMNS, REST
+from h5_read import FORMAT, PATCH_COLUMNS, REST, open_file
 
 #: The newest `format_version` that is understood here.
 VERSION = 1
@@ -70,7 +70,7 @@ def opened(file: str | os.PathLike[str]) -> Iterator[h5py.File]:
     with open(path, "rb"):  # an error of the system says more here than in HDF5's words
         pass
     try:
-        handle = h5py.File(path, "r", locking=False)
+        handle = open_file(path)
     except OSError as error:
         raise ValueError(f"{path!r} is no HDF5 file, or it is cut off") from error
     with handle:
@@ -155,7 +155,7 @@ class _Reader:
         self, place: _Place, rows: NDArray[np.int64], out: NDArray[Any]
     ) -> NDArray[Any]:
         if self.handle is None:
-            self.handle = h5py.File(self.path, "r", locking=False)
+            self.handle = open_file(self.path)
         dataset = self.handle[place.name]
         for at, row in enumerate(rows.tolist()):
             out[at] = dataset[row]

@@ -74,12 +74,22 @@ class Provenance:
     degradation: str
 
 
+def open_file(path: str | os.PathLike[str]) -> h5py.File:
+    """Open a file for reading, on file systems without locks too."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "lock" not in str(error):
+            raise
+        return h5py.File(path, "r", locking=False)
+
+
 @contextlib.contextmanager
 def _opened(file: File) -> Iterator[h5py.File]:
     if isinstance(file, h5py.File):
         yield file
     else:
-        with h5py.File(file, "r", locking=False) as opened:
+        with open_file(file) as opened:
             yield opened
 
 
@@ -243,8 +253,14 @@ def verify(path: str) -> list[str]:
         The file cannot be read at all.
     """
     descriptor = os.open(path, os.O_RDONLY)
+    found: list[str] = []
     try:
-        return list(_damages(path, descriptor))
+        for damage in _damages(path, descriptor):
+            found.append(damage)
+        return found
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # Tables that send us anywhere: to bytes before the file or numbers beyond any.
+        return [*found, f"header or tables of pairs are damaged ({type(error).__name__})"]
     finally:
         os.close(descriptor)
 
@@ -252,7 +268,7 @@ def verify(path: str) -> list[str]:
 def _damages(path: str, descriptor: int) -> Iterator[str]:
     size = os.fstat(descriptor).st_size
     try:
-        with h5py.File(path, "r", locking=False) as opened:
+        with open_file(path) as opened:
             if opened.attrs.get("format") != FORMAT.encode():
                 yield "is no file of this tool, or its header is damaged"
                 return

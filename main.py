@@ -454,8 +454,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return verify(config)
         world = parallel.connect(config.mpi_run, os.environ)
     except ToolError as error:
-        if rank == 0:  # all ranks see the same command line: one of them speaks
-            print(f"main.py: error: {error}", file=sys.stderr, flush=True)
+        # All ranks see the same bad call: one of them speaks, and fails. If another failed first,
+        # some launchers would end the first before it has spoken.
+        if rank and isinstance(error, CallError):
+            return 0
+        print(f"main.py: error: {error}", file=sys.stderr, flush=True)
         return error.status
     except SystemExit as leaving:  # --help and --version
         return int(leaving.code or 0)

@@ -43,6 +43,8 @@ TASKS_AHEAD = 2
 NAP = 0.002
 #: How long a failed run waits for its other ranks to leave in good order, seconds.
 PATIENCE = 5.0
+#: How long a launcher gets to pass on what was printed before it kills all ranks, seconds.
+LAST_WORDS = 0.3
 
 
 class Writer(Protocol):
@@ -87,6 +89,8 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> World:
     ------
     CallError
         The launcher started several processes, but they would not work as ranks of one run.
+    RunError
+        There is no MPI here.
     """
     _, launched = launcher_ranks(environ)
     if not mpi_run:
@@ -99,7 +103,7 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> World:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise CallError(f"--mpi_run needs mpi4py and an MPI library: {error}") from None
+        raise RunError(f"--mpi_run needs mpi4py and an MPI library: {error}") from None
     size = MPI.COMM_WORLD.size
     if launched == 1 and size == 1 and "PMI_SIZE" not in environ:
         told = environ.get("SLURM_NTASKS", "1")
@@ -376,6 +380,7 @@ class World:
             print(f"main.py: error: {message}", file=sys.stderr, flush=True)
         if self.comm is not None and self.size > 1 and not shared:
             sys.stdout.flush()
+            time.sleep(LAST_WORDS)
             self.comm.Abort(status)
         return status
 

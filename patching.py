@@ -17,9 +17,11 @@ from utils import (
     Config,
     Pair,
     PairPlan,
+    RunError,
     Slice,
     generator,
     img_pair_normalization,
+    shown,
 )
 
 Image = NDArray[np.float32]
@@ -260,6 +262,9 @@ def make_block(
     input_image, target_image, input_affine, target_affine = img_pair_normalization(
         input_image, target_image, config.normalization_type, fixed
     )
+    for side, image in ((pair.input, input_image), (pair.target, target_image)):
+        if not np.isfinite(image).all():
+            raise RunError(f"{shown(side.file)}: NaN or infinity came out of it; is it damaged?")
     n, p = part.kept_windows * config.orientations, config.patch_size
     patches = [(scratch or Scratch()).array(side, (n, p, p)) for side in ("input", "target")]
     block = Block(

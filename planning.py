@@ -244,7 +244,7 @@ def _pixel_digest(stored: NDArray[np.float32]) -> str:
 def figures_of(image: NDArray[np.float32]) -> Figures:
     """Return extremes, mean and sum of squared deviations of an image."""
     mean = float(image.mean(dtype=np.float64))
-    squares = float(np.square(image - mean, dtype=np.float64).sum())
+    squares = float(np.square(np.subtract(image, mean, dtype=np.float64)).sum())
     return Figures(image.size, float(image.min()), float(image.max()), mean, squares)
 
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from h5_read import REST
+from h5_read import REST, open_file
 from utils import Config, Plan, Tally, __version__, generator, shown
 
 Facts = dict[str, Any]
@@ -259,7 +259,7 @@ def gather(
     plan: Plan, file: str, side: str, config: Config, tally: Tally, command: str
 ) -> tuple[Facts, Sample]:
     """Return all figures of the page as plain data, and the patches that they were measured on."""
-    with h5py.File(file, "r", locking=False) as opened:
+    with open_file(file) as opened:
         sample = read_sample(file, opened, plan, config)
         identity = {
             "format_version": int(opened.attrs["format_version"]),

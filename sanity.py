@@ -29,11 +29,11 @@ SHOWN_SIZE, GAP = 165, 4
 CLIPPED = 0.005
 #: Grey range of a slice with its windows, HU: lung to bone.
 SLICE_HU = (-1000.0, 600.0)
-#: Slices are enlarged by this, so that lines and letters are thin against them.
-ENLARGE = 1
 #: Blue and orange, told apart by most colour-blind people too; blue, green, red as OpenCV has it.
 KEPT_COLOUR, AIR_COLOUR = (255, 190, 60), (30, 140, 255)
-MARGIN, LINE = 16, 36
+MARGIN, LINE, LEGEND = 16, 36, 340
+#: Size of letters, as OpenCV counts it.
+LETTERS = 0.62
 
 Picture = NDArray[np.uint8]
 
@@ -169,9 +169,11 @@ def coverage(plan: Plan, index: int, config: Config) -> Picture:
     height = max(panel.shape[0] for panel in panels)
     panels = [_beside(panel, height) for panel in panels]
     body = np.concatenate(panels, axis=1)
-    out = np.full((height + 2 * LINE + MARGIN, body.shape[1], 3), 255, np.uint8)
-    out[LINE : LINE + height] = body
-    _write(out, shown(plan.names[index].target_file), (MARGIN, 26))
+    title = shown(plan.names[index].target_file)
+    width = max(body.shape[1], _width(title), LEGEND)
+    out = np.full((height + 2 * LINE + MARGIN, width, 3), 255, np.uint8)
+    out[LINE : LINE + height, : body.shape[1]] = body
+    _write(out, title, (MARGIN, 26))
     below = LINE + height + 26
     for left, colour, text in ((0, KEPT_COLOUR, "kept"), (130, AIR_COLOUR, "left out as air")):
         _box(out, (MARGIN + left, below - 15), 18, colour, dashed=colour == AIR_COLOUR)
@@ -182,20 +184,19 @@ def coverage(plan: Plan, index: int, config: Config) -> Picture:
 def _panel(
     view: NDArray[np.float32], scale: float, kept: NDArray[np.bool_], config: Config
 ) -> Picture:
-    """Draw one view, enlarged, with its windows and their counts."""
+    """Draw one view with its windows and their counts."""
     grid = Grid.of((view.shape[0], view.shape[1]), config)
     grey = to_grey(grid.pad(view, SLICE_HU[0]), *SLICE_HU)
-    grey = grey.repeat(ENLARGE, axis=0).repeat(ENLARGE, axis=1)
-    out = np.full((grey.shape[0] + LINE, grey.shape[1] + MARGIN, 3), 255, np.uint8)
+    told = f"scale {scale:g}: {kept.sum()} kept, {(~kept).sum()} air"
+    width = max(grey.shape[1] + MARGIN, _width(told))
+    out = np.full((grey.shape[0] + LINE, width, 3), 255, np.uint8)
     body = out[LINE:, : grey.shape[1]]
     body[:] = grey[..., None]
-    side = grid.size * ENLARGE
     # The rejected ones lie further in: where two windows meet, both lines are seen.
-    for chosen, colour, inset in ((~kept, AIR_COLOUR, 4), (kept, KEPT_COLOUR, 1)):
-        for row, col in zip(*(v[chosen] * ENLARGE for v in grid.windows()), strict=True):
+    for chosen, colour, inset in ((~kept, AIR_COLOUR, 2), (kept, KEPT_COLOUR, 0)):
+        for row, col in zip(*(v[chosen] for v in grid.windows()), strict=True):
             corner = int(col) + inset, int(row) + inset
-            _box(body, corner, side - 2 * inset - 1, colour, dashed=colour == AIR_COLOUR)
-    told = f"scale {scale:g}: {kept.sum()} kept, {(~kept).sum()} air"
+            _box(body, corner, grid.size - 2 * inset, colour, dashed=colour == AIR_COLOUR)
     _write(out, told, (MARGIN, 26))
     return out
 
@@ -208,16 +209,28 @@ def _beside(panel: Picture, height: int) -> Picture:
 def _box(
     picture: Picture, corner: tuple[int, int], side: int, colour: tuple[int, int, int], dashed: bool
 ) -> None:
-    """Draw a square's outline, two pixels wide."""
+    """Draw a square's outline."""
     left, top = corner
-    mark = np.arange(side) % 12 < (7 if dashed else 12)
-    for edge in (0, side - 2):
-        picture[top + edge : top + edge + 2, left : left + side][:, mark] = colour
-        picture[top : top + side, left + edge : left + edge + 2][mark] = colour
+    mark = np.arange(side) % 8 < (5 if dashed else 8)
+    for edge in (0, side - 1):
+        picture[top + edge, left : left + side][mark] = colour
+        picture[top : top + side, left + edge][mark] = colour
+
+
+def _ascii(text: str) -> str:
+    """Return text with all but ASCII escaped: OpenCV has no other letters."""
+    return text.encode("ascii", "backslashreplace").decode()
+
+
+def _width(text: str) -> int:
+    """Return how wide a line of text is, with its margins, pixels."""
+    cv2 = augment.opencv()
+    (width, _), _ = cv2.getTextSize(_ascii(text), cv2.FONT_HERSHEY_SIMPLEX, LETTERS, 1)
+    return int(width) + 2 * MARGIN
 
 
 def _write(picture: Picture, text: str, foot: tuple[int, int]) -> None:
-    """Write a line of text; OpenCV's letters are ASCII, others are escaped."""
+    """Write a line of text."""
     cv2 = augment.opencv()
-    plain = text.encode("ascii", "backslashreplace").decode()
-    cv2.putText(picture, plain, foot, cv2.FONT_HERSHEY_SIMPLEX, 0.62, (20, 20, 20), 1, cv2.LINE_AA)
+    font, ink = cv2.FONT_HERSHEY_SIMPLEX, (20, 20, 20)
+    cv2.putText(picture, _ascii(text), foot, font, LETTERS, ink, 1, cv2.LINE_AA)

@@ -122,8 +122,8 @@ def read_sides(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
             continue
-        side, _, patient = (part.strip() for part in line.partition(" "))
-        side = side.rstrip(":")
+        side, *rest = line.split(maxsplit=1)
+        side, patient = side.rstrip(":"), "".join(rest)
         if side not in SIDES or not patient:
             problems.append(
                 f"line {number}: {quoted(line)}; wanted: {' or '.join(SIDES)} and a name"

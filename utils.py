@@ -64,13 +64,12 @@ def quoted(path: object) -> str:
     return f"'{shown(path)}'"
 
 
-def listed(headline: str, problems: Iterable[str], most: int = 50) -> str:
+def listed(headline: str, problems: Iterable[str]) -> str:
     """Return one message: the headline alone with one problem, else a line for each below it."""
     lines = list(problems)
     if len(lines) == 1:
         return f"{headline}: {lines[0]}"
-    rest = [f"  ... and {len(lines) - most} more"] if len(lines) > most else []
-    return "\n".join([f"{headline}:", *(f"  {line}" for line in lines[:most]), *rest])
+    return "\n".join([f"{headline}:", *(f"  {line}" for line in lines)])
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,8 @@ class Config:
     def as_json(self) -> str:
         """Return the fields that decide what the file holds, as JSON with sorted keys."""
         what = {name: value for name, value in self.__dict__.items() if name not in self.HOW}
+        if self.anonymize:
+            what["input_gen_folder"] = what["target_gen_folder"] = None
         return json.dumps(what, sort_keys=True)
 
 

@@ -33,7 +33,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 @pytest.fixture(scope="session")
 def ldct() -> Path:
-    """Return the folder of real scans: eight pairs of two patients. They are no part of the project."""
+    """Return the folder of real scans, eight pairs of two patients; no part of the project."""
     folder = REPO.parent / "shared" / "data" / "ldct"
     if not folder.is_dir():
         pytest.skip("the real scans are not on this machine")

@@ -56,8 +56,8 @@ def starts(length: int, size: int, overlap: int, edge: str) -> list[int]:
 
 def is_kept(patch_hu: Image) -> bool:
     """Tell whether a patch of HU holds more than air."""
-    values = [float(v) for v in patch_hu.ravel()]
-    tissue = sum(v > -824 for v in values)
+    values = patch_hu.ravel().tolist()
+    tissue = sum(value > -824 for value in values)
     return tissue > int(0.1 * len(values)) and math.fsum(values) / len(values) > -924
 
 

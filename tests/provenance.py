@@ -72,9 +72,9 @@ def wrong_patches(path: Path, root: Path) -> list[str]:
             np.float32(pair[f"{side}_divisor"][index]),
         )
         air = (-1024 - pair[f"{side}_intercept"][index]) / pair[f"{side}_slope"][index]
-        image = naive.downscale(naive.normalise(image, by), scale)
+        image = np.asarray(naive.downscale(naive.normalise(image, by), scale), np.float32)
         if side == "input" and pair["degradation"][index] == b"blur":
-            image = cv2.blur(image, (3, 3))
+            image = np.asarray(cv2.blur(image, (3, 3)), np.float32)
         fill = naive.normalise(np.array([air], np.float32), by)[0]
         out = np.full((image.shape[0] + size, image.shape[1] + size), fill, np.float32)
         out[: image.shape[0], : image.shape[1]] = image

@@ -40,7 +40,7 @@ class Ended:
 
     @property
     def errors(self) -> list[str]:
-        """The lines of stderr that are the tool's own: a launcher may add some when a rank fails."""
+        """The errors that the tool printed: a launcher may add lines when a rank fails."""
         return [line for line in self.err.splitlines() if line.startswith("main.py: error:")]
 
 

@@ -36,7 +36,7 @@ _COMPRESSED = {
 
 @dataclass(frozen=True)
 class Made:
-    """A pair on the disk: where it lies below the input folder, and the values that were written."""
+    """A pair on the disk: its files below the input folder, and the values written to them."""
 
     patient: str
     input_file: str
@@ -122,8 +122,8 @@ def write_slice(
     for name, value in (header | tags).items():
         if value is not None:
             setattr(dataset, name, value)
-    order = ">" if syntax == ExplicitVRBigEndian else "<"
-    raw = stored.astype(stored.dtype.newbyteorder(order)).tobytes()
+    big = syntax == ExplicitVRBigEndian
+    raw = stored.astype(stored.dtype.newbyteorder(">" if big else "<")).tobytes()
     dataset.add_new(0x7FE00010, "OB" if bits == 8 else "OW", raw + b"\0" * (len(raw) % 2))
     if syntax in _COMPRESSED:
         dataset.compress(syntax)
@@ -163,9 +163,7 @@ def write_patient(
     return made
 
 
-def write_tree(
-    root: Path, patients: Mapping[str, int] | None = None, **options: Any
-) -> list[Made]:
+def write_tree(root: Path, patients: Mapping[str, int] | None = None, **options: Any) -> list[Made]:
     """Write several patients (name: number of pairs) and return all pairs in the file's order."""
     made = []
     for name, slices in sorted((PATIENTS if patients is None else patients).items()):

@@ -39,9 +39,7 @@ def test_a_view_has_the_lengths_times_the_scale_rounded_down(shape, scale, expec
 
 @pytest.mark.parametrize("scale", [0.8, 0.6])
 def test_downscaling_is_opencvs_area_interpolation(scale):
-    expected = cv2.resize(
-        IMAGE, (int(80 * scale), int(64 * scale)), interpolation=cv2.INTER_AREA
-    )
+    expected = cv2.resize(IMAGE, (int(80 * scale), int(64 * scale)), interpolation=cv2.INTER_AREA)
     found = augment.downscale(IMAGE, scale)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
@@ -76,7 +74,9 @@ def test_the_codes_mean_what_their_names_say(code, expected):
     assert augment.orient(np.array([[1, 2, 3], [4, 5, 6]]), code).tolist() == expected
 
 
-@given(arrays.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6))), st.integers(0, 5))
+@given(
+    arrays.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6))), st.integers(0, 5)
+)
 def test_undo_orientation_gives_back_the_image(image, code):
     found = augment.undo_orientation(augment.orient(image, code), code)
     np.testing.assert_array_equal(found, image)

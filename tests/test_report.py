@@ -357,7 +357,7 @@ def test_pseudonyms_hide_every_name(tmp_path):
     folders = ("--input-gen-folder", "quarter_3m*", "--target-gen-folder", "full_3m*")
     options = ("--anonymize", "--unpaired", "skip", "--random_N", "3", "--patch-size", "p24")
     made = job(root, tmp_path / "Erika Mustermann" / "out.h5", *options, *folders)
-    assert any("Mustermann" in warning for warning in made.tally.warnings)
+    assert any("Mustermann" in patients for _, patients in made.tally.remarks)
     for path in made.write():
         text = path.read_text()
         for secret in ("Erika", "Mustermann", "Max", "Doe", "secret", "quarter_", "full_3m"):
@@ -471,7 +471,7 @@ def test_further_patches_are_of_untouched_pairs():
 
 
 def test_long_tables_end_and_say_so(whole, monkeypatch):
-    monkeypatch.setattr(report, "TABLE_ROWS", 2)
+    monkeypatch.setattr(report_page, "TABLE_ROWS", 2)
     text = whole.write()[0].read_text()
     assert "1 more row in the JSON" in text
     Page(text)
@@ -482,7 +482,7 @@ def test_many_windows_are_thinned_out(tree, tmp_path):
     (one, *_) = report_pictures.coverages(made.plans[""], made.config)
     assert one.kept == (64 - 11) * (80 - 11)
     assert one.every == 2
-    assert one.kept_lines.count("M") <= report_pictures.DRAWN_WINDOWS
+    assert one.kept_lines.count("M") <= report_figures.DRAWN_WINDOWS
 
 
 # --- in a browser ----------------------------------------------------------------------------

@@ -1,0 +1,209 @@
+"""The h5 file: its layout, writing blocks at their place, what a failed run leaves."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import h5_store
+import patching
+from dicom_io import read_pixels
+from parallel import World
+from pipeline import find as find_pairs_of
+from pipeline import make_plans
+from tests.conftest import Tree
+from tests.scans import write_tree
+from utils import Block, Config, Plan, Tally
+
+COUNTS = {"A": 2, "B": 1}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    root = tmp_path_factory.mktemp("store") / "scans"
+    return Tree(root, write_tree(root, COUNTS))
+
+
+def planned(root: Path, folder: Path, **options: Any) -> tuple[Plan, Config]:
+    """Return the plan of a job and its configuration."""
+    config = Config(
+        str(root),
+        output_fname=str(folder / "out" / "made.h5"),
+        **{"patch_size": 24, "overlap": 4, "rot_augment": True, "ds_augment": True, **options},
+    )
+    world, tally = World(None), Tally()
+    plans = make_plans(find_pairs_of(config, world, tally), config, world, tally)
+    return plans[""], config
+
+
+def blocks(plan: Plan, config: Config) -> Iterator[Block]:
+    for pair, part in zip(plan.pairs, plan.parts, strict=True):
+        images = [read_pixels(config.input_folder, s) for s in (pair.input, pair.target)]
+        yield patching.make_block(pair, part, "", images[0], images[1], config)
+
+
+def laid_out(plan: Plan, config: Config) -> h5_store.Layout:
+    """Make the file with room for every patch; return where its bytes lie."""
+    Path(config.output_fname).parent.mkdir(parents=True)
+    with h5_store.make(config.output_fname) as file:
+        h5_store.create_contents(file, plan, config)
+    return h5_store.layout_of(config.output_fname)
+
+
+def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
+    """Make the file, its blocks in that order; return the blocks in the plan's order."""
+    made = list(blocks(plan, config))
+    layout = laid_out(plan, config)
+    written = {}
+    with h5_store.PartialFile(layout) as file:
+        for i in order:
+            written[i] = h5_store.write_block(file, layout, made[i], i, plan.starts[i])
+    h5_store.complete(layout, [written[i] for i in range(len(made))])
+    return made
+
+
+@pytest.mark.parametrize(("tensor_format", "shape"), [("torch", (1, 24, 24)), ("tf", (24, 24, 1))])
+def test_patches_are_contiguous_float32_of_the_formats_shape(scans, tmp_path, tensor_format, shape):
+    plan, config = planned(scans.root, tmp_path, tensor_format=tensor_format)
+    write(plan, config, [0, 1, 2])
+    with h5py.File(config.output_fname) as file:
+        for name in ("input", "target"):
+            assert file[name].shape == (plan.patches, *shape)
+            assert file[name].dtype == np.dtype("<f4")
+            layout = file[name].id.get_create_plist().get_layout()
+            assert layout == h5py.h5d.CONTIGUOUS
+
+
+def test_every_dataset_is_contiguous(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path)
+    write(plan, config, [0, 1, 2])
+    chunked = []
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.chunks is not None:
+            chunked.append(name)
+
+    with h5py.File(config.output_fname) as file:
+        file.visititems(note)
+    assert chunked == []
+
+
+def test_the_tables_have_a_row_a_patch_and_a_row_a_pair(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path)
+    write(plan, config, [0, 1, 2])
+    with h5py.File(config.output_fname) as file:
+        assert set(file["patch"]) == {"pair", "scale", "row", "col", "orientation"}
+        assert {len(column) for column in file["patch"].values()} == {plan.patches}
+        assert {len(column) for column in file["pair"].values()} == {3}
+
+
+def test_blocks_written_in_any_order_lie_at_their_place(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path)
+    made = write(plan, config, [2, 0, 1])
+    with h5py.File(config.output_fname) as file:
+        for name in ("input", "target"):
+            expected = np.concatenate([getattr(block, name) for block in made])
+            np.testing.assert_array_equal(file[name][:, 0], expected)
+        for name in ("scale", "row", "col", "orientation"):
+            expected = np.concatenate([getattr(block, name) for block in made])
+            np.testing.assert_array_equal(file[f"patch/{name}"][...], expected)
+        pairs = np.repeat(range(3), [len(block.scale) for block in made])
+        np.testing.assert_array_equal(file["patch/pair"][...], pairs)
+
+
+def test_the_order_of_writing_leaves_no_trace(scans, tmp_path):
+    found = []
+    for order in ([0, 1, 2], [2, 1, 0]):
+        plan, config = planned(scans.root, tmp_path / str(order[0]))
+        write(plan, config, order)
+        found.append(Path(config.output_fname).read_bytes())
+    assert found[0] == found[1]
+
+
+def test_the_pair_table_names_files_and_positions(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path)
+    write(plan, config, [0, 1, 2])
+    with h5py.File(config.output_fname) as file:
+        table = {name: column[...].tolist() for name, column in file["pair"].items()}
+    assert table["patient"] == [pair.patient.encode() for pair in scans.pairs]
+    assert table["input_file"] == [pair.input_file.encode() for pair in scans.pairs]
+    assert table["target_file"] == [pair.target_file.encode() for pair in scans.pairs]
+    assert table["position_mm"] == [pair.z for pair in scans.pairs]
+    assert table["first_patch"] == plan.starts[:-1]
+    assert table["patches"] == np.diff(plan.starts).tolist()
+
+
+def test_the_pair_table_holds_what_undoes_the_normalisation(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path, normalization_type="unity_independent")
+    write(plan, config, [0, 1, 2])
+    with h5py.File(config.output_fname) as file:
+        for side in ("input", "target"):
+            images = [getattr(pair, side).astype(float) for pair in scans.pairs]
+            offsets = file[f"pair/{side}_offset"][...].tolist()
+            divisors = file[f"pair/{side}_divisor"][...].tolist()
+            assert offsets == [image.min() for image in images]
+            assert divisors == [np.ptp(image) for image in images]
+
+
+def test_attributes_say_how_the_file_was_made(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path, seed=7)
+    write(plan, config, [0, 1, 2])
+    with h5py.File(config.output_fname) as file:
+        attrs = dict(file.attrs)
+    assert attrs["seed"] == 7
+    assert attrs["complete"] == 1
+    assert attrs["format_version"] == h5_store.FORMAT_VERSION
+    assert json.loads(attrs["configuration"])["patch_size"] == 24
+
+
+def test_no_path_or_host_name_is_in_the_bytes(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path)
+    write(plan, config, [0, 1, 2])
+    raw = Path(config.output_fname).read_bytes()
+    for word in (str(tmp_path), str(scans.root), scans.root.parent.name, socket.gethostname()):
+        assert word.encode() not in raw
+
+
+# --- while it is written ---------------------------------------------------------------------
+
+
+def test_before_the_end_the_file_is_not_marked_complete(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path)
+    laid_out(plan, config)
+    with h5py.File(config.output_fname) as file:
+        assert file.attrs["complete"] == 0
+
+
+def test_a_file_that_is_there_is_not_emptied(tmp_path):
+    (tmp_path / "mine").write_bytes(b"weeks of work")
+    with pytest.raises(FileExistsError):
+        h5_store.make(str(tmp_path / "mine"))
+    assert (tmp_path / "mine").read_bytes() == b"weeks of work"
+
+
+def test_a_process_that_sees_another_file_does_not_write(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path)
+    layout = laid_out(plan, config)
+    Path(layout.path).rename(tmp_path / "moved")
+    assert h5_store.PartialFile.seen(layout) is None
+    Path(layout.path).write_bytes(b"a file of the same name")
+    assert h5_store.PartialFile.seen(layout) is None
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1 << 20])
+def test_bytes_are_written_whole_however_many_a_call_takes(scans, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(h5_store, "WRITE_BYTES", limit)
+    plan, config = planned(scans.root, tmp_path)
+    layout = laid_out(plan, config)
+    data = np.arange(100, dtype=np.float32)
+    with h5_store.PartialFile(layout) as file:
+        file.write(layout.offsets["input"] + 400, data.data)
+    with h5py.File(layout.path) as read:
+        np.testing.assert_array_equal(read["input"][...].ravel()[100:200], data)

@@ -1,0 +1,524 @@
+"""Files that were made to do harm, and names that were not thought of."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pydicom
+import pytest
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+import dicom_io
+import main
+from tests.faults import EARLIER, argv, command, kept, left, one_error
+from tests.jpeg_lossless import compress
+from tests.running import Ended, called, environment
+from tests.scans import SHAPE, phantom, write_patient, write_slice, write_tree
+from utils import ToolError
+
+#: Bytes of memory that no file may make a run take.
+MOST_BYTES = 1 << 30
+HANG = 60
+EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Return an output that exists, in a folder of its own."""
+    path = tmp_path / "out" / "mine.h5"
+    path.parent.mkdir()
+    path.write_bytes(EARLIER)
+    return path
+
+
+def limited(words: list[str], cwd: Path) -> Ended:
+    """Run a command that may not have more than the bounded memory, and not hang."""
+    measured = subprocess.run(
+        [sys.executable, "-c", _MEASURE, *words],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        timeout=HANG,
+        check=False,
+    )
+    out, _, peak = measured.stdout.decode().rpartition("peak ")
+    assert int(peak) * 1024 < MOST_BYTES, f"{int(peak) >> 10} MB"
+    return Ended(measured.returncode, out, measured.stderr.decode())
+
+
+_MEASURE = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:]).returncode
+print("peak", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+# --- bombs -----------------------------------------------------------------------------------
+
+
+def recompressed(path: Path, syntax: str, frame: bytes | None = None, **tags: object) -> None:
+    """Compress a slice, and replace its frame by another one."""
+    dataset = pydicom.dcmread(path)
+    if syntax == JPEGLosslessSV1:
+        compress(path, JPEGLosslessSV1)
+        dataset = pydicom.dcmread(path)
+    else:
+        dataset.compress(syntax)
+    if frame is not None:
+        dataset.PixelData = encapsulate([frame])
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
+
+
+def frame_of(path: Path, syntax: str) -> bytes:
+    """Return the frame that a slice is compressed to."""
+    dataset = pydicom.dcmread(path)
+    dataset.compress(syntax)
+    return next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+
+
+def rle_of_many(path: Path) -> None:
+    recompressed(path, RLELossless, Rows=40000, Columns=40000)
+
+
+def rle_that_grows(path: Path) -> None:
+    segment = b"\x81\0" * (4 << 20)  # each two bytes become 128
+    head = struct.pack("<16L", 2, 64, 64 + len(segment), *[0] * 13)
+    for side in (path, path.parents[1] / "full_3mm" / path.name):  # of one size, or no pair
+        recompressed(side, RLELossless, head + 2 * segment, Rows=2048, Columns=2048)
+
+
+def deflated(path: Path, *, lie: bool = False, late: bool = False) -> None:
+    """Make a file of some 600 kB that would inflate to 1.2 GB."""
+    write_slice(path, phantom(SHAPE, 1)[0], syntax=DeflatedExplicitVRLittleEndian)
+    data = path.read_bytes()
+    start = 144 + int.from_bytes(data[140:144], "little")
+    meta = bytearray(data[:start])
+    if lie:  # the length of the meta information
+        meta[140:144] = (4).to_bytes(4, "little")
+    if late:  # the transfer syntax is named only after a long element
+        meta[144:144] = b"\2\0\1\0OB\0\0" + (5000).to_bytes(4, "little") + bytes(5000)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = packer.compress(zlib.decompress(data[start:], -zlib.MAX_WBITS)[:200])
+    head = b"\x29\0\1\0OB\0\0" + (1200 << 20).to_bytes(4, "little")
+    packed += packer.compress(head)
+    packed += packer.flush(zlib.Z_FULL_FLUSH)
+    zeros = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    path.write_bytes(bytes(meta) + packed + 1200 * zeros + packer.flush())
+
+
+def deflated_behind_commands(path: Path) -> None:
+    """Let the inflated part begin where only elements of group 0000 are skipped."""
+    deflated(path)
+    data = path.read_bytes()
+    start = 144 + int.from_bytes(data[140:144], "little")
+    path.write_bytes(data[:start] + b"\0\0\0\xff\xff\0\0\0" + data[start:])
+
+
+def codestream(path: Path, syntax: str, find: bytes, at: int, change: bytes) -> None:
+    """Overwrite bytes of a frame behind a marker."""
+    if syntax == JPEGLosslessSV1:
+        compress(path, JPEGLosslessSV1)
+        dataset = pydicom.dcmread(path)
+        frame = bytearray(
+            next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+        )
+    else:
+        frame = bytearray(frame_of(path, syntax))
+    where = frame.index(find) + at
+    frame[where : where + len(change)] = change
+    if syntax == JPEGLosslessSV1:
+        dataset.PixelData = encapsulate([bytes(frame)])
+        dataset.save_as(path)
+    else:
+        recompressed(path, syntax, bytes(frame))
+
+
+LARGE = struct.pack(">HH", 40000, 40000)
+#: How a slice is turned into a bomb.
+BOMBS: dict[str, Callable[[Path], object]] = {
+    "native 40000 x 40000": lambda p: write_slice(
+        p, phantom(SHAPE, 1)[0], Rows=40000, Columns=40000
+    ),
+    "RLE 40000 x 40000": rle_of_many,
+    "RLE that grows": rle_that_grows,
+    "Deflated": deflated,
+    "Deflated, its meta length lies": lambda p: deflated(p, lie=True),
+    "Deflated, syntax far behind": lambda p: deflated(p, late=True),
+    "Deflated, behind commands": deflated_behind_commands,
+    "JPEG-LS 40000 x 40000": lambda p: codestream(p, JPEGLSLossless, b"\xff\xf7", 5, LARGE),
+    "JPEG 40000 x 40000": lambda p: codestream(p, JPEGLosslessSV1, b"\xff\xc3", 5, LARGE),
+    "JPEG 2000 40000 x 40000": lambda p: codestream(
+        p, JPEG2000Lossless, b"\xff\x51", 6, struct.pack(">LL", 40000, 40000)
+    ),
+    "JPEG 2000 of 16384 components": lambda p: codestream(
+        p, JPEG2000Lossless, b"\xff\x51", 38, struct.pack(">H", 16384)
+    ),
+    "a file of a gigabyte": lambda p: os.truncate(p, 1 << 30),
+}
+#: Of these the message says that they exceed the limit; of the others, what does not fit.
+TOO_LARGE = re.compile("exceeds the limit|code stream of|damaged header")
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_bomb_is_refused_in_bounded_memory(tmp_path, output, kind):
+    pairs = write_patient(tmp_path / "scans", "A", 2)
+    BOMBS[kind](tmp_path / "scans" / pairs[1].input_file)
+    ended = limited(command(0, argv(tmp_path / "scans", output, "--overwrite")), tmp_path)
+    assert TOO_LARGE.search(one_error(ended, pairs[1].input_file, status=1))
+    assert output.read_bytes() == EARLIER
+    assert left(output.parent) == {output.name}
+
+
+def nested(path: Path, depth: int, undefined: bool) -> None:
+    """Write a slice with a Modality LUT Sequence of that depth before its pixels."""
+    write_slice(path, phantom(SHAPE, 1)[0])
+    data = path.read_bytes()
+    inner = b""
+    if undefined:
+        begin = b"\x28\0\0\x30SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
+        end = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+        inner = begin * depth + end * depth
+    else:
+        for _ in range(depth):
+            item = b"\xfe\xff\0\xe0" + struct.pack("<L", len(inner)) + inner
+            inner = b"\x28\0\0\x30SQ\0\0" + struct.pack("<L", len(item)) + item
+    at = data.index(b"\xe0\x7f\x10\0OW")
+    path.write_bytes(data[:at] + inner + data[at:])
+
+
+@pytest.mark.parametrize("depth", [3, 500, 20_000])
+@pytest.mark.parametrize("undefined", [False, True], ids=["lengths", "no lengths"])
+def test_deep_nesting_is_refused_in_bounded_memory(tmp_path, output, depth, undefined):
+    if depth == 20_000 and not undefined:
+        depth = 5_000  # the file grows as the square of it
+    pairs = write_patient(tmp_path / "scans", "A", 2)
+    nested(tmp_path / "scans" / pairs[1].input_file, depth, undefined)
+    ended = limited(command(0, argv(tmp_path / "scans", output, "--overwrite")), tmp_path)
+    one_error(ended, pairs[1].input_file, status=1)
+    assert output.read_bytes() == EARLIER
+
+
+@pytest.mark.parametrize("frames", ["2", "0", "1000000000", "-1", "99999999999999999999"])
+@pytest.mark.parametrize("syntax", [EXPLICIT_LITTLE, RLELossless], ids=["native", "RLE"])
+def test_a_lying_number_of_frames_is_refused(tmp_path, output, frames, syntax):
+    pairs = write_patient(tmp_path / "scans", "A", 2, syntax=syntax)
+    path = tmp_path / "scans" / pairs[1].input_file
+    dataset = pydicom.dcmread(path)
+    dataset.NumberOfFrames = "1"
+    dataset.save_as(path)
+    data = path.read_bytes()
+    told = frames.encode() + b" " * (len(frames) % 2)
+    element = b"\x28\0\x08\0IS\2\x001 "
+    assert element in data
+    path.write_bytes(data.replace(element, element[:6] + struct.pack("<H", len(told)) + told))
+    ended = called(tmp_path, *argv(tmp_path / "scans", output, "--overwrite"))
+    one_error(ended, pairs[1].input_file, "frames", status=1)
+    assert output.read_bytes() == EARLIER
+
+
+@pytest.mark.parametrize("name", ["Rows", "NumberOfFrames", "BitsAllocated"])
+def test_a_header_that_goes_on_behind_the_pixels_is_refused(tmp_path, output, name):
+    pairs = write_patient(tmp_path / "scans", "A", 2, syntax=RLELossless)
+    path = tmp_path / "scans" / pairs[1].input_file
+    after = {
+        "Rows": b"\x28\0\x10\0US\2\0\x40\x9c",
+        "NumberOfFrames": b"\x28\0\x08\0IS\6\x0030000 ",
+        "BitsAllocated": b"\x28\0\0\1US\2\0\x20\0",
+    }[name]
+    path.write_bytes(path.read_bytes() + after)
+    ended = limited(command(0, argv(tmp_path / "scans", output, "--overwrite")), tmp_path)
+    one_error(ended, pairs[1].input_file, status=1)
+    assert output.read_bytes() == EARLIER
+
+
+# --- what fuzzing found ----------------------------------------------------------------------
+
+
+def refused(path: Path) -> str:
+    """Read a file as a run does; return what is said against it."""
+    with pytest.raises(ToolError) as caught:
+        dicom_io.read_pixels(str(path.parent), dicom_io.read_slice(str(path.parent), path.name))
+    return str(caught.value)
+
+
+def test_a_header_value_that_swallowed_the_rest_of_the_file_is_not_quoted_at_length(tmp_path):
+    for name in ("Modality", "PhotometricInterpretation"):
+        tags: dict[str, Any] = {name: "X" * 16}
+        path = write_slice(tmp_path / "x.dcm", phantom(SHAPE, 1)[0], **tags)
+        data = path.read_bytes()
+        at = data.index(b"X" * 16)
+        path.write_bytes(data[: at - 2] + struct.pack("<H", 400) + data[at:])
+        assert len(refused(path)) < 200
+
+
+def test_a_code_stream_that_crashes_its_decoder_is_refused(tmp_path):
+    pytest.importorskip("gdcm")
+    path = write_slice(tmp_path / "x.dcm", phantom(SHAPE, 1)[0])
+    compress(path, JPEGLosslessSV1)
+    dicom_io.read_pixels(str(tmp_path), dicom_io.read_slice(str(tmp_path), path.name))
+    data = path.read_bytes()
+    scan = data.index(b"\xff\xda", data.index(b"\xff\xc3"))
+    # Without a scan GDCM's decoder ends the process.
+    path.write_bytes(data[:scan] + b"\xff\xd9" + data[scan + 2 :])
+    assert "do not decode" in refused(path)
+
+
+@pytest.mark.parametrize("value", ["2147483648", "-99999999999", "9" * 400])
+def test_an_instance_number_beyond_32_bits_is_refused(tmp_path, value):
+    path = write_slice(tmp_path / "x.dcm", phantom(SHAPE, 1)[0], instance=12)
+    data = path.read_bytes()
+    told = value.encode() + b" " * (len(value) % 2)
+    element = b"\x20\0\x13\0IS\2\x0012"
+    assert element in data
+    path.write_bytes(data.replace(element, element[:6] + struct.pack("<H", len(told)) + told))
+    assert "damaged header" in refused(path)
+
+
+def test_a_position_beyond_all_numbers_is_refused(tmp_path):
+    position = ["1e308", "1e308", "1e308"]
+    orientation = ["1e10", "1", "0", "0", "1", "1e10"]
+    path = write_slice(
+        tmp_path / "x.dcm",
+        phantom(SHAPE, 1)[0],
+        ImagePositionPatient=position,
+        ImageOrientationPatient=orientation,
+    )
+    assert "damaged header" in refused(path)
+
+
+# --- names -----------------------------------------------------------------------------------
+
+NAMES = [
+    "with space",
+    'it\'s "quoted"',
+    "line\nbreak",
+    "Zoë_患者_пациент",
+    "-leading-dash",
+    "$(touch owned); `touch owned`",
+    "%s%d{0}",
+    "\x1b[31mred\x07",
+    "trailing ",
+    "<img src=x onerror=alert(1)>",
+    "a" * 200,
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, b"\xff\xfe not UTF-8".decode("utf-8", "surrogateescape")])
+@pytest.mark.parametrize("anonymize", [False, True], ids=["", "anonymize"])
+def test_any_name_of_a_patient_works(tmp_path, name, anonymize):
+    write_patient(tmp_path / "scans", name, 2, seed=1)
+    (tmp_path / "run").mkdir()
+    more = ["--anonymize"] if anonymize else []
+    ended = called(tmp_path / "run", *argv(tmp_path / "scans", "x.h5", *more))
+    assert (ended.status, ended.errors) == (0, [])
+    assert "\x1b" not in ended.out + ended.err
+    with h5py.File(tmp_path / "run" / "x.h5") as file:
+        found = file["pair/patient"][0].decode("utf-8", "surrogateescape")
+    assert found == ("P0001" if anonymize else name)
+    assert left(tmp_path) == {"run", "scans"}
+    assert kept(tmp_path / "run") - {"x_key.csv"} == {"x.h5"}
+    for report in (tmp_path / "run").glob("*.html"):
+        text = report.read_text(errors="surrogateescape")
+        assert "<img src=x" not in text
+        assert not anonymize or name not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_an_output_and_of_slices_works(tmp_path, name):
+    root = tmp_path / "scans"
+    for number in range(2):
+        for side, image in zip(("low", "full"), phantom(SHAPE, number), strict=True):
+            write_slice(root / "A" / side / f"{number} {name}.dcm", image, z=3.0 * number)
+    (tmp_path / "run").mkdir()
+    told = f"--output-fname={name}.h5"
+    arguments = argv(root, "x", told)
+    ended = called(tmp_path / "run", *arguments)
+    assert (ended.status, ended.errors) == (0, [])
+    assert kept(tmp_path / "run") == {f"{name}.h5"}
+    assert left(tmp_path) == {"run", "scans"}
+
+
+def test_a_bad_file_with_line_breaks_in_its_name_is_listed_in_one_line(tmp_path):
+    pairs = write_patient(tmp_path / "scans", "A", 2)
+    odd = (tmp_path / "scans" / pairs[0].input_file).with_name("b\nmain.py: error: lie\x1b[2J.dcm")
+    odd.write_bytes(b"")
+    ended = called(tmp_path, *argv(tmp_path / "scans", tmp_path / "x.h5"))
+    one_error(ended, r"b\nmain.py: error: lie\x1b[2J.dcm: is empty")
+    assert len(ended.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("tag", ["PatientID", "PatientName", "AccessionNumber"])
+def test_a_header_that_names_a_path_writes_nothing_there(tmp_path, tag):
+    tags: dict[str, Any] = {tag: "../../x"}
+    write_patient(tmp_path / "in" / "scans", "A", 2, **tags)
+    run = tmp_path / "in" / "run"
+    run.mkdir()
+    split = ["--split", "1", "0", "0"]
+    for more in ([], ["--anonymize", "--overwrite", *split]):
+        ended = called(run, *argv(tmp_path / "in" / "scans", "x.h5", *more))
+        assert (ended.status, ended.errors) == (0, [])
+    assert left(tmp_path) == {"in"}
+    assert left(tmp_path / "in") == {"run", "scans"}
+    assert kept(run) == {"x.h5", "x_train.h5", "x_key.csv"}
+    for path in (run / "x.h5", run / "x_train.h5"):
+        assert b"../../x" not in path.read_bytes()
+
+
+# --- links and special files -----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Check that nothing in a folder changes."""
+
+    def state() -> dict[str, object]:
+        return {str(p): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+    before = state()
+    yield
+    assert state() == before
+
+
+def test_links_out_of_the_folder_are_followed_and_left_alone(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    write_tree(elsewhere, {"A": 2, "B": 2})
+    root = tmp_path / "scans"
+    (root / "B").mkdir(parents=True)
+    (root / "A").symlink_to(elsewhere / "A")
+    (root / "B" / "quarter").symlink_to(elsewhere / "B" / "quarter_3mm")
+    (root / "B" / "full").mkdir()
+    for path in (elsewhere / "B" / "full_3mm").iterdir():
+        (root / "B" / "full" / path.name).symlink_to(path)
+    with unchanged(elsewhere):
+        ended = called(tmp_path, *argv(root, tmp_path / "x.h5"))
+    assert (ended.status, ended.errors) == (0, [])
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert len(file["pair/patient"]) == 4
+
+
+def test_an_output_that_is_a_link_is_replaced_and_what_it_names_is_left_alone(tmp_path, tree):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.h5").write_bytes(EARLIER)
+    (tmp_path / "x.h5").symlink_to(tmp_path / "elsewhere" / "mine.h5")
+    with unchanged(tmp_path / "elsewhere"):
+        arguments = argv(tree.root, tmp_path / "x.h5")
+        one_error(called(tmp_path, *arguments), "exists", status=2)
+        assert called(tmp_path, *arguments, "--overwrite").errors == []
+    assert not (tmp_path / "x.h5").is_symlink()
+
+
+@pytest.mark.parametrize("end", [".partial", ".journal", ".journal.new"])
+def test_a_link_under_a_name_that_a_run_uses_is_not_written_through(tmp_path, tree, end):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_bytes(EARLIER)
+    (tmp_path / f"x.h5{end}").symlink_to(tmp_path / "elsewhere" / "mine")
+    with unchanged(tmp_path / "elsewhere"):
+        for more in ([], ["--resume"], ["--overwrite"]):
+            ended = called(tmp_path, *argv(tree.root, tmp_path / "x.h5", *more))
+            assert ended.status == 0 or len(ended.errors) == 1
+
+
+def test_links_in_a_circle_end_in_one_line(tmp_path):
+    write_patient(tmp_path / "scans", "A", 2)
+    (tmp_path / "scans" / "A" / "again").symlink_to(tmp_path / "scans" / "A")
+    one_error(called(tmp_path, *argv(tmp_path / "scans", tmp_path / "x.h5")), "'A'", status=2)
+    (tmp_path / "scans" / "A" / "again").unlink()
+    itself = tmp_path / "scans" / "A" / "full_3mm" / "itself.dcm"
+    itself.symlink_to(itself)
+    one_error(called(tmp_path, *argv(tmp_path / "scans", tmp_path / "x.h5")), "A/full_3mm")
+
+
+@pytest.mark.parametrize("kind", ["dangling", "pipe", "device", "socket"])
+def test_what_is_no_regular_file_is_a_bad_file(tmp_path, output, kind):
+    pairs = write_patient(tmp_path / "scans", "A", 2)
+    odd = (tmp_path / "scans" / pairs[0].input_file).with_name("odd.dcm")
+    if kind == "dangling":
+        odd.symlink_to(tmp_path / "gone")
+    elif kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "device":
+        odd.symlink_to("/dev/zero")
+    else:
+        import socket
+
+        with contextlib.chdir(odd.parent), socket.socket(socket.AF_UNIX) as one:
+            one.bind(odd.name)
+    ended = limited(command(0, argv(tmp_path / "scans", output, "--overwrite")), tmp_path)
+    one_error(ended, "odd.dcm", status=1)
+    assert output.read_bytes() == EARLIER
+
+
+def test_a_slice_that_became_shorter_after_its_header_was_read_is_named(tmp_path):
+    path = write_slice(tmp_path / "x.dcm", phantom(SHAPE, 1)[0])
+    one = dicom_io.read_slice(str(tmp_path), path.name)
+    os.truncate(path, path.stat().st_size - 2)
+    with pytest.raises(ToolError, match=r"x\.dcm"):
+        dicom_io.read_pixels(str(tmp_path), one)
+    path.unlink()
+    with pytest.raises(ToolError, match=r"x\.dcm"):
+        dicom_io.read_pixels(str(tmp_path), one)
+
+
+def test_the_limit_of_memory_is_measured():
+    """A process that takes more is told from one that does not."""
+    with pytest.raises(AssertionError, match="MB"):
+        limited([sys.executable, "-c", "bytearray(b'1') * (1100 << 20)"], Path.cwd())
+
+
+# --- nonsense on the command line, found by fuzzing ------------------------------------------
+
+NOT_YET = pytest.mark.xfail(strict=True, reason="not refused yet")
+
+
+@pytest.mark.parametrize("option", ["--input-folder", "--output-fname", "--config", "--split-file"])
+@NOT_YET
+def test_two_dashes_for_a_value_are_refused(option):
+    with pytest.raises(ToolError):
+        main.parse(["--input-folder", "in", f"{option}=--"])
+
+
+@pytest.mark.parametrize("seconds", ["-1", "1e300"])
+@NOT_YET
+def test_seconds_that_nothing_can_wait_for_are_refused(seconds):
+    with pytest.raises(ToolError):
+        main.parse(["--input-folder", "in", "--journal-seconds", seconds])
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        '{"hu_window": 3}',
+        '{"hu_window": ["a", "b"]}',
+        '{"split": ["a", 0, 1]}',
+        '{"split": [1]}',
+        '{"edge": "round"}',
+        '{"patch_size": "p24"}',
+        '{"seed": 1e400}',
+        "[" * 5000 + "]" * 5000,
+    ],
+    ids=lambda stored: stored[:20],
+)
+@NOT_YET
+def test_a_stored_configuration_that_holds_nonsense_is_refused(tmp_path, stored):
+    (tmp_path / "stored.json").write_text(stored)
+    with pytest.raises(ToolError):
+        main.parse(["--input-folder", "in", "--config", str(tmp_path / "stored.json")])

@@ -1,0 +1,367 @@
+"""The command line: spellings, help, what is refused, and what is imported when."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from main import build_parser, parse
+from tests.conftest import Tree
+from tests.running import REPO, Ended, called, contents, ranks, run, serial
+from tests.scans import write_patient
+from utils import CallError, Config
+
+HEAVY = {"numpy", "pydicom", "h5py", "cv2", "matplotlib", "PIL", "mpi4py", "pipeline"}
+OPTIONS = [
+    action
+    for action in build_parser()._actions
+    if action.option_strings and action.dest not in ("help", "version", "verify")
+]
+#: Values that go with the defaults of the other options.
+VALUES = {
+    "input_folder": ["scans"],
+    "patch_size": ["p24"],
+    "overlap": ["3"],
+    "hu_window": ["-1000", "400"],
+    "split": ["0.5", "0.25", "0.25"],
+    "config": ["config.json"],
+}
+
+
+def values_of(action: argparse.Action) -> list[str]:
+    if action.dest in VALUES:
+        return VALUES[action.dest]
+    if action.nargs == 0:
+        return []
+    if action.choices:
+        return [str(list(action.choices)[-1])]
+    return ["3" if action.type else "some"]
+
+
+def config_of(*argv: str) -> Config:
+    config = parse(argv)
+    assert isinstance(config, Config)
+    return config
+
+
+# --- spellings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", OPTIONS, ids=lambda action: action.dest)
+def test_an_option_answers_to_dashes_and_to_underscores(action, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text('{"seed": 3}')
+    values = values_of(action)
+    bare = action.option_strings[0][2:]
+    base = [] if action.dest == "input_folder" else ["--input-folder", "in"]
+    if action.dest == "hu_window":
+        base += ["--normalization-type", "hu_window"]
+    default = config_of("--input-folder", "in")
+    spelled = [
+        config_of(*base, f"--{name}", *values)
+        for name in (bare, bare.replace("_", "-"), bare.replace("-", "_"))
+    ]
+    assert spelled[0] == spelled[1] == spelled[2]
+    assert spelled[0] != default
+
+
+def test_mixed_spellings_and_equals_signs_are_taken_too():
+    told = config_of("--input_folder=a_b-c", "--output-fname=x_y.h5", "--input-gen_folder=l_d")
+    assert (told.input_folder, told.output_fname) == ("a_b-c", "x_y.h5")
+    assert told.input_gen_folder == "l_d"
+
+
+def test_the_options_of_the_specification_are_there():
+    wanted = {
+        *("input-folder", "input-gen-folder", "target-gen-folder", "output-fname", "patch-size"),
+        *("overlap", "edge", "normalization-type", "tensor-format", "random-N", "rot-augment"),
+        *("ds-augment", "air-threshold", "blurr-n-noise", "mpi-run", "seed", "overwrite"),
+    }
+    there = {name[2:].replace("_", "-") for a in OPTIONS for name in a.option_strings}
+    assert wanted <= there
+
+
+def test_defaults_are_those_of_the_specification():
+    told = config_of("--input-folder", "in")
+    assert told.output_fname == "results/patched_out.h5"
+    assert (told.patch_size, told.overlap, told.edge) == (55, 8, "shift")
+    assert (told.normalization_type, told.tensor_format) == ("None", "torch")
+    assert (told.random_N, told.seed) == (None, 0)
+    switches = (told.rot_augment, told.ds_augment, told.air_threshold, told.blurr_n_noise)
+    assert not any((*switches, told.mpi_run, told.overwrite))
+
+
+def test_random_n_without_a_number_is_seven():
+    assert config_of("--input-folder", "in", "--random_N").random_N == 7
+    assert config_of("--input-folder", "in", "--random_N", "2").random_N == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "overlap"),
+    [(96, 12), (75, 11), (64, 4), (55, 8), (42, 6), (32, 4), (24, 4), (12, 4)],
+)
+def test_a_named_size_brings_its_overlap(size, overlap):
+    told = config_of("--input-folder", "in", "--patch-size", f"p{size}")
+    assert (told.patch_size, told.overlap) == (size, overlap)
+
+
+def test_any_other_size_takes_the_overlap_given():
+    told = config_of("--input-folder", "in", "--patch-size", "p50", "--overlap", "0")
+    assert (told.patch_size, told.overlap) == (50, 0)
+
+
+# --- help ------------------------------------------------------------------------------------
+
+
+def imported(ended: Ended) -> set[str]:
+    """Return the top-level modules that a run with -X importtime imported."""
+    lines = [line for line in ended.err.splitlines() if line.startswith("import time:")]
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    ended = run([sys.executable, "-X", "importtime", REPO / "main.py", "--help"], tmp_path)
+    assert ended.status == 0
+    assert "argparse" in imported(ended)
+    assert not imported(ended) & HEAVY
+
+
+@pytest.mark.parametrize("action", OPTIONS, ids=lambda action: action.dest)
+def test_help_says_default_and_choices(action):
+    parser = build_parser()
+    (mine,) = (a for a in parser._actions if a.dest == action.dest)
+    formatter = parser._get_formatter()
+    formatter.add_argument(mine)
+    text = " ".join(formatter.format_help().split())
+    assert "default:" in text or "required" in text
+    for choice in action.choices or ():
+        assert choice in text
+    if action.choices or action.dest == "patch_size":
+        assert f"default: {action.default}" in text
+
+
+def test_help_names_the_sizes_with_their_overlaps():
+    text = " ".join(build_parser().format_help().split())
+    sizes = "p96 (12), p75 (11), p64 (4), p55 (8), p42 (6), p32 (4), p24 (4), p12 (4)"
+    assert sizes in text
+
+
+# --- bad calls -------------------------------------------------------------------------------
+
+
+def one_line(ended: Ended, *words: str) -> None:
+    """Check that a call was refused in one line of stderr that holds these words."""
+    assert ended.status == 2
+    assert ended.out == ""
+    (line,) = ended.err.splitlines()
+    assert line.startswith("main.py: error: ")
+    for word in words:
+        assert word in line
+
+
+CHOICES = [action for action in OPTIONS if action.choices]
+
+
+@pytest.mark.parametrize("action", CHOICES, ids=lambda action: action.dest)
+def test_a_wrong_choice_names_the_choices(tmp_path, action):
+    option = action.option_strings[0]
+    one_line(
+        called(tmp_path, "--input-folder", "in", option, "nonsense"),
+        option,
+        "nonsense",
+        *action.choices,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--nonsense"], ["--nonsense"]),
+        (["--patch-size", "p13"], ["p13", "--overlap", "p96 p75 p64 p55 p42 p32 p24 p12"]),
+        (["--patch-size", "55"], ["55", "p96 p75 p64 p55 p42 p32 p24 p12"]),
+        (["--patch-size", "p0"], ["p0"]),
+        (["--patch-size", "p-5"], ["p-5"]),
+        (["--overlap", "55"], ["--overlap 55", "p55"]),
+        (["--overlap", "56"], ["--overlap 56", "p55"]),
+        (["--patch-size", "p12", "--overlap", "12"], ["--overlap 12", "p12"]),
+        (["--overlap", "-1"], ["--overlap", "-1"]),
+        (["--random_N", "0"], ["--random_N", "0"]),
+        (["--random_N", "some"], ["--random_N", "some"]),
+        (["--seed", "-1"], ["--seed", "-1"]),
+        (["--seed", "1.5"], ["--seed", "1.5"]),
+        (["--output-fname"], ["--output-fname"]),
+        (["a", "stray", "word"], ["a"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
+)
+def test_a_wrong_value_is_refused(tmp_path, options, words):
+    one_line(called(tmp_path, "--input-folder", "in", *options), *words)
+    assert contents(tmp_path) == set()
+
+
+def test_a_call_without_an_input_folder_is_refused(tmp_path):
+    one_line(called(tmp_path), "--input-folder")
+
+
+def test_a_refused_value_is_a_call_error():
+    with pytest.raises(CallError):
+        parse(["--input-folder", "in", "--edge", "round"])
+
+
+def refused(tmp_path: Path, *options: str | Path) -> Ended:
+    """Run a bad call in an empty folder; check that it stays empty."""
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    ended = called(cwd, "--patch-size", "p24", *options)
+    assert contents(cwd) == set()
+    return ended
+
+
+def test_no_such_input_folder(tmp_path):
+    one_line(refused(tmp_path, "--input-folder", tmp_path / "gone"), "--input-folder", "gone")
+
+
+def test_an_input_folder_that_is_a_file(tmp_path):
+    (tmp_path / "scans").write_text("")
+    one_line(refused(tmp_path, "--input-folder", tmp_path / "scans"), "scans' is a file")
+
+
+def test_an_input_folder_without_patients(tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "notes.txt").write_text("none yet")
+    one_line(refused(tmp_path, "--input-folder", tmp_path / "scans"), "scans", "patient")
+
+
+@pytest.mark.parametrize(("missing", "option"), [("low", "--input-gen"), ("full", "--target-gen")])
+def test_a_patient_without_one_of_its_folders(tmp_path, missing, option):
+    write_patient(tmp_path / "scans", "P1", 1)
+    write_patient(tmp_path / "scans", "P2", 1, folders=("low", "full"))
+    folder = tmp_path / "scans" / "P2" / missing
+    folder.rename(folder.with_name("other"))
+    one_line(refused(tmp_path, "--input-folder", tmp_path / "scans"), "'P2'", option)
+
+
+def test_several_folders_that_fit(tmp_path):
+    write_patient(tmp_path / "scans", "P1", 1, folders=("low", "full_1mm"))
+    (tmp_path / "scans" / "P1" / "full_3mm").mkdir()
+    ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
+    one_line(ended, "P1/full_1mm", "P1/full_3mm", "--target-gen-folder")
+
+
+def test_an_output_that_exists(tmp_path, tree):
+    (tmp_path / "mine.h5").write_bytes(b"weeks of work")
+    ended = refused(tmp_path, "--input-folder", tree.root, "--output-fname", tmp_path / "mine.h5")
+    one_line(ended, "mine.h5", "exists", "--overwrite")
+    assert (tmp_path / "mine.h5").read_bytes() == b"weeks of work"
+
+
+def test_an_output_that_is_a_dangling_link(tmp_path, tree):
+    (tmp_path / "mine.h5").symlink_to(tmp_path / "gone")
+    ended = refused(tmp_path, "--input-folder", tree.root, "--output-fname", tmp_path / "mine.h5")
+    one_line(ended, "mine.h5", "exists")
+
+
+def test_an_output_that_is_a_folder(tmp_path, tree):
+    ended = refused(tmp_path, "--input-folder", tree.root, "--output-fname", tmp_path)
+    one_line(ended, "is a folder")
+
+
+def test_an_output_below_a_file(tmp_path, tree):
+    (tmp_path / "file").write_text("")
+    ended = refused(
+        tmp_path, "--input-folder", tree.root, "--output-fname", tmp_path / "file" / "x.h5"
+    )
+    one_line(ended, "file", "no folder")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_in_a_folder_that_may_not_be_written(tmp_path, tree):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    ended = refused(
+        tmp_path, "--input-folder", tree.root, "--output-fname", tmp_path / "locked" / "x.h5"
+    )
+    one_line(ended, "not writable")
+
+
+def test_an_output_that_an_ended_run_has_left_half_done(tmp_path, tree):
+    (tmp_path / "x.h5.partial").write_bytes(b"half")
+    ended = refused(tmp_path, "--input-folder", tree.root, "--output-fname", tmp_path / "x.h5")
+    one_line(ended, "x.h5.partial", "--resume")
+    assert (tmp_path / "x.h5.partial").read_bytes() == b"half"
+
+
+def test_an_output_that_another_run_is_writing(tmp_path, tree):
+    partial = tmp_path / "x.h5.partial"
+    partial.write_bytes(b"half")
+    with partial.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        how = ["--input-folder", tree.root, "--output-fname", tmp_path / "x.h5"]
+        one_line(refused(tmp_path, *how), "x.h5.partial", "another run")
+    assert partial.read_bytes() == b"half"
+
+
+def test_with_overwrite_an_output_is_replaced(tmp_path, tree):
+    (tmp_path / "x.h5").write_bytes(b"an older one")
+    how = ["--input-folder", tree.root, "--output-fname", "x.h5", "--patch-size", "p24"]
+    ended = called(tmp_path, *how, "--overwrite", "--random_N", "1")
+    assert (ended.status, ended.err) == (0, "")
+    assert (tmp_path / "x.h5").read_bytes()[:4] == b"\x89HDF"
+
+
+# --- the same in processes of their own ------------------------------------------------------
+
+
+def test_the_process_ends_with_2_and_one_line(tmp_path):
+    one_line(serial(tmp_path, "--input-folder", "gone"), "gone")
+    assert contents(tmp_path) == set()
+
+
+def test_four_ranks_without_mpi_run_say_so_once(tmp_path, tree: Tree):
+    ended = ranks(4, tmp_path, "--input-folder", tree.root, "--patch-size", "p24")
+    assert ended.status == 2
+    assert len(ended.errors) == 1
+    assert "4 processes" in ended.errors[0]
+    assert "--mpi_run" in ended.errors[0]
+    assert contents(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--input-folder", "gone", "--mpi_run"], "gone"),
+        (["--input-folder", "gone", "--mpi_run", "--edge", "round"], "round"),
+    ],
+    ids=["no such folder", "wrong value"],
+)
+def test_ranks_refuse_a_bad_call_with_one_voice(tmp_path, options, word):
+    ended = ranks(3, tmp_path, *options)
+    assert ended.status == 2
+    assert len(ended.errors) == 1
+    assert word in ended.errors[0]
+    assert contents(tmp_path) == set()
+
+
+def test_a_batch_script_without_its_launcher_is_refused(tmp_path, tree):
+    ended = serial(
+        tmp_path,
+        "--input-folder",
+        tree.root,
+        "--mpi_run",
+        extra={"SLURM_NTASKS": "2"},
+    )
+    one_line(ended, "2 ranks", "mpiexec")
+    assert contents(tmp_path) == set()
+
+
+def test_a_serial_run_imports_no_mpi(tmp_path, tree):
+    command: list[str | Path] = [sys.executable, "-X", "importtime", REPO / "main.py"]
+    command += ["--input-folder", tree.root, "--patch-size", "p24", "--random_N", "1"]
+    ended = run(command, tmp_path)
+    assert ended.status == 0
+    assert {"h5py", "numpy"} <= imported(ended)
+    assert "mpi4py" not in imported(ended)

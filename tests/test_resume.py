@@ -1,0 +1,289 @@
+"""Going on with a run that was ended: what is kept, what is made again, what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import journal
+from tests.conftest import Tree
+from tests.editing import flip
+from tests.faults import (
+    Fault,
+    argv,
+    command,
+    finished_blocks,
+    kept,
+    left,
+    one_error,
+    run,
+)
+from tests.running import Ended, called
+from tests.scans import Made, phantom, write_slice, write_tree
+
+#: So that what is made again can be counted: blocks are made one after another.
+PAIRS = {"A": 3, "B": 4}
+SPLIT = ("--split", "0.5", "0.5", "0")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    root = tmp_path_factory.mktemp("resume") / "scans"
+    return Tree(root, write_tree(root, PAIRS))
+
+
+@pytest.fixture(scope="module")
+def whole(scans: Tree, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the bytes of the unbroken run."""
+    output = tmp_path_factory.mktemp("whole") / "x.h5"
+    assert called(output.parent, *argv(scans.root, output)).status == 0
+    return output.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def killed(scans: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with what a run left that was killed at its fourth block."""
+    output = tmp_path_factory.mktemp("killed") / "out" / "x.h5"
+    fault = Fault("kill", "patching", call=4, after=f"{output}.journal")
+    ended = run(command(0, argv(scans.root, output), fault), output.parent.parent)
+    assert ended.status == -9
+    assert left(output.parent) == {"x.h5.partial", "x.h5.journal"}
+    return output.parent
+
+
+@pytest.fixture
+def output(killed: Path, tmp_path: Path) -> Path:
+    """Return the output of the killed run, with a copy of what it left."""
+    shutil.copytree(killed, tmp_path / "out")
+    return tmp_path / "out" / "x.h5"
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the inputs of the blocks that are made in this process, as they are made."""
+    import patching
+
+    names: list[str] = []
+    make_block = patching.make_block
+
+    def noted(pair, *arguments, **named):
+        names.append(pair.input.file)
+        return make_block(pair, *arguments, **named)
+
+    monkeypatch.setattr(patching, "make_block", noted)
+    return names
+
+
+def resumed(output: Path, scans: Tree, *options: str) -> Ended:
+    return called(output.parent, *argv(scans.root, output, "--resume", *options))
+
+
+def files(pairs: list[Made]) -> list[str]:
+    return [pair.input_file for pair in pairs]
+
+
+# --- what is kept ----------------------------------------------------------------------------
+
+
+def test_finished_blocks_are_not_made_again(output, scans, whole, made):
+    finished = finished_blocks(Path(f"{output}.journal"))
+    assert 1 <= finished <= 3
+    assert resumed(output, scans).errors == []
+    assert made == files(scans.pairs[finished:])
+    assert output.read_bytes() == whole
+    assert kept(output.parent) == {"x.h5"}
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_another_number_of_ranks_makes_the_same_bytes(output, scans, whole, n):
+    ended = run(command(n, argv(scans.root, output, "--resume")), output.parent)
+    assert (ended.status, ended.errors) == (0, [])
+    assert output.read_bytes() == whole
+
+
+def test_a_block_that_is_not_as_the_journal_says_is_made_again(output, scans, whole, made):
+    finished = finished_blocks(Path(f"{output}.journal"))
+    data, first = Path(f"{output}.partial").read_bytes(), scans.pairs[0].target
+    row = first[:24, :24].astype("<f4").tobytes()[: 24 * 4]
+    flip(Path(f"{output}.partial"), data.index(row) + 5)
+    assert resumed(output, scans).errors == []
+    assert made == files(scans.pairs[:1] + scans.pairs[finished:])
+    assert output.read_bytes() == whole
+
+
+def test_a_run_that_is_killed_again_is_gone_on_with_again(output, scans, whole):
+    before = finished_blocks(Path(f"{output}.journal"))
+    fault = Fault("kill", "patching", call=3, after=f"{output}.journal")
+    arguments = argv(scans.root, output, "--resume")
+    assert run(command(0, arguments, fault), output.parent).status == -9
+    assert finished_blocks(Path(f"{output}.journal")) >= before
+    assert resumed(output, scans).errors == []
+    assert output.read_bytes() == whole
+
+
+def test_a_run_that_was_killed_before_its_last_step_is_completed(tmp_path, scans, whole, made):
+    output = tmp_path / "x.h5"
+    fault = Fault("kill", "renaming", call=2)  # the first one is the journal's
+    assert run(command(0, argv(scans.root, output), fault), tmp_path).status == -9
+    assert left(tmp_path) == {"x.h5.partial", "x.h5.journal"}
+    assert resumed(output, scans).errors == []
+    assert made == []
+    assert output.read_bytes() == whole
+
+
+def test_with_nothing_to_go_on_from_a_run_begins(tmp_path, scans, whole, made):
+    assert resumed(tmp_path / "x.h5", scans).errors == []
+    assert made == files(scans.pairs)
+    assert (tmp_path / "x.h5").read_bytes() == whole
+
+
+def test_of_a_split_run_every_file_is_gone_on_with(tmp_path, scans):
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    arguments = [argv(scans.root, folder / "x.h5", *SPLIT) for folder in folders]
+    assert called(folders[0], *arguments[0]).errors == []
+    fault = Fault("kill", "renaming", call=4)  # of two journals, of train, of val
+    assert run(command(0, arguments[1], fault), folders[1]).status == -9
+    assert "x_train.h5" in left(folders[1])
+    assert "x_val.h5.partial" in left(folders[1])
+    one_error(called(folders[1], *arguments[1]), "x_train.h5", status=2)
+    assert called(folders[1], *arguments[1], "--resume").errors == []
+    for name in ("x_train.h5", "x_val.h5"):
+        assert (folders[1] / name).read_bytes() == (folders[0] / name).read_bytes()
+
+
+# --- what is refused -------------------------------------------------------------------------
+
+
+def refused(output: Path, scans: Tree, *options: str) -> str:
+    """Check that going on is refused, and that what is there is left alone; return the message."""
+    before = {name: (output.parent / name).read_bytes() for name in left(output.parent)}
+    message = one_error(resumed(output, scans, *options), f"{output}.partial")
+    assert {name: (output.parent / name).read_bytes() for name in left(output.parent)} == before
+    return message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seed", "3"], ["seed was 0, is 3"]),
+        (["--rot_augment"], ["rot_augment was False, is True"]),
+        (
+            ["--overlap", "5", "--edge", "pad"],
+            ["overlap was 4, is 5", "edge was 'shift', is 'pad'"],
+        ),
+        (["--normalization-type", "unity_wrt_ld"], ["normalization_type", "unity_wrt_ld"]),
+    ],
+    ids=lambda value: value[0] if value[0].startswith("--") else "",
+)
+def test_a_changed_configuration_is_refused_with_the_difference(output, scans, options, words):
+    message = refused(output, scans, *options)
+    assert all(word in message for word in words)
+
+
+def test_changed_places_and_ways_of_working_are_taken(output, scans, whole):
+    (output.parent / "link").symlink_to(scans.root)
+    arguments = argv(output.parent / "link", output, "--resume", "--hand_over", "messages")
+    assert called(output.parent, *arguments).errors == []
+    assert output.read_bytes() == whole
+
+
+def changed(tmp_path: Path, scans: Tree, output: Path) -> tuple[Tree, Path]:
+    """Return a copy of the scans, times and all, and a slice in it."""
+    root = tmp_path / "copy"
+    shutil.copytree(scans.root, root)
+    return Tree(root, scans.pairs), root / scans.pairs[4].input_file
+
+
+def test_other_bytes_in_a_slice_are_refused_with_its_name(tmp_path, scans, output):
+    copy, path = changed(tmp_path, scans, output)
+    flip(path, path.stat().st_size - 100)
+    assert scans.pairs[4].input_file in refused(output, copy)
+
+
+def test_another_slice_is_refused_with_its_name(tmp_path, scans, output):
+    copy, path = changed(tmp_path, scans, output)
+    z = scans.pairs[-1].z + 3
+    low, full = phantom((64, 80), 9)
+    write_slice(path.with_name("zz.dcm"), low, z=z)
+    write_slice(copy.root / "B" / "full_3mm" / "zz.dcm", full, z=z)
+    assert "it was 7 pairs, is 8" in refused(output, copy)
+
+
+def test_a_copy_of_the_scans_with_its_times_is_the_same_input(tmp_path, scans, output, whole):
+    copy, _ = changed(tmp_path, scans, output)
+    assert resumed(output, copy).errors == []
+    assert output.read_bytes() == whole
+
+
+def test_a_partial_file_without_a_journal_is_refused(output, scans):
+    Path(f"{output}.journal").unlink()
+    message = refused(output, scans)
+    assert f"{output}.journal" in message
+    assert "remove it" in message
+
+
+def test_a_finished_file_of_another_job_is_not_taken_for_this_one(tmp_path, scans):
+    output = tmp_path / "x.h5"
+    assert called(tmp_path, *argv(scans.root, output)).errors == []
+    before = output.read_bytes()
+    one_error(called(tmp_path, *argv(scans.root, output, "--resume")), "exists", status=2)
+    one_error(resumed(output, scans, "--seed", "3"), "x.h5")
+    assert output.read_bytes() == before
+
+
+# --- damage to the journal and the partial file ----------------------------------------------
+
+
+def test_a_journal_is_right_wherever_it_was_cut_short(tmp_path, scans, killed):
+    data = (killed / "x.h5.journal").read_bytes()
+    path = tmp_path / "journal"
+    path.write_bytes(data)
+    entries = journal.read(str(path))
+    assert entries.whole == len(data)
+    lines = data.splitlines(keepends=True)
+    ends = [sum(map(len, lines[: i + 1])) for i in range(len(lines))]
+    for keep in range(ends[len(PAIRS)], len(data) + 1, 7):
+        path.write_bytes(data[:keep])
+        found = journal.read(str(path))
+        assert found.whole == max(end for end in ends if end <= keep)
+        assert found.done.items() <= entries.done.items()
+
+
+def test_a_journal_with_a_flipped_bit_counts_up_to_it(tmp_path, killed):
+    path = tmp_path / "journal"
+    shutil.copy(killed / "x.h5.journal", path)
+    size = path.stat().st_size
+    whole = journal.read(str(path)).done
+    for offset in range(0, size, 11):
+        flip(path, offset, offset % 8)
+        found = journal.read(str(path))
+        assert found.whole <= offset
+        assert found.done.items() <= whole.items()
+        flip(path, offset, offset % 8)
+
+
+def test_a_journal_whose_last_line_was_cut_short_is_gone_on_with(output, scans, whole, made):
+    path = Path(f"{output}.journal")
+    finished = finished_blocks(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert resumed(output, scans).errors == []
+    assert len(made) == len(scans.pairs) - finished + 1
+    assert output.read_bytes() == whole
+
+
+def test_a_partial_file_that_is_damaged_ends_in_one_line_or_in_the_right_bytes(
+    output, scans, whole
+):
+    partial = Path(f"{output}.partial")
+    saved, notes = partial.read_bytes(), Path(f"{output}.journal").read_bytes()
+    for keep in (0, 100, 3000, len(saved) // 2):
+        partial.write_bytes(saved[:keep])
+        Path(f"{output}.journal").write_bytes(notes)
+        ended = resumed(output, scans)
+        if ended.status == 0:
+            assert output.read_bytes() == whole
+            output.unlink()
+        else:
+            one_error(ended, f"{output}.partial")

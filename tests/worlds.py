@@ -1,0 +1,112 @@
+"""What the tests of `parallel` run under mpiexec: `worlds.py SCENARIO [RANK]`.
+
+It ends as `main.py` does: an error goes to `World.fail`, and its status is the process's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from typing import Any
+
+import parallel
+from utils import RunError
+
+TASKS = 40
+PIECE = 24 << 20
+
+
+def square(task: int) -> list[int]:
+    """Return a task with its result."""
+    return [task, task**2]
+
+
+def every_task_once(world: parallel.World) -> None:
+    """Print what came to rank 0 for several numbers of tasks, the smallest below that of ranks."""
+    found = {}
+    for number in (0, 1, max(1, world.size - 1), TASKS):
+        came: list[list[int]] = []
+        world.run(range(number), square, came.append)
+        found[number] = sorted(came)
+    shared = world.share("from rank 0" if world.rank == 0 else None)
+    on_root = world.on_root(lambda: "on rank 0")
+
+    def tell(_: int) -> list[object]:
+        return [world.rank, shared, on_root]
+
+    said: list[list[object]] = []
+    world.run(range(5), tell, said.append)
+    if world.rank == 0:
+        print(json.dumps({"size": world.size, "found": found, "said": said}))
+
+
+def large_bytes(world: parallel.World) -> None:
+    """Hand more bytes to rank 0 than may be on their way at once; print their digest."""
+    image = bytearray(3 * world.size * PIECE)
+
+    class Memory:
+        def write(self, offset: int, data: memoryview) -> None:
+            image[offset : offset + len(data)] = data
+
+    (writer,) = world.open_writers([Memory() if world.rank == 0 else None])
+
+    def work(task: int) -> int:
+        data = bytes([task + 1]) * (3 * PIECE)
+        writer.write(task * 3 * PIECE, memoryview(data))
+        return task
+
+    world.run(list(range(world.size)), work, lambda _: None)
+    if world.rank == 0:
+        print(hashlib.sha256(image).hexdigest())
+
+
+def fail(world: parallel.World, scenario: str, at: int) -> None:
+    """Fail on one rank in the way that the scenario names, amid the work of all."""
+
+    def work(task: int) -> int:
+        if scenario == "everywhere":
+            raise RunError("this slice is bad")
+        if world.rank == at:
+            if scenario == "refuses":
+                raise RunError("this slice is bad")
+            if scenario == "breaks":
+                raise ZeroDivisionError("nobody thought of this")
+            if scenario == "exits":
+                sys.exit(0)
+        return task
+
+    def take(_: Any) -> None:
+        if scenario == "take":
+            raise RunError("this slice is bad")
+
+    def step() -> None:
+        if scenario == "root":
+            raise RunError("this slice is bad")
+
+    world.on_root(step)
+    if scenario == "alone" and world.rank == at:
+        raise RunError("this slice is bad")
+    world.run(list(range(TASKS)), work, take)
+    world.on_root(lambda: print("all is done"))
+
+
+def main(scenario: str, at: int) -> int:
+    """Run a scenario as `main.py` runs a job."""
+    world = parallel.connect(scenario != "serial", os.environ)
+    try:
+        if scenario in ("results", "serial"):
+            every_task_once(world)
+        elif scenario == "bytes":
+            large_bytes(world)
+        else:
+            fail(world, scenario, at)
+        world.close()
+    except BaseException as error:
+        return world.fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0))
