@@ -30,6 +30,9 @@ from utils import (
     shown,
 )
 
+#: An hour: what is done in more is too much to lose.
+MOST_SECONDS = 3600
+
 
 class _Parser(argparse.ArgumentParser):
     """Takes every option with dashes or underscores, and says what is wrong in one line."""
@@ -43,6 +46,8 @@ class _Parser(argparse.ArgumentParser):
         out = []
         for argument in argv:
             name, *value = argument.split("=", 1)
+            if value == ["--"]:  # argparse would drop it
+                raise CallError(f"{name} has no value (see --help)")
             if name.startswith("--"):
                 name = documented.get(_plain(name), name)
             out.append("=".join([name, *value]))
@@ -79,6 +84,13 @@ def _number(text: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted: a number")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted: 0 to {MOST_SECONDS} seconds")
     return value
 
 
@@ -327,7 +339,7 @@ def _add_run(add: Callable[..., object]) -> None:
     )
     add(
         "--journal-seconds",
-        type=_number,
+        type=_seconds,
         default=Config.journal_seconds,
         metavar="S",
         help="every how many seconds finished patches are made safe for --resume; "
@@ -349,13 +361,17 @@ def parse(argv: Sequence[str]) -> Config | list[str]:
     options = vars(parser.parse_args(spelled))
     stored = options.pop("config")
     if stored is not None:
-        defaults = _stored_options(stored)
+        values = _stored_options(stored)
         # What belongs together is not taken from two places.
         for given, other in (("--patch-size", "overlap"), ("--split-file", "split")):
             if any(argument.split("=")[0] == given for argument in spelled):
-                defaults.pop(other, None)
-        parser.set_defaults(**defaults)
-        options = vars(parser.parse_args(spelled))
+                values.pop(other, None)
+        try:
+            before = [word for name, value in values.items() for word in _words(name, value)]
+            parser.parse_args(before)
+        except CallError as error:
+            raise CallError(f"--config {quoted(stored)}: {error}") from None
+        options = vars(parser.parse_args([*before, *spelled]))
         del options["config"]
     files: list[str] | None = options.pop("verify")
     if files:
@@ -393,12 +409,34 @@ def _stored_options(path: str) -> dict[str, object]:
                 stored = json.loads(text + file.read())
     except OSError as error:
         raise CallError(f"--config {quoted(path)}: {error.strerror or error}") from None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         raise CallError(f"--config {quoted(path)} holds no configuration of this tool") from None
     known = set(json.loads(Config("").as_json()))
     if not isinstance(stored, dict) or not set(stored) <= known:
         raise CallError(f"--config {quoted(path)} holds no configuration of this tool")
     return stored
+
+
+def _words(name: str, value: object) -> list[str]:
+    """Return a stored option as it would be typed; nothing where it stands for the default."""
+    option = next(o for o in build_parser()._option_string_actions if _field(o) == name)
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [option]
+    if isinstance(value, list):
+        return [option, *(f"{float(one)!r}" if _is_number(one) else str(one) for one in value)]
+    if name == "patch_size":
+        return [option, f"p{value}"]
+    return [f"{option}={value}"]
+
+
+def _field(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _overlap(size: int, overlap: int | None) -> int:

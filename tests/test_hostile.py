@@ -276,9 +276,9 @@ def test_a_code_stream_that_crashes_its_decoder_is_refused(tmp_path):
     compress(path, JPEGLosslessSV1)
     dicom_io.read_pixels(str(tmp_path), dicom_io.read_slice(str(tmp_path), path.name))
     data = path.read_bytes()
-    scan = data.index(b"\xff\xda", data.index(b"\xff\xc3"))
-    # Without a scan GDCM's decoder ends the process.
-    path.write_bytes(data[:scan] + b"\xff\xd9" + data[scan + 2 :])
+    table = data.index(b"\xff\xc4", data.index(b"\xff\xc3"))
+    # Where the Huffman table is missed GDCM ends the process.
+    path.write_bytes(data[:table] + b"\xfd" + data[table + 1 :])
     assert "do not decode" in refused(path)
 
 
@@ -486,18 +486,14 @@ def test_the_limit_of_memory_is_measured():
 
 # --- nonsense on the command line, found by fuzzing ------------------------------------------
 
-NOT_YET = pytest.mark.xfail(strict=True, reason="not refused yet")
-
 
 @pytest.mark.parametrize("option", ["--input-folder", "--output-fname", "--config", "--split-file"])
-@NOT_YET
 def test_two_dashes_for_a_value_are_refused(option):
     with pytest.raises(ToolError):
         main.parse(["--input-folder", "in", f"{option}=--"])
 
 
 @pytest.mark.parametrize("seconds", ["-1", "1e300"])
-@NOT_YET
 def test_seconds_that_nothing_can_wait_for_are_refused(seconds):
     with pytest.raises(ToolError):
         main.parse(["--input-folder", "in", "--journal-seconds", seconds])
@@ -517,7 +513,6 @@ def test_seconds_that_nothing_can_wait_for_are_refused(seconds):
     ],
     ids=lambda stored: stored[:20],
 )
-@NOT_YET
 def test_a_stored_configuration_that_holds_nonsense_is_refused(tmp_path, stored):
     (tmp_path / "stored.json").write_text(stored)
     with pytest.raises(ToolError):
