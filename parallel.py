@@ -362,7 +362,7 @@ class World:
             self.comm.send(report, 0, REPORT)
 
     def fail(self, error: BaseException) -> int:
-        """Print an error, once for all ranks, and return the exit status.
+        """Print an error, once for all ranks, and return this process's exit status.
 
         An error that the other ranks know nothing of ends them too: they may wait for this rank.
         """
@@ -382,7 +382,9 @@ class World:
             sys.stdout.flush()
             time.sleep(LAST_WORDS)
             self.comm.Abort(status)
-        return status
+        # Rank 0 carries the status: where several end with it, MPICH's mpiexec may kill those that
+        # are a moment slower, and report that instead.
+        return 0 if self.rank and shared else status
 
 
 class _Sender:
