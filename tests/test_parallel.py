@@ -110,8 +110,12 @@ def test_bytes_of_any_size_reach_rank_0(tmp_path):
 
 
 def failed_once(ended: Ended, message: str) -> None:
-    """Check that every rank ended with 1, and that the message was printed once."""
-    assert ended.status == 1
+    """Check that the run failed, and that the message was printed once.
+
+    All ranks leave with 1; but MPICH's mpiexec may kill the later ones when the first has left, and
+    then its own status is 9.
+    """
+    assert ended.status != 0
     assert len(ended.errors) == 1, ended.err
     assert message in ended.errors[0]
     assert "all is done" not in ended.out
