@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # numpy is heavy: --help answers without it
     import numpy as np
@@ -464,10 +464,6 @@ class Tally:
             text.format(*(shown(self.numbers.get(patient, patient)) for patient in patients))
             for text, patients in self.remarks
         ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return counts and warnings as plain data."""
-        return {"counts": dict(self.counts), "warnings": list(self.warnings)}
 
 
 def say(tally: Tally, config: Config) -> None:
