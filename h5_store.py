@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 from h5_read import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, bulk_names, rest_digest
 from journal import Written
 from stopwatch import step
-from utils import Block, Config, LeftOut, Plan, RunError, quoted
+from utils import PIECE_BYTES, Config, LeftOut, Plan, RunError, quoted
 
 if TYPE_CHECKING:
     from parallel import Writer
+    from patching import Block
 
 FORMAT_VERSION = 1
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
@@ -224,6 +225,8 @@ def _in_memory(status: os.stat_result) -> bool:
 class PartialFile:
     """The partial file, open for writing blocks at their place by any process of the host."""
 
+    piece_bytes, keeps = PIECE_BYTES, False
+
     def __init__(self, layout: Layout) -> None:
         self.path = layout.path
         with named_errors(self.path):
@@ -285,20 +288,25 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, start:
     """
     import xxhash
 
-    n = len(block.scale)
+    n = len(block)
     columns = {
         "pair": np.full(n, index),
         **{c: getattr(block, c) for c in PATCH_COLUMNS if c != "pair"},
     }
-    arrays = [block.input, block.target]
-    arrays += [np.ascontiguousarray(columns[c], kind) for c, kind in PATCH_COLUMNS.items()]
+    parts: list[Iterable[NDArray[Any]]] = [
+        block.pieces(side, writer.piece_bytes, writer.keeps) for side in ("input", "target")
+    ]
+    parts += [[np.ascontiguousarray(columns[c], kind)] for c, kind in PATCH_COLUMNS.items()]
     digest = xxhash.xxh3_64()
-    for name, data in zip(bulk_names(), arrays, strict=True):
-        if n:
+    for name, pieces in zip(bulk_names(), parts, strict=True):
+        row = start
+        for piece in pieces if n else ():
+            data = piece.reshape(-1).data
             with step("sum"):
-                digest.update(data.data)
+                digest.update(data)
             with step("write"):
-                writer.write(layout.offsets[name] + start * data[0].nbytes, data.reshape(-1).data)
+                writer.write(layout.offsets[name] + row * piece[0].nbytes, data)
+            row += len(piece)
     return Written(block.input_affine, block.target_affine, digest.intdigest())
 
 

@@ -48,7 +48,18 @@ LAST_WORDS = 0.3
 
 
 class Writer(Protocol):
-    """Something that puts bytes at their place in the file."""
+    """Something that puts bytes at their place in the file.
+
+    Attributes
+    ----------
+    piece_bytes : int
+        How many it takes best at once.
+    keeps : bool
+        Whether it still needs them when `write` has returned.
+    """
+
+    piece_bytes: int
+    keeps: bool
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at that byte."""
@@ -201,7 +212,10 @@ class World:
 
         assert self.comm is not None
         status = MPI.Status()
-        message = self.comm.improbe(source, MPI.ANY_TAG if tag is None else tag, status)
+        tag = MPI.ANY_TAG if tag is None else tag
+        # MPICH looks at what it knows of first and only then for more: what has come since the
+        # last look is found by the second one.
+        message = self.comm.improbe(source, tag, status) or self.comm.improbe(source, tag, status)
         return (message, status) if message else None
 
     def _tell(self, rank: int, what: object, tag: int) -> None:
@@ -348,7 +362,8 @@ class World:
             if status.tag == STOP:
                 for sender in self._senders:
                     sender.settle()
-                self.comm.send(("stopped", None), 0, REPORT)
+                self._tell(0, ("stopped", None), REPORT)
+                self._settle()
                 if told:
                     raise told
                 return
@@ -359,7 +374,8 @@ class World:
             except Exception as error:
                 failure = _shared(error, f"rank {self.rank}: ")
                 report = ("failed", failure)
-            self.comm.send(report, 0, REPORT)
+            # Rank 0 may be at work for a while: a send that waits for it would keep this rank idle.
+            self._tell(0, report, REPORT)
 
     def fail(self, error: BaseException) -> int:
         """Print an error, once for all ranks, and return this process's exit status.
@@ -388,6 +404,8 @@ class World:
 
 class _Sender:
     """Hands bytes to rank 0 in messages of bounded size, going on while they are on their way."""
+
+    piece_bytes, keeps = MESSAGE_BYTES, True
 
     def __init__(self, comm: Any, file: int) -> None:
         self.comm, self.file = comm, file

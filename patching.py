@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,8 @@ import augment
 from stopwatch import step
 from utils import (
     AIR_HU,
+    PIECE_BYTES,
     Affine,
-    Block,
     Config,
     Pair,
     PairPlan,
@@ -175,8 +176,8 @@ def kept_mask(part: PairPlan, view: int) -> NDArray[np.bool_]:
 
 def cut(
     view: Image,
-    rows: NDArray[np.int64],
-    cols: NDArray[np.int64],
+    rows: NDArray[np.integer],
+    cols: NDArray[np.integer],
     codes: NDArray[np.uint8],
     out: Image,
 ) -> None:
@@ -185,7 +186,7 @@ def cut(
     Parameters
     ----------
     view : ndarray of float32, shape (rows, columns)
-    rows, cols : ndarray of int64, shape (n,)
+    rows, cols : ndarray of integers, shape (n,)
         First row and column of each window in the view.
     codes : ndarray of uint8, shape (n,)
         Orientation of each patch.
@@ -218,18 +219,75 @@ def draw_orientations(
     return codes
 
 
-class Scratch:
-    """Memory that one block after the other is made in: the system hands it out only once."""
+@dataclass(frozen=True)
+class Block:
+    """All patches of one pair, in their final order: view, window, orientation.
 
-    def __init__(self) -> None:
-        self._memory: dict[str, Image] = {}
+    The patches themselves are cut when they are asked for, a piece at a time: memory stays small,
+    and what was just cut is still in the processor's cache when it is written.
 
-    def array(self, name: str, shape: tuple[int, ...]) -> Image:
-        """Return an array of float32 of that shape, its values being whatever is there."""
-        size = int(np.prod(shape))
-        if name not in self._memory or self._memory[name].size < size:
-            self._memory[name] = np.empty(size, np.float32)
-        return self._memory[name][:size].reshape(shape)
+    Attributes
+    ----------
+    views : dict of str to list of ndarray of float32, shape (rows, columns)
+        'input' and 'target': the views that patches are cut from, padded.
+    starts : list of int
+        The first patch of each of these views, and the number of patches.
+    size : int
+        Pixels a side of a patch.
+    scale : ndarray of float32, shape (n,)
+    row, col : ndarray of int32, shape (n,)
+        First row and column of the window in its view, pixels; negative nowhere.
+    orientation : ndarray of uint8, shape (n,)
+        See `h5_read.ORIENTATIONS`.
+    input_affine, target_affine : Affine
+        The normalisation of the two images.
+    """
+
+    views: dict[str, list[Image]]
+    starts: list[int]
+    size: int
+    scale: NDArray[np.float32]
+    row: NDArray[np.int32]
+    col: NDArray[np.int32]
+    orientation: NDArray[np.uint8]
+    input_affine: Affine
+    target_affine: Affine
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def pieces(self, side: str, most: int = PIECE_BYTES, fresh: bool = True) -> Iterator[Image]:
+        """Cut the patches of one side in order, a piece at a time.
+
+        Parameters
+        ----------
+        side : {'input', 'target'}
+        most : int
+            Bytes of a piece; it has at least one patch.
+        fresh : bool
+            Whether every piece gets memory of its own. Else it is good until the next one is asked
+            for.
+
+        Yields
+        ------
+        ndarray of float32, shape (m, p, p)
+        """
+        many = max(1, most // (4 * self.size**2))
+        room: Image | None = None
+        for view, begin, end in zip(self.views[side], self.starts, self.starts[1:], strict=False):
+            for start in range(begin, end, many):
+                here = slice(start, min(start + many, end))
+                with step("cut"):
+                    if fresh or room is None:
+                        room = np.empty((min(many, len(self)), self.size, self.size), np.float32)
+                    piece = room[: here.stop - here.start]
+                    cut(view, self.row[here], self.col[here], self.orientation[here], piece)
+                yield piece
+
+    def patches(self, side: str) -> Image:
+        """Return all patches of one side, shape (n, p, p)."""
+        none = np.empty((0, self.size, self.size), np.float32)
+        return np.concatenate([none, *self.pieces(side)])
 
 
 def make_block(
@@ -240,9 +298,8 @@ def make_block(
     target_image: Image,
     config: Config,
     fixed: Affine | None = None,
-    scratch: Scratch | None = None,
 ) -> Block:
-    """Normalise, augment and cut one pair.
+    """Normalise and augment one pair, and say where its patches are to be cut.
 
     Parameters
     ----------
@@ -256,8 +313,6 @@ def make_block(
     config : Config
     fixed : Affine, optional
         The normalisation, where it is the same for every image of the run.
-    scratch : Scratch, optional
-        Where to put the patches; the block is good until the next one is made there.
     """
     input_image, target_image, input_affine, target_affine = img_pair_normalization(
         input_image, target_image, config.normalization_type, fixed
@@ -265,11 +320,15 @@ def make_block(
     for side, image in ((pair.input, input_image), (pair.target, target_image)):
         if not np.isfinite(image).all():
             raise RunError(f"{shown(side.file)}: NaN or infinity came out of it; is it damaged?")
-    n, p = part.kept_windows * config.orientations, config.patch_size
-    patches = [(scratch or Scratch()).array(side, (n, p, p)) for side in ("input", "target")]
+    fills = (
+        air_value(pair.input, input_affine, config),
+        air_value(pair.target, target_affine, config),
+    )
+    n = part.kept_windows * config.orientations
     block = Block(
-        patches[0],
-        patches[1],
+        {"input": [], "target": []},
+        [0],
+        config.patch_size,
         np.empty(n, np.float32),
         np.empty(n, np.int32),
         np.empty(n, np.int32),
@@ -277,46 +336,25 @@ def make_block(
         input_affine,
         target_affine,
     )
-    start = 0
     for index, scale in enumerate(config.scales):
         kept = kept_mask(part, index)
-        stop = start + int(kept.sum()) * config.orientations
-        if stop > start:
-            with step("scale"):
-                input_view = augment.downscale(input_image, scale)
-                if degradation:
-                    rng = generator(config.seed, f"noise {scale:g}", pair.identity)
-                    input_view = augment.degrade(input_view, degradation, rng)
-                target_view = augment.downscale(target_image, scale)
-            here = slice(start, stop)
-            with step("cut"):
-                _fill_view(block, here, kept, scale, pair, input_view, target_view, config)
-        start = stop
+        if not kept.any():
+            continue
+        with step("scale"):
+            views = [augment.downscale(image, scale) for image in (input_image, target_image)]
+            if degradation:
+                rng = generator(config.seed, f"noise {scale:g}", pair.identity)
+                views[0] = augment.degrade(views[0], degradation, rng)
+            grid = Grid.of((views[0].shape[0], views[0].shape[1]), config)
+            for name, view, fill in zip(block.views, views, fills, strict=True):
+                block.views[name].append(grid.pad(view, fill))
+        here = slice(block.starts[-1], block.starts[-1] + int(kept.sum()) * config.orientations)
+        block.starts.append(here.stop)
+        rows, cols = (np.repeat(v[kept], config.orientations) for v in grid.windows())
+        codes = draw_orientations(len(grid), config, pair.identity, scale)[kept].ravel()
+        block.scale[here], block.row[here], block.col[here] = scale, rows, cols
+        block.orientation[here] = codes
     return block
-
-
-def _fill_view(
-    block: Block,
-    here: slice,
-    kept: NDArray[np.bool_],
-    scale: float,
-    pair: Pair,
-    input_view: Image,
-    target_view: Image,
-    config: Config,
-) -> None:
-    """Write the patches of one view into its part of the block."""
-    grid = Grid.of((input_view.shape[0], input_view.shape[1]), config)
-    rows, cols = (np.repeat(v[kept], config.orientations) for v in grid.windows())
-    codes = draw_orientations(len(grid), config, pair.identity, scale)[kept].ravel()
-    block.scale[here], block.row[here], block.col[here] = scale, rows, cols
-    block.orientation[here] = codes
-    for view, out, side, affine in (
-        (input_view, block.input, pair.input, block.input_affine),
-        (target_view, block.target, pair.target, block.target_affine),
-    ):
-        fill = air_value(side, affine, config)
-        cut(grid.pad(view, fill), rows, cols, codes, out[here])
 
 
 def air_value(side: Slice, affine: Affine, config: Config) -> float:

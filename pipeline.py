@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 import dicom_io
 import h5_store
@@ -21,6 +24,15 @@ from progress import Progress
 from stopwatch import step
 from utils import Affine, Config, Pair, PairPlan, Plan, Tally, quoted, say, shown
 
+if TYPE_CHECKING:
+    from report_pictures import Coverage
+
+
+#: glibc takes the largest block that was ever freed, up to 32 MB, as the size below which freed
+#: memory is kept for reuse (mallopt(3), M_MMAP_THRESHOLD). Else every image would be made in new
+#: pages of the system, each of which costs a fault.
+KEPT_BYTES = 30 << 20
+
 
 @dataclass(frozen=True)
 class PairTask:
@@ -35,9 +47,55 @@ class PairTask:
     fixed: Affine | None
 
 
+@dataclass(frozen=True)
+class DrawTask:
+    """All that a rank needs to draw a slice with its windows: as a picture, or for the page."""
+
+    file: int
+    for_page: bool
+    index: int
+    pair: Pair
+    part: PairPlan
+    target_file: str
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What rank 0 is told of a block that is in the file."""
+
+    file: int
+    index: int
+    record: Written
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A slice with its windows: PNG, or for the page."""
+
+    file: int
+    index: int
+    picture: bytes | Coverage
+
+
+@dataclass
+class Drawings:
+    """The slices of a file with their windows, by number of their pair: PNG, and for the page."""
+
+    pictures: dict[int, bytes] = field(default_factory=dict)
+    page: dict[int, Coverage] = field(default_factory=dict)
+
+    def put(self, index: int, picture: bytes | Coverage) -> None:
+        """Take one of them."""
+        if isinstance(picture, bytes):
+            self.pictures[index] = picture
+        else:
+            self.page[index] = picture
+
+
 def run(config: Config, world: World) -> None:
     """Do the whole job that `config` describes, with the ranks of `world`."""
     begin = time.perf_counter()
+    np.empty(KEPT_BYTES, np.uint8)
     tally = Tally()
     if not config.dry_run:
         world.on_root(lambda: outputs.check(config))
@@ -48,14 +106,14 @@ def run(config: Config, world: World) -> None:
         return
     claims = world.on_root(lambda: allocate(plans, config)) or []
     try:
-        fill(plans, claims, config, world)
+        drawings = fill(plans, claims, config, world)
         world.on_root(lambda: finish(plans, claims, config))
     except BaseException as error:
         kept = [path for claim in claims if (path := claim.release())]
         if kept:
             error.add_note(f"what was done is in {', '.join(map(quoted, kept))}; --resume goes on")
         raise
-    world.on_root(lambda: show(plans, findings, config, tally))
+    world.on_root(lambda: show(plans, findings, config, tally, drawings))
     if config.profile:
         ranks = world.gather(stopwatch.spent)
         wall = time.perf_counter() - begin
@@ -110,22 +168,35 @@ def allocate(plans: dict[str, Plan], config: Config) -> list[outputs.Claim]:
     return claims
 
 
-def fill(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config, world: World) -> None:
-    """Make every block that is not there yet and write it at its place."""
+def fill(
+    plans: dict[str, Plan], claims: list[outputs.Claim], config: Config, world: World
+) -> list[Drawings]:
+    """Make every block that is not there yet and write it at its place; draw the slices to show.
+
+    Returns
+    -------
+    list of Drawings
+        One for each file, on rank 0.
+    """
     layouts = world.share([claim.layout for claim in claims])
     direct = config.hand_over != "messages" and world.beside_root
     files = [_open(layout, world.rank, direct) for layout in layouts]
     writers = world.open_writers(files)
-    tasks = [
+    tasks: list[PairTask | DrawTask] = [
         PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.starts[i], plan.fixed)
         for file, (plan, claim) in enumerate(zip(plans.values(), claims, strict=True))
         for i, pair in enumerate(plan.pairs)
         if not claim.complete and i not in claim.done
     ]
 
-    scratch = patching.Scratch() if all(files) else None
+    # Last: small tasks at the end leave no rank waiting for long.
+    tasks += to_draw(plans, config)
+    drawings = [Drawings() for _ in plans]
 
-    def work(task: PairTask) -> tuple[int, int, Written]:
+    def work(task: PairTask | DrawTask) -> Filled | Drawn:
+        return draw(task, config) if isinstance(task, DrawTask) else make(task)
+
+    def make(task: PairTask) -> Filled:
         pair = task.pair
         read = dicom_io.Reader(config.input_folder)
         with step("read"):
@@ -134,24 +205,55 @@ def fill(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config, wo
                 for one in (pair.input, pair.target)
             ]
         block = patching.make_block(
-            pair, task.part, task.degradation, images[0], images[1], config, task.fixed, scratch
+            pair, task.part, task.degradation, images[0], images[1], config, task.fixed
         )
         layout = layouts[task.file]
         record = h5_store.write_block(writers[task.file], layout, block, task.index, task.start)
-        return task.file, task.index, record
+        return Filled(task.file, task.index, record)
 
-    with Progress("filling", len(tasks), config.quiet) as progress:
+    blocks = sum(isinstance(task, PairTask) for task in tasks)
+    with Progress("filling", blocks, config.quiet) as progress:
 
-        def take(result: tuple[int, int, Written]) -> None:
-            file, index, record = result
-            claims[file].note(index, record)
-            starts = claims[file].plan.starts
-            progress.advance((starts[index + 1] - starts[index]) * config.bytes_a_patch)
+        def take(result: Filled | Drawn) -> None:
+            if isinstance(result, Drawn):
+                drawings[result.file].put(result.index, result.picture)
+                return
+            claim, index = claims[result.file], result.index
+            claim.note(index, result.record)
+            patches = claim.plan.starts[index + 1] - claim.plan.starts[index]
+            progress.advance(patches * config.bytes_a_patch)
 
         world.run(tasks, work, take, lambda task: f"{shown(task.pair.input.file)}: ")
     for one in files:
         if one:
             one.close()
+    return drawings
+
+
+def to_draw(plans: dict[str, Plan], config: Config) -> list[DrawTask]:
+    """Return which slices are to be drawn with their windows."""
+    import report_pictures
+    import sanity
+
+    return [
+        DrawTask(file, for_page, i, plan.pairs[i], plan.parts[i], plan.names[i].target_file)
+        for file, plan in enumerate(plans.values())
+        for for_page, choose in (
+            (False, sanity.coverage_pairs),
+            (True, report_pictures.coverage_pairs),
+        )
+        for i in choose(plan, config)
+    ]
+
+
+def draw(task: DrawTask, config: Config) -> Drawn:
+    """Draw one slice."""
+    import report_pictures
+    import sanity
+
+    with step("draw"):
+        what = report_pictures.coverage if task.for_page else sanity.coverage
+        return Drawn(task.file, task.index, what(task.pair, task.part, task.target_file, config))
 
 
 def _open(layout: h5_store.Layout, rank: int, direct: bool) -> h5_store.PartialFile | None:
@@ -173,18 +275,24 @@ def finish(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config) 
     outputs.finish(claims)
 
 
-def show(plans: dict[str, Plan], findings: Findings, config: Config, tally: Tally) -> None:
-    """Make the sanity-check pictures and print the summary."""
+def show(
+    plans: dict[str, Plan],
+    findings: Findings,
+    config: Config,
+    tally: Tally,
+    drawings: list[Drawings],
+) -> None:
+    """Save the sanity-check pictures and the page, and print the summary."""
     import report
     import sanity
 
     files = outputs.files_of(config)
-    folders = [sanity.draw(plan, files[side], side, config) for side, plan in plans.items()]
     command = shlex.join(["python", "main.py", *config.argv])
-    pages = [
-        report.write(plan, files[side], side, config, tally, command)[0]
-        for side, plan in plans.items()
-    ]
+    folders, pages = [], []
+    for (side, plan), drawn in zip(plans.items(), drawings, strict=True):
+        folders.append(sanity.draw(plan, files[side], side, config, drawn.pictures))
+        slices = [drawn.page[i] for i in sorted(drawn.page)]
+        pages.append(report.write(plan, files[side], side, config, tally, command, slices)[0])
     say(tally, config)
     if config.verbose:
         preview.show_plan(plans, findings, config)

@@ -11,15 +11,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 
 from report_figures import gather, paths_of
 from report_page import page
-from report_pictures import coverages, wall
+from report_pictures import Coverage, wall
 from utils import Config, Plan, RunError, Tally, quoted
 
 
 def write(
-    plan: Plan, file: str, side: str, config: Config, tally: Tally, command: str
+    plan: Plan,
+    file: str,
+    side: str,
+    config: Config,
+    tally: Tally,
+    command: str,
+    slices: Sequence[Coverage],
 ) -> tuple[str, str]:
     """Write the page and the figures of a finished file beside it, in place of earlier ones.
 
@@ -35,6 +42,8 @@ def write(
         Of the whole run.
     command : str
         The command line, quoted as for a shell.
+    slices : sequence of Coverage
+        The pairs that `report_pictures.coverage_pairs` names.
 
     Returns
     -------
@@ -44,13 +53,12 @@ def write(
     Raises
     ------
     RunError
-        They cannot be written, or the file or a slice can no longer be read.
+        They cannot be written, or the file can no longer be read.
     """
     paths = paths_of(file)
     try:
         facts, sample = gather(plan, file, side, config, tally, command)
         tiles, reach = wall(sample, plan, config)
-        slices = coverages(plan, config)
         facts["wall"] = {"patches": [one.patch for one in tiles], "difference_hu": reach}
         facts["coverage"] = [[one.target_file, one.kept, one.air] for one in slices]
         whole = page(facts, tiles, slices)

@@ -51,7 +51,7 @@ def counted(amount: int, one: str, many: str = "") -> str:
     return f"{number(amount, 0)} {one if amount == 1 else many or one + 's'}"
 
 
-def page(facts: Facts, tiles: list[Tiles], slices: list[Coverage]) -> str:
+def page(facts: Facts, tiles: list[Tiles], slices: Sequence[Coverage]) -> str:
     """Return the whole page."""
     sections = [
         ("patches", "Patches", _wall_section(facts, tiles)),
@@ -315,7 +315,7 @@ def _ticks_log(shares: dict[str, NDArray[np.float64]], most: float) -> list[floa
     return [10.0**i for i in range(first, math.floor(math.log10(most)) + 1)]
 
 
-def _coverage_section(facts: Facts, slices: list[Coverage]) -> str:
+def _coverage_section(facts: Facts, slices: Sequence[Coverage]) -> str:
     low, high = (number(v) for v in SLICE_HU)
     air = facts["configuration"]["air_threshold"]
     rule = (

@@ -30,7 +30,7 @@ from report_figures import (
     number,
 )
 from sanity import SLICE_HU, to_grey
-from utils import AIR_HU, Config, Plan, generator, shown
+from utils import AIR_HU, Config, Pair, PairPlan, Plan, generator, shown
 
 
 @dataclass(frozen=True)
@@ -151,22 +151,27 @@ class Coverage:
     air_lines: str
 
 
-def coverages(plan: Plan, config: Config) -> list[Coverage]:
-    """Draw some slices, of as many patients as possible."""
+def coverage_pairs(plan: Plan, config: Config) -> list[int]:
+    """Draw the pairs whose slices are shown with their windows, of as many patients as possible."""
     rng = generator(config.seed, "report coverage")
-    return [
-        coverage(plan, index, config)
-        for index in spread(members_of(plan, range(len(plan.pairs))).values(), COVERAGES, rng)
-    ]
+    return spread(members_of(plan, range(len(plan.pairs))).values(), COVERAGES, rng)
 
 
-def coverage(plan: Plan, index: int, config: Config) -> Coverage:
-    """Draw the target slice of a pair at full size, with its windows."""
-    pair, part, names = plan.pairs[index], plan.parts[index], plan.names[index]
+def coverage(pair: Pair, part: PairPlan, target_file: str, config: Config) -> Coverage:
+    """Draw a target slice at full size, with its windows.
+
+    Parameters
+    ----------
+    pair : Pair
+    part : PairPlan
+    target_file : str
+        What the slice is called in the file.
+    config : Config
+    """
     image = dicom_io.to_hu(dicom_io.read_pixels(config.input_folder, pair.target), pair.target)
     grid = Grid.of((pair.target.rows, pair.target.columns), config)
     kept = kept_mask(part, 0).reshape(len(grid.rows), len(grid.cols))
-    told = f"Target slice {shown(names.target_file)} with the windows that patches were cut from"
+    told = f"Target slice {shown(target_file)} with the windows that patches were cut from"
     grey = to_grey(smaller(grid.pad(image, AIR_HU), SLICE_SIZE), *SLICE_HU)
     every = max(1, math.ceil(math.sqrt(kept.size / DRAWN_WINDOWS)))
     rows, cols, drawn = grid.rows[::every], grid.cols[::every], kept[::every, ::every]
@@ -180,7 +185,7 @@ def coverage(plan: Plan, index: int, config: Config) -> Coverage:
         lines[bool(one)] += f"M{cols[j]} {rows[i]}{shapes[bool(one)]}"
     number_kept = int(kept.sum())
     return Coverage(
-        names.target_file,
+        target_file,
         picture(grey & np.uint8(0xFC), told),  # 64 shades look the same and take less
         grid.shape,
         number_kept,

@@ -6,6 +6,7 @@ the pictures take to draw.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import augment
 import dicom_io
 import h5_read
 from patching import Grid, kept_mask
-from utils import Config, Plan, RunError, generator, quoted, shown
+from utils import Config, Pair, PairPlan, Plan, RunError, generator, quoted, shown
 
 ROOT = "sanity_check"
 #: Patches of one picture: rows and columns.
@@ -45,8 +46,8 @@ def folder_of(config: Config, side: str = "") -> Path:
     return Path(ROOT, name, kind, side)
 
 
-def draw(plan: Plan, file: str, side: str, config: Config) -> Path:
-    """Draw all pictures of a finished file, in place of those of an earlier one.
+def draw(plan: Plan, file: str, side: str, config: Config, coverages: Mapping[int, bytes]) -> Path:
+    """Save all pictures of a finished file, in place of those of an earlier one.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ def draw(plan: Plan, file: str, side: str, config: Config) -> Path:
     side : str
         '' without a split; else the side's name, that of a sub-folder.
     config : Config
+    coverages : mapping of int to bytes
+        What `coverage` has made of the pairs that `coverage_pairs` names.
 
     Returns
     -------
@@ -69,7 +72,9 @@ def draw(plan: Plan, file: str, side: str, config: Config) -> Path:
             for old in folder.glob(f"{kind}.png"):
                 old.unlink()
         draw_sheets(plan, file, config, folder)
-        draw_coverage(plan, config, folder)
+        for index, png in coverages.items():
+            patient = shown(plan.names[index].patient)[:100]
+            (folder / f"coverage_{patient}_{index}.png").write_bytes(png)
     except OSError as error:
         raise RunError(
             f"{quoted(file)} is complete, but its pictures cannot be written to {quoted(folder)}: "
@@ -78,12 +83,13 @@ def draw(plan: Plan, file: str, side: str, config: Config) -> Path:
     return folder
 
 
-def save(picture: Picture, path: Path) -> None:
-    """Write a grey or a blue-green-red picture as PNG."""
+def as_png(picture: Picture) -> bytes:
+    """Return a grey or a blue-green-red picture as PNG."""
     cv2 = augment.opencv()
-    # Noise does not get smaller by trying harder.
-    _, data = cv2.imencode(".png", picture, (cv2.IMWRITE_PNG_COMPRESSION, 1))
-    path.write_bytes(data.tobytes())
+    # Noise does not get smaller by trying harder, nor by any of PNG's filters.
+    options = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+    _, data = cv2.imencode(".png", picture, options)
+    return bytes(data)
 
 
 # --- patches ---------------------------------------------------------------------------------
@@ -136,31 +142,36 @@ def draw_sheets(plan: Plan, file: str, config: Config, folder: Path) -> None:
         both = h5_read.read_patches(file, slice(first, stop))
         low, high = np.quantile(np.stack(both), (CLIPPED, 1 - CLIPPED))
         for name, patches in zip(("lr", "hr"), both, strict=True):
-            save(sheet(patches, low, high), folder / f"{name}_input_sub_img_rand_{first}.png")
+            path = folder / f"{name}_input_sub_img_rand_{first}.png"
+            path.write_bytes(as_png(sheet(patches, low, high)))
 
 
 # --- slices with their windows ---------------------------------------------------------------
 
 
-def draw_coverage(plan: Plan, config: Config, folder: Path) -> None:
-    """Save up to four slices with their windows, the kept and the rejected ones told apart."""
-    rng = generator(config.seed, "coverage")
+def coverage_pairs(plan: Plan, config: Config) -> list[int]:
+    """Draw the pairs whose slices are shown with their windows: at most four."""
     pairs = len(plan.pairs)
-    for index in sorted(rng.choice(pairs, min(COVERAGES, pairs), replace=False)):
-        patient = shown(plan.names[index].patient)[:100]
-        picture = coverage(plan, int(index), config)
-        save(picture, folder / f"coverage_{patient}_{index}.png")
+    drawn = generator(config.seed, "coverage").choice(pairs, min(COVERAGES, pairs), replace=False)
+    return sorted(int(i) for i in drawn)
 
 
-def coverage(plan: Plan, index: int, config: Config) -> Picture:
-    """Draw the target slice of a pair at every scale, with its windows.
+def coverage(pair: Pair, part: PairPlan, target_file: str, config: Config) -> bytes:
+    """Draw a target slice at every scale, with its windows, the kept and the rejected ones apart.
+
+    Parameters
+    ----------
+    pair : Pair
+    part : PairPlan
+    target_file : str
+        What the slice is called in the file.
+    config : Config
 
     Returns
     -------
-    ndarray of uint8, shape (height, width, 3)
-        Blue, green, red.
+    bytes
+        PNG.
     """
-    pair, part = plan.pairs[index], plan.parts[index]
     image = dicom_io.to_hu(dicom_io.read_pixels(config.input_folder, pair.target), pair.target)
     panels = [
         _panel(augment.downscale(image, scale), scale, kept_mask(part, number), config)
@@ -169,7 +180,7 @@ def coverage(plan: Plan, index: int, config: Config) -> Picture:
     height = max(panel.shape[0] for panel in panels)
     panels = [_beside(panel, height) for panel in panels]
     body = np.concatenate(panels, axis=1)
-    title = shown(plan.names[index].target_file)
+    title = shown(target_file)
     width = max(body.shape[1], _width(title), LEGEND)
     out = np.full((height + 2 * LINE + MARGIN, width, 3), 255, np.uint8)
     out[LINE : LINE + height, : body.shape[1]] = body
@@ -178,7 +189,7 @@ def coverage(plan: Plan, index: int, config: Config) -> Picture:
     for left, colour, text in ((0, KEPT_COLOUR, "kept"), (130, AIR_COLOUR, "left out as air")):
         _box(out, (MARGIN + left, below - 15), 18, colour, dashed=colour == AIR_COLOUR)
         _write(out, text, (MARGIN + left + 28, below))
-    return out
+    return as_png(out)
 
 
 def _panel(

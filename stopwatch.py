@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 spent: dict[str, float] = {}
 
 #: Steps in the order of the table; `wait` is for work, `rank 0` for what rank 0 does alone.
-STEPS = ("headers", "read", "plan", "scale", "cut", "sum", "write", "receive", "wait", "rank 0")
+_SHARED = ("headers", "read", "plan", "scale", "cut", "sum", "write", "draw", "receive", "wait")
+STEPS = (*_SHARED, "rank 0")
 
 
 @contextlib.contextmanager

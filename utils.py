@@ -36,6 +36,9 @@ TENSOR_FORMATS = ("torch", "tf")
 
 #: What lies outside the patient and outside the image: the lowest value of a CT scale, in HU.
 AIR_HU = -1024.0
+#: Bytes of patches cut at once: with their view they fit into the second cache of a core, so that
+#: summing up and writing them need not fetch them again.
+PIECE_BYTES = 512 << 10
 
 
 class ToolError(Exception):
@@ -237,32 +240,6 @@ class Pair:
     def identity(self) -> str:
         """What random draws for this pair hang on: the path of its input below the input folder."""
         return self.input.file
-
-
-@dataclass(frozen=True)
-class Block:
-    """All patches of one pair, in their final order: view, window, orientation.
-
-    Attributes
-    ----------
-    input, target : ndarray of float32, shape (n, p, p)
-    scale : ndarray of float32, shape (n,)
-    row, col : ndarray of int32, shape (n,)
-        First row and column of the window in its view, pixels; negative nowhere.
-    orientation : ndarray of uint8, shape (n,)
-        See `h5_read.ORIENTATIONS`.
-    input_affine, target_affine : Affine
-        The normalisation of the two images.
-    """
-
-    input: NDArray[np.float32]
-    target: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    row: NDArray[np.int32]
-    col: NDArray[np.int32]
-    orientation: NDArray[np.uint8]
-    input_affine: Affine
-    target_affine: Affine
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ STEPS = {
     "taking": ("h5_store", "PartialFile.write"),
     "reserving": ("h5_store", "reserve"),
     "renaming": ("os", "replace"),
-    "drawing": ("sanity", "draw_coverage"),
+    "drawing": ("sanity", "coverage_pairs"),
 }
 
 
@@ -270,7 +270,7 @@ def broken(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
         if calls == fault.call:
             happen(fault)
             if fault.how == "skip":
-                return None
+                return ()
             if fault.how == "spoil":
                 return function(*arguments, **named) * float("nan")
         return function(*arguments, **named)

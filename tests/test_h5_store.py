@@ -16,11 +16,12 @@ import h5_store
 import patching
 from dicom_io import read_pixels
 from parallel import World
+from patching import Block
 from pipeline import find as find_pairs_of
 from pipeline import make_plans
 from tests.conftest import Tree
 from tests.scans import write_tree
-from utils import Block, Config, Plan, Tally
+from utils import Config, Plan, Tally
 
 COUNTS = {"A": 2, "B": 1}
 
@@ -109,12 +110,12 @@ def test_blocks_written_in_any_order_lie_at_their_place(scans, tmp_path):
     made = write(plan, config, [2, 0, 1])
     with h5py.File(config.output_fname) as file:
         for name in ("input", "target"):
-            expected = np.concatenate([getattr(block, name) for block in made])
+            expected = np.concatenate([block.patches(name) for block in made])
             np.testing.assert_array_equal(file[name][:, 0], expected)
         for name in ("scale", "row", "col", "orientation"):
             expected = np.concatenate([getattr(block, name) for block in made])
             np.testing.assert_array_equal(file[f"patch/{name}"][...], expected)
-        pairs = np.repeat(range(3), [len(block.scale) for block in made])
+        pairs = np.repeat(range(3), [len(block) for block in made])
         np.testing.assert_array_equal(file["patch/pair"][...], pairs)
 
 

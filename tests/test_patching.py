@@ -328,8 +328,8 @@ def test_a_block_equals_the_naive_pair(tmp_path, kind, edge, slope, intercept):
         at = (float(block.scale[i]), int(block.row[i]), int(block.col[i]))
         assert at == (float(np.float32(patch.scale)), patch.row, patch.col)
         turn = naive.TURNED[int(block.orientation[i])]
-        np.testing.assert_array_equal(block.input[i], turn(patch.input))
-        np.testing.assert_array_equal(block.target[i], turn(patch.target))
+        np.testing.assert_array_equal(block.patches("input")[i], turn(patch.input))
+        np.testing.assert_array_equal(block.patches("target")[i], turn(patch.target))
     assert set(block.orientation[0::3].tolist()) == {0}
     assert set(block.orientation[1::3].tolist()) == {1, 2, 3}
     assert set(block.orientation[2::3].tolist()) == {4, 5}
@@ -339,8 +339,8 @@ def test_without_augmentation_a_block_is_the_windows_as_they_are(tmp_path):
     pair, low, full = pair_on_disk(tmp_path)
     block = block_of(pair, low, full, config_of())
     expected = naive.patches_of_pair(low, full, size=24, overlap=4)
-    np.testing.assert_array_equal(block.input, [patch.input for patch in expected])
-    np.testing.assert_array_equal(block.target, [patch.target for patch in expected])
+    np.testing.assert_array_equal(block.patches("input"), [patch.input for patch in expected])
+    np.testing.assert_array_equal(block.patches("target"), [patch.target for patch in expected])
     assert (block.input_affine, block.target_affine) == (Affine(), Affine())
 
 
@@ -358,8 +358,8 @@ def test_patches_look_the_same_with_and_without_the_air_threshold(tmp_path):
     ]
     sets = [
         {
-            (float(b.scale[i]), int(b.row[i]), int(b.col[i]), b.input[i].tobytes())
-            for i in range(len(b.scale))
+            (float(b.scale[i]), int(b.row[i]), int(b.col[i]), patch.tobytes())
+            for i, patch in enumerate(b.patches("input"))
         }
         for b in both
     ]
@@ -372,17 +372,17 @@ def test_blur_changes_the_input_views_and_nothing_else(tmp_path):
     expected = naive.patches_of_pair(
         low, full, size=24, overlap=4, scales=(1.0, 0.8, 0.6), blur=True
     )
-    np.testing.assert_array_equal(block.input, [patch.input for patch in expected])
-    np.testing.assert_array_equal(block.target, [patch.target for patch in expected])
+    np.testing.assert_array_equal(block.patches("input"), [patch.input for patch in expected])
+    np.testing.assert_array_equal(block.patches("target"), [patch.target for patch in expected])
 
 
 def test_noise_changes_the_input_alone_and_is_one_for_the_whole_view(tmp_path):
     pair, low, full = pair_on_disk(tmp_path)
     block = block_of(pair, low, full, config_of(), "noise")
     expected = naive.patches_of_pair(low, full, size=24, overlap=4)
-    np.testing.assert_array_equal(block.target, [patch.target for patch in expected])
+    np.testing.assert_array_equal(block.patches("target"), [patch.target for patch in expected])
     view = np.full((64, 80), np.nan, np.float32)
-    for patch, row, col in zip(block.input, block.row, block.col, strict=True):
+    for patch, row, col in zip(block.patches("input"), block.row, block.col, strict=True):
         there = view[row : row + 24, col : col + 24]
         seen = ~np.isnan(there)
         np.testing.assert_array_equal(there[seen], patch[seen])
@@ -394,4 +394,4 @@ def test_noise_changes_the_input_alone_and_is_one_for_the_whole_view(tmp_path):
 def test_a_block_without_windows_is_empty(tmp_path):
     pair, low, full = pair_on_disk(tmp_path)
     block = block_of(pair, low, full, config_of(patch_size=65, rot_augment=True))
-    assert block.input.shape == block.target.shape == (0, 65, 65)
+    assert block.patches("input").shape == block.patches("target").shape == (0, 65, 65)

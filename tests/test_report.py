@@ -54,11 +54,18 @@ class Job:
     config: Config
     tally: Tally
     command: str
+    slices: dict[str, list[report_pictures.Coverage]]
 
     def write(self, side: str = "", command: str | None = None) -> tuple[Path, Path]:
         told = self.command if command is None else command
         page, figures = report.write(
-            self.plans[side], self.files[side], side, self.config, self.tally, told
+            self.plans[side],
+            self.files[side],
+            side,
+            self.config,
+            self.tally,
+            told,
+            self.slices[side],
         )
         return Path(page), Path(figures)
 
@@ -78,7 +85,12 @@ def job(root: Path, file: Path, *options: str) -> Job:
     config = next(one for one in got["rest"] if isinstance(one, Config))
     tally = next(one for one in got["rest"] if isinstance(one, Tally))
     command = shlex.join(["python", "main.py", *argv])
-    return Job(got["plans"], outputs.files_of(config), config, tally, command)
+    drawings = next(one for one in got["rest"] if isinstance(one, list))
+    slices = {
+        side: [drawn.page[i] for i in sorted(drawn.page)]
+        for side, drawn in zip(got["plans"], drawings, strict=True)
+    }
+    return Job(got["plans"], outputs.files_of(config), config, tally, command, slices)
 
 
 def figures_of(one: Job, side: str = "") -> dict[str, Any]:
@@ -479,7 +491,7 @@ def test_long_tables_end_and_say_so(whole, monkeypatch):
 
 def test_many_windows_are_thinned_out(tree, tmp_path):
     made = job(tree.root, tmp_path / "out.h5", "--patch-size", "p12", "--overlap", "11")
-    (one, *_) = report_pictures.coverages(made.plans[""], made.config)
+    (one, *_) = made.slices[""]
     assert one.kept == (64 - 11) * (80 - 11)
     assert one.every == 2
     assert one.kept_lines.count("M") <= report_figures.DRAWN_WINDOWS

@@ -47,6 +47,8 @@ def large_bytes(world: parallel.World) -> None:
     image = bytearray(3 * world.size * PIECE)
 
     class Memory:
+        piece_bytes, keeps = PIECE, False
+
         def write(self, offset: int, data: memoryview) -> None:
             image[offset : offset + len(data)] = data
 
