@@ -624,7 +624,9 @@ def _padding_to_air(stored: NDArray[Any], one: Slice) -> NDArray[np.float32]:
     out = stored.astype(np.float32)
     if one.padding:
         low, high = one.padding
-        out[(stored >= low) & (stored <= high)] = (AIR_HU - one.intercept) / one.slope
+        inside = stored == low if low == high else (stored >= low) & (stored <= high)
+        if inside.any():
+            out[inside] = (AIR_HU - one.intercept) / one.slope
     return out
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,13 +111,14 @@ class Grid:
         out[: view.shape[0], : view.shape[1]] = view
         return out
 
-    def sums(self, image: NDArray[Any], dtype: type) -> NDArray[Any]:
-        """Return the sum over every window of a (padded) image, shape (n,)."""
-        # Rows first, then columns: 2 x 11 sums of strips for 121 windows, and no differences of
-        # large running sums, so counts are exact and means as good as the pixels.
-        strips = np.stack([image[r : r + self.size].sum(axis=0, dtype=dtype) for r in self.rows])
-        sums = [strips[:, c : c + self.size].sum(axis=1, dtype=dtype) for c in self.cols]
-        return np.stack(sums, axis=1).ravel()
+    def counts(self, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """Return how many pixels of every window of a (padded) mask are set, shape (n,)."""
+        # Summed-area table (Crow, 1984): four looks a window.
+        table = augment.opencv().integral(mask.view(np.uint8))
+        below, right = self.rows + self.size, self.cols + self.size
+        upper, lower = table[self.rows], table[below]
+        sums = lower[:, right] - lower[:, self.cols] - upper[:, right] + upper[:, self.cols]
+        return np.asarray(sums, np.int32).ravel()
 
 
 def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
@@ -137,10 +137,17 @@ def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
         True where more than int(0.1 p^2) pixels lie above -824 HU and the mean above -924 HU.
     """
     view_hu = grid.pad(view_hu, AIR_HU)
-    tissue = grid.sums(view_hu > np.float32(TISSUE_HU), np.int32)
-    total = grid.sums(view_hu, np.float64)
     area = grid.size**2
-    kept: NDArray[np.bool_] = (tissue > int(TISSUE_PART * area)) & (total / area > MEAN_HU)
+    tissue = grid.counts(view_hu > np.float32(TISSUE_HU))
+    kept: NDArray[np.bool_] = tissue > int(TISSUE_PART * area)
+    # Most windows hold so much tissue that the rest, were it as dark as the darkest pixel, could
+    # not bring the mean down: that of the others alone is worked out.
+    darkest = float(view_hu.min())
+    least = (tissue * TISSUE_HU + (area - tissue) * darkest) / area
+    rows, cols = grid.windows()
+    for i in np.flatnonzero(kept & (least <= MEAN_HU + 1)):
+        window = view_hu[rows[i] : rows[i] + grid.size, cols[i] : cols[i] + grid.size]
+        kept[i] = window.sum(dtype=np.float64) / area > MEAN_HU
     return kept
 
 
@@ -181,21 +188,24 @@ def cut(
     codes: NDArray[np.uint8],
     out: Image,
 ) -> None:
-    """Copy windows of a view into `out`, each in its orientation.
+    """Copy windows of a view into `out`, each in its orientations.
 
     Parameters
     ----------
     view : ndarray of float32, shape (rows, columns)
     rows, cols : ndarray of integers, shape (n,)
         First row and column of each window in the view.
-    codes : ndarray of uint8, shape (n,)
-        Orientation of each patch.
-    out : ndarray of float32, shape (n, p, p)
+    codes : ndarray of uint8, shape (n, t)
+        Orientations of the patches of each window.
+    out : ndarray of float32, shape (n, t, p, p)
+        Contiguous.
     """
     size = out.shape[-1]
     where = zip(out, rows.tolist(), cols.tolist(), codes.tolist(), strict=True)
-    for patch, row, col, code in where:
-        augment.orient_into(view[row : row + size, col : col + size], code, patch)
+    for patches, row, col, orientations in where:
+        window = view[row : row + size, col : col + size]
+        for patch, code in zip(patches, orientations, strict=True):
+            augment.orient_into(window, code, patch)
 
 
 def draw_orientations(
@@ -234,6 +244,8 @@ class Block:
         The first patch of each of these views, and the number of patches.
     size : int
         Pixels a side of a patch.
+    times : int
+        Patches of a window.
     scale : ndarray of float32, shape (n,)
     row, col : ndarray of int32, shape (n,)
         First row and column of the window in its view, pixels; negative nowhere.
@@ -246,6 +258,7 @@ class Block:
     views: dict[str, list[Image]]
     starts: list[int]
     size: int
+    times: int
     scale: NDArray[np.float32]
     row: NDArray[np.int32]
     col: NDArray[np.int32]
@@ -263,7 +276,7 @@ class Block:
         ----------
         side : {'input', 'target'}
         most : int
-            Bytes of a piece; it has at least one patch.
+            Bytes of a piece; it has the patches of at least one window.
         fresh : bool
             Whether every piece gets memory of its own. Else it is good until the next one is asked
             for.
@@ -272,7 +285,9 @@ class Block:
         ------
         ndarray of float32, shape (m, p, p)
         """
-        many = max(1, most // (4 * self.size**2))
+        window = self.times * 4 * self.size**2
+        many = max(1, most // window) * self.times
+        shape = (self.times, self.size, self.size)
         room: Image | None = None
         for view, begin, end in zip(self.views[side], self.starts, self.starts[1:], strict=False):
             for start in range(begin, end, many):
@@ -281,7 +296,9 @@ class Block:
                     if fresh or room is None:
                         room = np.empty((min(many, len(self)), self.size, self.size), np.float32)
                     piece = room[: here.stop - here.start]
-                    cut(view, self.row[here], self.col[here], self.orientation[here], piece)
+                    first = slice(here.start, here.stop, self.times)
+                    codes = self.orientation[here].reshape(-1, self.times)
+                    cut(view, self.row[first], self.col[first], codes, piece.reshape(-1, *shape))
                 yield piece
 
     def patches(self, side: str) -> Image:
@@ -329,6 +346,7 @@ def make_block(
         {"input": [], "target": []},
         [0],
         config.patch_size,
+        config.orientations,
         np.empty(n, np.float32),
         np.empty(n, np.int32),
         np.empty(n, np.int32),

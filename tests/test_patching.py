@@ -122,18 +122,17 @@ def test_windows_go_row_by_row(height, width, size_overlap, edge):
 
 @given(
     arrays.arrays(
-        np.int32,
+        np.bool_,
         st.tuples(st.integers(3, 20), st.integers(3, 20)),
-        elements=st.integers(-(2**15), 2**16),
     ),
     sizes_and_overlaps(9),
 )
-def test_sums_over_windows_are_exact(image, size_overlap):
+def test_pixels_of_windows_are_counted_exactly(mask, size_overlap):
     size, overlap = size_overlap
-    grid = grid_of(image.shape, size, overlap)
+    grid = grid_of(mask.shape, size, overlap)
     if len(grid):
-        expected = [int(image[r : r + size, c : c + size].sum()) for r, c in positions(grid)]
-        assert grid.sums(image, np.int64).tolist() == expected
+        expected = [int(mask[r : r + size, c : c + size].sum()) for r, c in positions(grid)]
+        assert grid.counts(mask).tolist() == expected
 
 
 def positions(grid: Grid) -> list[tuple[int, int]]:
@@ -238,15 +237,16 @@ def test_views_smaller_than_a_patch_count_no_windows():
 @given(st.integers(5, 14), st.integers(5, 14), st.integers(1, 5), st.data())
 def test_a_patch_is_cut_and_then_turned_whatever_its_code(height, width, size, data):
     view = np.arange(height * width, dtype=np.float32).reshape(height, width)
-    n = data.draw(st.integers(1, 8))
+    n, times = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 3))
     rows = data.draw(arrays.arrays(np.int64, n, elements=st.integers(0, view.shape[0] - size)))
     cols = data.draw(arrays.arrays(np.int64, n, elements=st.integers(0, view.shape[1] - size)))
-    codes = data.draw(arrays.arrays(np.uint8, n, elements=st.integers(0, 5)))
-    out = np.empty((n, size, size), np.float32)
+    codes = data.draw(arrays.arrays(np.uint8, (n, times), elements=st.integers(0, 5)))
+    out = np.empty((n, times, size, size), np.float32)
     patching.cut(view, rows, cols, codes, out)
-    for patch, row, col, code in zip(out, rows, cols, codes, strict=True):
+    for patches, row, col, kinds in zip(out, rows, cols, codes, strict=True):
         window = view[row : row + size, col : col + size]
-        np.testing.assert_array_equal(patch, naive.TURNED[int(code)](window))
+        for patch, code in zip(patches, kinds, strict=True):
+            np.testing.assert_array_equal(patch, naive.TURNED[int(code)](window))
 
 
 # --- orientations of a view ------------------------------------------------------------------
