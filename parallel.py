@@ -15,6 +15,7 @@ Messages, all between rank 0 and one other rank, each far below 64 MB:
 from __future__ import annotations
 
 import atexit
+import contextlib
 import math
 import os
 import sys
@@ -24,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import stopwatch
+from ahead import made_ahead
 from utils import CallError, RunError, ToolError
 
 if TYPE_CHECKING:
@@ -314,9 +316,11 @@ class World:
     def run(
         self,
         tasks: Sequence[Task] | None,
-        work: Callable[[Task], Result],
+        work: Callable[[Any], Result],
         take: Callable[[Result], None],
         name: Callable[[Task], str] = lambda _: "",
+        prepare: Callable[[Task], Any] = lambda task: task,
+        threads: int = 0,
     ) -> None:
         """Do every task once, on any rank; results come to rank 0 in any order.
 
@@ -325,30 +329,48 @@ class World:
         tasks : sequence
             What is to be done; rank 0's counts.
         work : callable
-            Does a task and returns a small result. Called on every rank.
+            Does a task, given what `prepare` made of it, and returns a small result. Called on
+            every rank.
         take : callable
             Given each result, on rank 0.
         name : callable
             Says what a task is about, for the message about an error that nobody foresaw.
+        prepare : callable
+            The part of a task that may be done before its turn has come.
+        threads : int
+            How many of them a serial run may do at once, besides working. Ranks need none: each has
+            a core to itself at best.
 
         Raises
         ------
         SharedFailure
-            On every rank, where `work` or `take` fails on any.
+            On every rank, where `prepare`, `work` or `take` fails on any.
         """
 
-        def named(task: Task) -> Result:
+        def named(do: Callable[[Any], Any], task: Task, given: Any) -> Any:
             try:
-                return work(task)
+                return do(given)
             except ToolError:
                 raise
             except Exception as error:
                 raise _failure(error, name(task)) from error
 
+        def whole(task: Task) -> Result:
+            result: Result = named(work, task, named(prepare, task, task))
+            return result
+
         if self.rank:
-            self._follow(named)
+            self._follow(whole)
+        elif self.comm or not threads:
+            _Lead(self, list(tasks or ()), whole, take).run()
         else:
-            _Lead(self, list(tasks or ()), named, take).run()
+            try:
+                prepared = made_ahead(tasks or (), lambda t: named(prepare, t, t), threads)
+                with contextlib.closing(prepared):
+                    for task, made in prepared:
+                        take(named(work, task, made))
+            except Exception as error:
+                raise _shared(error, "") from error
 
     def _follow(self, work: Callable[[Task], Result]) -> None:
         """Do what rank 0 hands out until it says stop."""

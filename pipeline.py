@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+import ahead
 import dicom_io
 import h5_store
 import outputs
@@ -117,7 +119,17 @@ def run(config: Config, world: World) -> None:
     if config.profile:
         ranks = world.gather(stopwatch.spent)
         wall = time.perf_counter() - begin
-        world.on_root(lambda: print("\n".join(stopwatch.table(ranks, wall))))
+        table = stopwatch.table(ranks, stopwatch.spent_ahead, wall)
+        world.on_root(lambda: print("\n".join(table)))
+
+
+def threads_for(pairs: Iterable[Pair]) -> int:
+    """Return how many threads may read these pairs: none where decoders are needed.
+
+    Some of those are no friends of threads, and one is run in a process that is forked.
+    """
+    plain = all(one.pixel_offset is not None for pair in pairs for one in (pair.input, pair.target))
+    return ahead.threads() if plain else 0
 
 
 # --- find ------------------------------------------------------------------------------------
@@ -148,7 +160,9 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
             collector.take(survey)
             progress.advance()
 
-        world.run(findings.tasks, planning.surveyor(config), take)
+        threads = threads_for(task.pair for task in findings.tasks)
+        survey = planning.surveyor(config)
+        world.run(findings.tasks, lambda made: made, take, prepare=survey, threads=threads)
     return world.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}
 
 
@@ -193,10 +207,10 @@ def fill(
     tasks += to_draw(plans, config)
     drawings = [Drawings() for _ in plans]
 
-    def work(task: PairTask | DrawTask) -> Filled | Drawn:
-        return draw(task, config) if isinstance(task, DrawTask) else make(task)
+    def prepare(task: PairTask | DrawTask) -> Drawn | tuple[PairTask, patching.Block]:
+        return draw(task, config) if isinstance(task, DrawTask) else (task, make(task))
 
-    def make(task: PairTask) -> Filled:
+    def make(task: PairTask) -> patching.Block:
         pair = task.pair
         read = dicom_io.Reader(config.input_folder)
         with step("read"):
@@ -204,12 +218,20 @@ def fill(
                 read.hu(one) if config.in_hu else read.stored(one)
                 for one in (pair.input, pair.target)
             ]
-        block = patching.make_block(
+        return patching.make_block(
             pair, task.part, task.degradation, images[0], images[1], config, task.fixed
         )
+
+    def work(prepared: Drawn | tuple[PairTask, patching.Block]) -> Filled | Drawn:
+        if isinstance(prepared, Drawn):
+            return prepared
+        task, block = prepared
         layout = layouts[task.file]
         record = h5_store.write_block(writers[task.file], layout, block, task.index, task.start)
         return Filled(task.file, task.index, record)
+
+    def name(task: PairTask | DrawTask) -> str:
+        return f"{shown(task.pair.input.file)}: "
 
     blocks = sum(isinstance(task, PairTask) for task in tasks)
     with Progress("filling", blocks, config.quiet) as progress:
@@ -223,7 +245,8 @@ def fill(
             patches = claim.plan.starts[index + 1] - claim.plan.starts[index]
             progress.advance(patches * config.bytes_a_patch)
 
-        world.run(tasks, work, take, lambda task: f"{shown(task.pair.input.file)}: ")
+        threads = threads_for(task.pair for task in tasks)
+        world.run(tasks, work, take, name, prepare, threads)
     for one in files:
         if one:
             one.close()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 
+import ahead
 import dicom_io
 import outputs
 import patching
@@ -13,7 +14,9 @@ from planning import Findings
 from utils import Config, Pair, Plan, Tally, quoted, say, shown
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
-BASE_MB = 150
+BASE_MB = 160
+#: What is kept of where a patch comes from, while its pair is at work, bytes.
+PLACE_BYTES = 32
 #: Pairs that are made on trial, to tell how long all of them take.
 TRIALS = 3
 
@@ -110,14 +113,19 @@ def _show_needs(plans: dict[str, Plan], config: Config, ranks: int) -> None:
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
     largest = max(part.kept_windows for plan in plans.values() for part in plan.parts)
-    block = largest * config.orientations * config.bytes_a_patch / 1e6
+    # Patches are cut and written a piece at a time: what counts is images and where to cut.
+    inputs = [pair.input for plan in plans.values() for pair in plan.pairs]
+    image = 4 * max(one.rows * one.columns for one in inputs)
+    a_pair = 2 * image * (1 + sum(scale**2 for scale in config.scales))
+    a_pair += largest * config.orientations * PLACE_BYTES
+    memory = BASE_MB + a_pair / 1e6 * (1 if config.mpi_run else 2 + ahead.threads())
     seconds = _seconds_a_pair(next(iter(plans.values())), config)
     pairs = sum(len(plan.pairs) for plan in plans.values())
     files = ", ".join(quoted(path) for path in outputs.files_of(config).values())
     lack = "" if size <= free else "  NOT ENOUGH"
     print(f"{'would write':28} {size / 1e6:.1f} MB to {files}")
     print(f"{'free there':28} {free / 1e6:.1f} MB{lack}")
-    print(f"{'memory':28} about {BASE_MB + block:.0f} MB a rank")
+    print(f"{'memory':28} about {memory:.0f} MB a rank")
     print(
         f"{'time':28} about {max(1.0, pairs * seconds / ranks):.0f} s on {ranks} "
         f"rank{'s' * (ranks > 1)}, if the disk keeps up"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 
 #: Seconds that this process has spent in each step so far.
 spent: dict[str, float] = {}
+#: The same of its other threads, all together.
+spent_ahead: dict[str, float] = {}
+_MAIN, _LOCK = threading.get_ident(), threading.Lock()
 
 #: Steps in the order of the table; `wait` is for work, `rank 0` for what rank 0 does alone.
 _SHARED = ("headers", "read", "plan", "scale", "cut", "sum", "write", "draw", "receive", "wait")
@@ -25,26 +29,38 @@ class step:
         self.begin = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        spent[self.name] = spent.get(self.name, 0.0) + time.perf_counter() - self.begin
+        seconds = time.perf_counter() - self.begin
+        if threading.get_ident() == _MAIN:
+            spent[self.name] = spent.get(self.name, 0.0) + seconds
+        else:
+            with _LOCK:
+                spent_ahead[self.name] = spent_ahead.get(self.name, 0.0) + seconds
 
 
-def table(ranks: Sequence[dict[str, float]], wall: float) -> list[str]:
+def table(ranks: Sequence[dict[str, float]], ahead: dict[str, float], wall: float) -> list[str]:
     """Return lines that tell the seconds of every rank in each step.
 
     Parameters
     ----------
     ranks : sequence of dict
         `spent` of each rank.
+    ahead : dict
+        `spent_ahead` of a serial run.
     wall : float
         Seconds that the run took on rank 0.
     """
-    names = [*STEPS, *sorted({name for rank in ranks for name in rank} - set(STEPS))]
+    rows = [*ranks, ahead]
+    names = [*STEPS, *sorted({name for row in rows for name in row} - set(STEPS))]
     lines = ["seconds   " + "".join(f"{name:>9}" for name in (*names, "other", "all"))]
     for number, rank in enumerate(ranks):
         told = [rank.get(name, 0.0) for name in names]
         figures = (*told, wall - sum(told), wall)
         lines.append(f"rank {number:<5}" + "".join(f"{figure:9.2f}" for figure in figures))
-    shared = [sum(rank.values()) - rank.get("rank 0", 0.0) for rank in ranks]
-    idle = sum(rank.get("wait", 0.0) for rank in ranks) / max(sum(shared), 1e-9)
-    lines.append(f"idle in shared work {idle:9.1%}")
+    if ahead:
+        told = [ahead.get(name, 0.0) for name in names]
+        lines.append("ahead     " + "".join(f"{figure:9.2f}" for figure in (*told, 0.0, sum(told))))
+    if len(ranks) > 1:
+        shared = [sum(rank.values()) - rank.get("rank 0", 0.0) for rank in ranks]
+        idle = sum(rank.get("wait", 0.0) for rank in ranks) / max(sum(shared), 1e-9)
+        lines.append(f"idle in shared work {idle:9.1%}")
     return lines

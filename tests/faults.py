@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -262,12 +263,10 @@ def happen(fault: Fault) -> None:
 
 def broken(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
     """Return the function with the fault in it."""
-    calls = 0
+    calls = itertools.count(1)  # in one step, whichever thread calls
 
     def instead(*arguments: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == fault.call:
+        if next(calls) == fault.call:
             happen(fault)
             if fault.how == "skip":
                 return ()

@@ -46,7 +46,7 @@ def whole(scans: Tree, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def killed(scans: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with what a run left that was killed at its fourth block."""
     output = tmp_path_factory.mktemp("killed") / "out" / "x.h5"
-    fault = Fault("kill", "patching", call=4, after=f"{output}.journal")
+    fault = Fault("kill", "writing", call=4, after=f"{output}.journal")
     ended = run(command(0, argv(scans.root, output), fault), output.parent.parent)
     assert ended.status == -9
     assert left(output.parent) == {"x.h5.partial", "x.h5.journal"}
@@ -62,7 +62,7 @@ def output(killed: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the inputs of the blocks that are made in this process, as they are made."""
+    """Return the inputs of the blocks that are made in this process, in any order."""
     import patching
 
     names: list[str] = []
@@ -91,7 +91,7 @@ def test_finished_blocks_are_not_made_again(output, scans, whole, made):
     finished = finished_blocks(Path(f"{output}.journal"))
     assert 1 <= finished <= 3
     assert resumed(output, scans).errors == []
-    assert made == files(scans.pairs[finished:])
+    assert sorted(made) == sorted(files(scans.pairs[finished:]))
     assert output.read_bytes() == whole
     assert kept(output.parent) == {"x.h5"}
 
@@ -109,13 +109,13 @@ def test_a_block_that_is_not_as_the_journal_says_is_made_again(output, scans, wh
     row = first[:24, :24].astype("<f4").tobytes()[: 24 * 4]
     flip(Path(f"{output}.partial"), data.index(row) + 5)
     assert resumed(output, scans).errors == []
-    assert made == files(scans.pairs[:1] + scans.pairs[finished:])
+    assert sorted(made) == sorted(files(scans.pairs[:1] + scans.pairs[finished:]))
     assert output.read_bytes() == whole
 
 
 def test_a_run_that_is_killed_again_is_gone_on_with_again(output, scans, whole):
     before = finished_blocks(Path(f"{output}.journal"))
-    fault = Fault("kill", "patching", call=3, after=f"{output}.journal")
+    fault = Fault("kill", "writing", call=3, after=f"{output}.journal")
     arguments = argv(scans.root, output, "--resume")
     assert run(command(0, arguments, fault), output.parent).status == -9
     assert finished_blocks(Path(f"{output}.journal")) >= before
@@ -135,7 +135,7 @@ def test_a_run_that_was_killed_before_its_last_step_is_completed(tmp_path, scans
 
 def test_with_nothing_to_go_on_from_a_run_begins(tmp_path, scans, whole, made):
     assert resumed(tmp_path / "x.h5", scans).errors == []
-    assert made == files(scans.pairs)
+    assert sorted(made) == sorted(files(scans.pairs))
     assert (tmp_path / "x.h5").read_bytes() == whole
 
 

@@ -1,0 +1,66 @@
+"""What threads of a process make for later tasks, while it works on the one whose turn it is.
+
+For work in which OpenCV or the system has the word, not Python: it runs beside other threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from stopwatch import step
+
+Task = TypeVar("Task")
+Made = TypeVar("Made")
+
+#: More threads than this find no work: the process itself cannot keep up with them.
+MOST_THREADS = 4
+
+
+def threads() -> int:
+    """Return how many threads are of use here: 0 where the process has one core."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    return min(cores, MOST_THREADS) if cores > 1 else 0
+
+
+def made_ahead(
+    tasks: Sequence[Task], make: Callable[[Task], Made], threads: int
+) -> Generator[tuple[Task, Made], None, None]:
+    """Yield every task with what `make` makes of it, in order.
+
+    Parameters
+    ----------
+    tasks : sequence
+    make : callable
+        Is called in other threads, for a few tasks at once; what it raises is raised when the turn
+        of its task has come.
+    threads : int
+        How many; with 0 everything is made in its turn.
+    """
+    if not threads:
+        for task in tasks:
+            yield task, make(task)
+        return
+    waiting: deque[tuple[Task, Future[Made]]] = deque()
+    pool = ThreadPoolExecutor(threads, "ahead")
+    try:
+        for task in tasks:
+            waiting.append((task, pool.submit(make, task)))
+            if len(waiting) > threads:
+                yield _next(waiting)
+        while waiting:
+            yield _next(waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _next(waiting: deque[tuple[Task, Future[Made]]]) -> tuple[Task, Made]:
+    task, made = waiting.popleft()
+    with step("wait"):
+        return task, made.result()
