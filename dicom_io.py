@@ -13,7 +13,7 @@ import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -849,29 +849,82 @@ class Reader:
 # --- pairs -----------------------------------------------------------------------------------
 
 
-def find_pairs(root: str, folders: PatientFolders) -> PatientPairs:
-    """Read the headers of a patient's two series and pair their slices.
+#: Files whose headers are read in one go: a patient with many slices is shared by several ranks.
+PART_FILES = 32
 
-    Never raises for what it finds in the files: that goes into `bad` and `unpaired`.
-    """
-    out = PatientPairs()
-    sides: list[list[Slice]] = []
-    for folder in (folders.input, folders.target):
-        slices: list[Slice] = []
+
+@dataclass(frozen=True)
+class SeriesPart:
+    """Some files of a series, that are read together."""
+
+    patient: str
+    side: int  # 0 for the input, 1 for the target
+    files: tuple[str, ...]
+
+
+@dataclass
+class Listing:
+    """What the names in a patient's two folders tell, in parts, and what could not be listed."""
+
+    folders: PatientFolders
+    parts: list[SeriesPart] = field(default_factory=list)
+    strays: int = 0
+    bad: tuple[list[LeftOut], list[LeftOut]] = field(default_factory=lambda: ([], []))
+
+
+@dataclass
+class Headers:
+    """What the headers of a part say."""
+
+    slices: list[Slice] = field(default_factory=list)
+    bad: list[LeftOut] = field(default_factory=list)
+
+
+def list_series(root: str, folders: PatientFolders) -> Listing:
+    """List a patient's two series folders; never raises for what is in them."""
+    out = Listing(folders)
+    for side, folder in enumerate((folders.input, folders.target)):
         try:
             names = _names(Path(root, folder), lambda e: not e.is_dir())
         except OSError as error:
             reason = f"cannot be listed: {error.strerror}"
-            out.bad.append(LeftOut(folders.patient, (folder,), reason, BAD))
-            names = []
-        for name in names:
-            if _stray(name):
-                out.strays += 1
-                continue
-            try:
-                slices.append(read_slice(root, f"{folder}/{name}"))
-            except BadFile as error:
-                out.bad.append(LeftOut(folders.patient, (error.file,), error.reason, BAD))
+            out.bad[side].append(LeftOut(folders.patient, (folder,), reason, BAD))
+            continue
+        files = [f"{folder}/{name}" for name in names if not _stray(name)]
+        out.strays += len(names) - len(files)
+        for start in range(0, len(files), PART_FILES):
+            some = tuple(files[start : start + PART_FILES])
+            out.parts.append(SeriesPart(folders.patient, side, some))
+    return out
+
+
+def read_headers(root: str, part: SeriesPart) -> Headers:
+    """Read the headers of some slices; never raises for what it finds in the files."""
+    out = Headers()
+    for file in part.files:
+        try:
+            out.slices.append(read_slice(root, file))
+        except BadFile as error:
+            out.bad.append(LeftOut(part.patient, (error.file,), error.reason, BAD))
+    return out
+
+
+def pair_up(listing: Listing, headers: Sequence[Headers]) -> PatientPairs:
+    """Pair the slices of a patient.
+
+    Parameters
+    ----------
+    listing : Listing
+    headers : sequence of Headers
+        One for each of its parts.
+    """
+    folders = listing.folders
+    out = PatientPairs(strays=listing.strays)
+    sides: list[list[Slice]] = []
+    for side, folder in enumerate((folders.input, folders.target)):
+        here = [h for h, part in zip(headers, listing.parts, strict=True) if part.side == side]
+        slices = [one for part in here for one in part.slices]
+        out.bad += [*listing.bad[side], *(problem for part in here for problem in part.bad)]
         if not slices and not out.bad:
             out.bad.append(LeftOut(folders.patient, (folder,), "holds no CT slice", BAD))
         out.persons.update(*(s.persons for s in slices))

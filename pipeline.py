@@ -19,7 +19,6 @@ import planning
 import preview
 import stopwatch
 from journal import Written
-from pairing import PatientPairs
 from parallel import World
 from planning import Findings
 from progress import Progress
@@ -138,14 +137,28 @@ def threads_for(pairs: Iterable[Pair]) -> int:
 def find(config: Config, world: World, tally: Tally) -> Findings:
     """Read the headers of all patients and pair their slices."""
     folders = world.on_root(lambda: dicom_io.find_patients(config))
-    found: dict[str, PatientPairs] = {}
+    listings: list[dicom_io.Listing] = []
+    headers: dict[dicom_io.SeriesPart, dicom_io.Headers] = {}
 
-    def work(one: dicom_io.PatientFolders) -> tuple[str, PatientPairs]:
+    def look(one: dicom_io.PatientFolders) -> dicom_io.Listing:
         with step("headers"):
-            return one.patient, dicom_io.find_pairs(config.input_folder, one)
+            return dicom_io.list_series(config.input_folder, one)
 
-    world.run(folders, work, lambda result: found.update([result]))
-    return world.on_root(lambda: planning.choose_pairs(found, config, tally)) or Findings()
+    def read(part: dicom_io.SeriesPart) -> tuple[dicom_io.SeriesPart, dicom_io.Headers]:
+        with step("headers"):
+            return part, dicom_io.read_headers(config.input_folder, part)
+
+    def pair_all() -> Findings:
+        found = {
+            one.folders.patient: dicom_io.pair_up(one, [headers.pop(part) for part in one.parts])
+            for one in listings
+        }
+        return planning.choose_pairs(found, config, tally)
+
+    world.run(folders, look, listings.append)
+    parts = [part for one in listings for part in one.parts]
+    world.run(parts, read, lambda result: headers.update([result]))
+    return world.on_root(pair_all) or Findings()
 
 
 # --- plan ------------------------------------------------------------------------------------

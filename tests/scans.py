@@ -19,6 +19,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from dicom_io import PatientFolders, list_series, pair_up, read_headers
+from pairing import PatientPairs
+
 Stored = NDArray[Any]
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -169,3 +172,9 @@ def write_tree(root: Path, patients: Mapping[str, int] | None = None, **options:
     for name, slices in sorted((PATIENTS if patients is None else patients).items()):
         made += write_patient(root, name, slices, **options)
     return made
+
+
+def find_pairs(root: str, folders: PatientFolders) -> PatientPairs:
+    """Read the headers of a patient's slices, all at once, and pair them."""
+    listing = list_series(root, folders)
+    return pair_up(listing, [read_headers(root, part) for part in listing.parts])

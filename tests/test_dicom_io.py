@@ -19,9 +19,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_io import PatientFolders, find_pairs, find_patients, read_pixels, read_slice, to_hu
+from dicom_io import PatientFolders, find_patients, read_pixels, read_slice, to_hu
 from tests.running import Ended, called, contents
-from tests.scans import phantom, write_patient, write_slice
+from tests.scans import find_pairs, phantom, write_patient, write_slice
 from utils import CallError, Config
 
 # --- folders ---------------------------------------------------------------------------------

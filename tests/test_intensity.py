@@ -28,7 +28,6 @@ from pydicom.uid import (
 
 from dicom_io import (
     PatientFolders,
-    find_pairs,
     read_pixels,
     read_sample,
     read_slice,
@@ -38,7 +37,7 @@ from dicom_io import (
 from tests import jpeg_lossless
 from tests.editing import edit
 from tests.running import called
-from tests.scans import SHAPE, phantom, write_patient, write_slice
+from tests.scans import SHAPE, find_pairs, phantom, write_patient, write_slice
 from utils import RunError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
 
-from dicom_io import PatientFolders, find_pairs
+from dicom_io import PatientFolders
 from pairing import PatientPairs, pair_slices, tolerance_mm
 from tests.editing import edit, patch_set
 from tests.running import Ended, called
-from tests.scans import Made, phantom, write_patient, write_slice
+from tests.scans import Made, find_pairs, phantom, write_patient, write_slice
 from utils import Pair, Slice
 
 FORM = ("--patch-size", "p24", "--output-fname", "out.h5", "--overwrite")
