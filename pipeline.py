@@ -267,7 +267,9 @@ def fill(
 
 
 def to_draw(plans: dict[str, Plan], config: Config) -> list[DrawTask]:
-    """Return which slices are to be drawn with their windows."""
+    """Return which slices are to be drawn with their windows; rank 0 alone has plans."""
+    if not plans:
+        return []
     import report_pictures
     import sanity
 

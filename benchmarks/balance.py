@@ -56,6 +56,7 @@ def make_patient(source: Path, target: Path, slices: int) -> None:
 def idle(folder: Path, output: Path, ranks: int) -> tuple[str, str]:
     """Return the profile of a run, and the part of the shared work in which ranks were idle."""
     job = ["--input-folder", str(folder), "--output-fname", str(output), *contestants.JOB]
+    output.unlink(missing_ok=True)
     command = [*contestants.mpiexec(), "-n", str(ranks), sys.executable, str(contestants.MAIN)]
     done = subprocess.run(
         [*command, *job, "--mpi_run", "--profile"],

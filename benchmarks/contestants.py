@@ -22,6 +22,8 @@ PATCH_BYTES = 2 * 55 * 55 * 4
 FLOOR, HAND, SERIAL = "floor", "hand script", "serial"
 #: What Open MPI wants to be told to run as root and with more ranks than cores; MPICH ignores it.
 OPEN_MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+#: Python keeps the byte code of modules, unless told not to: compiling is not what is measured.
+KEEP_CODE = {"PYTHONDONTWRITEBYTECODE": ""}
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,11 @@ def measure(command: Sequence[str], work: Path) -> tuple[Run, str]:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         began = time.monotonic()
         process = subprocess.Popen(
-            command, cwd=work, stdout=said, stderr=subprocess.STDOUT, env=os.environ | OPEN_MPI
+            command,
+            cwd=work,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=os.environ | OPEN_MPI | KEEP_CODE,
         )
         try:
             _, status, used = os.wait4(process.pid, 0)
