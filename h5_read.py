@@ -137,8 +137,8 @@ def read_patches(file: File, patches: Patches) -> tuple[NDArray[np.float32], NDA
         rows = np.atleast_1d(np.arange(len(opened["input"]))[patches])
         size = max(opened["input"].shape[1:])
         both = [
-            np.stack([opened[name][i] for i in rows]) if len(rows) else opened[name][:0]
-            for name in ("input", "target")
+            np.stack([side[i] for i in rows]) if len(rows) else side[:0]
+            for side in (opened["input"], opened["target"])
         ]
         return both[0].reshape(-1, size, size), both[1].reshape(-1, size, size)
 

@@ -19,6 +19,7 @@ import planning
 import preview
 import stopwatch
 from journal import Written
+from pairing import PatientPairs
 from parallel import World
 from planning import Findings
 from progress import Progress
@@ -137,8 +138,9 @@ def threads_for(pairs: Iterable[Pair]) -> int:
 def find(config: Config, world: World, tally: Tally) -> Findings:
     """Read the headers of all patients and pair their slices."""
     folders = world.on_root(lambda: dicom_io.find_patients(config))
-    listings: list[dicom_io.Listing] = []
-    headers: dict[dicom_io.SeriesPart, dicom_io.Headers] = {}
+    listings: dict[str, dicom_io.Listing] = {}
+    headers: dict[str, dict[dicom_io.SeriesPart, dicom_io.Headers]] = {}
+    found: dict[str, PatientPairs] = {}
 
     def look(one: dicom_io.PatientFolders) -> dicom_io.Listing:
         with step("headers"):
@@ -148,17 +150,26 @@ def find(config: Config, world: World, tally: Tally) -> Findings:
         with step("headers"):
             return part, dicom_io.read_headers(config.input_folder, part)
 
-    def pair_all() -> Findings:
-        found = {
-            one.folders.patient: dicom_io.pair_up(one, [headers.pop(part) for part in one.parts])
-            for one in listings
-        }
-        return planning.choose_pairs(found, config, tally)
+    def listed(one: dicom_io.Listing) -> None:
+        patient = one.folders.patient
+        listings[patient], headers[patient] = one, {}
+        pair_if_whole(patient)
 
-    world.run(folders, look, listings.append)
-    parts = [part for one in listings for part in one.parts]
-    world.run(parts, read, lambda result: headers.update([result]))
-    return world.on_root(pair_all) or Findings()
+    def taken(result: tuple[dicom_io.SeriesPart, dicom_io.Headers]) -> None:
+        part, told = result
+        headers[part.patient][part] = told
+        pair_if_whole(part.patient)
+
+    def pair_if_whole(patient: str) -> None:
+        """Pair the slices once all headers are there, and let go of what no pair needs."""
+        one, told = listings[patient], headers[patient]
+        if len(told) == len(one.parts):
+            found[patient] = dicom_io.pair_up(one, [told.pop(part) for part in one.parts])
+
+    world.run(folders, look, listed)
+    parts = [part for one in listings.values() for part in one.parts]
+    world.run(parts, read, taken)
+    return world.on_root(lambda: planning.choose_pairs(found, config, tally)) or Findings()
 
 
 # --- plan ------------------------------------------------------------------------------------

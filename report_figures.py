@@ -24,6 +24,8 @@ Rows = NDArray[np.int64]
 #: How much is looked at, whatever the size of the data set: windows of a patient and in all, pixels
 #: of each side in all, and pairs of a patient.
 SAMPLE_EACH, SAMPLE_WINDOWS, SAMPLE_PIXELS, SAMPLE_PAIRS = 100, 2000, 2_000_000, 8
+#: Rows of so many bytes are read one by one.
+ROW_BYTES = 4096
 #: Pictures of the page, their largest side in pixels, and windows drawn on one.
 WALL, COVERAGES = 8, 4
 TILE_SIZE, SLICE_SIZE, DRAWN_WINDOWS = 128, 512, 2500
@@ -210,13 +212,21 @@ def _reader(
         dataset = opened[name]
         begin, shape, kind = dataset.id.get_offset(), dataset.shape[1:], dataset.dtype
         wide = kind.itemsize * math.prod(shape)
+        # Large rows one by one, only those that are wanted; small ones run by run.
+        alone = wide >= ROW_BYTES
+        pieces = [
+            (row, row + 1) if alone else (start, stop)
+            for _, start, stop in runs
+            for row in (range(start, stop, step) if alone else (start,))
+        ]
         parts = []
-        for _, start, stop in runs:
+        for start, stop in pieces:
             data = os.pread(descriptor, (stop - start) * wide, begin + start * wide)
             if len(data) < (stop - start) * wide:
                 raise OSError(f"it ends before patch {stop}")
-            parts.append(np.frombuffer(data, kind).reshape(-1, *shape)[::step])
-        return np.concatenate(parts)
+            parts.append(data)
+        rows = np.frombuffer(b"".join(parts), kind).reshape(-1, *shape)
+        return rows if alone else rows[::step]  # every run is a multiple of `step` long
 
     return read
 
@@ -395,8 +405,10 @@ def histograms(sample: Sample, config: Config) -> list[Facts]:
     bins = math.floor(high / fine) - begin + 1
     counts = {}
     for side, values in fair.items():
-        places = (values.ravel() / np.float32(fine) - np.float32(begin)).astype(np.int32)
-        counts[side] = np.bincount(places.clip(0, bins - 1), minlength=bins)
+        steps = values.ravel() / np.float32(fine)
+        steps -= np.float32(begin)
+        places = steps.astype(np.intp)
+        counts[side] = np.bincount(np.clip(places, 0, bins - 1, out=places), minlength=bins)
     both = np.cumsum(counts["input"] + counts["target"])
     first, last = np.searchsorted(both, [both[-1] * 1e-4, both[-1] * (1 - 1e-4)])
     out = [_panel("all values", counts, begin, fine, int(first), int(last) + 1, 160)]

@@ -137,13 +137,14 @@ def sheet(patches: NDArray[np.float32], low: float, high: float) -> Picture:
 
 def draw_sheets(plan: Plan, file: str, config: Config, folder: Path) -> None:
     """Save pictures of consecutive patches, of input and of target at one grey range."""
-    for first in first_patches(plan.patches, config.seed):
-        stop = min(plan.patches, first + SHEET[0] * SHEET[1])
-        both = h5_read.read_patches(file, slice(first, stop))
-        low, high = np.quantile(np.stack(both), (CLIPPED, 1 - CLIPPED))
-        for name, patches in zip(("lr", "hr"), both, strict=True):
-            path = folder / f"{name}_input_sub_img_rand_{first}.png"
-            path.write_bytes(as_png(sheet(patches, low, high)))
+    with h5_read.open_file(file) as opened:
+        for first in first_patches(plan.patches, config.seed):
+            stop = min(plan.patches, first + SHEET[0] * SHEET[1])
+            both = h5_read.read_patches(opened, slice(first, stop))
+            low, high = np.quantile(np.stack(both), (CLIPPED, 1 - CLIPPED))
+            for name, patches in zip(("lr", "hr"), both, strict=True):
+                path = folder / f"{name}_input_sub_img_rand_{first}.png"
+                path.write_bytes(as_png(sheet(patches, low, high)))
 
 
 # --- slices with their windows ---------------------------------------------------------------
