@@ -23,7 +23,7 @@ Rows = NDArray[np.int64]
 
 #: How much is looked at, whatever the size of the data set: windows of a patient and in all, pixels
 #: of each side in all, and pairs of a patient.
-SAMPLE_EACH, SAMPLE_WINDOWS, SAMPLE_PIXELS, SAMPLE_PAIRS = 100, 2000, 2_000_000, 8
+SAMPLE_EACH, SAMPLE_WINDOWS, SAMPLE_PIXELS, SAMPLE_PAIRS = 100, 2000, 1_000_000, 8
 #: Rows of so many bytes are read one by one.
 ROW_BYTES = 4096
 #: Pictures of the page, their largest side in pixels, and windows drawn on one.
