@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from stopwatch import step
+from utils import Pair
 
 Task = TypeVar("Task")
 Made = TypeVar("Made")
@@ -27,6 +28,15 @@ def threads() -> int:
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
     return min(cores, MOST_THREADS) if cores > 1 else 0
+
+
+def threads_for(pairs: Iterable[Pair]) -> int:
+    """Return how many threads may read these pairs: none where decoders are needed.
+
+    Some of those are no friends of threads, and one is run in a process that is forked.
+    """
+    plain = all(one.pixel_offset is not None for pair in pairs for one in (pair.input, pair.target))
+    return threads() if plain else 0
 
 
 def made_ahead(

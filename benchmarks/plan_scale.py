@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+import filling
 import h5_store
 import patching
-import pipeline
 import planning
 from pairing import PatientPairs, pair_slices
 from utils import Config, PairPlan, Plan, Slice, Tally
@@ -90,14 +90,6 @@ def survey(findings: planning.Findings) -> planning.Collector:
     return collector
 
 
-def tasks_of(plan: Plan) -> list[pipeline.PairTask]:
-    """Return the tasks as `pipeline.fill` makes them."""
-    return [
-        pipeline.PairTask(0, i, pair, plan.parts[i], plan.degradations[i], plan.starts[i], None)
-        for i, pair in enumerate(plan.pairs)
-    ]
-
-
 def tables(plan: Plan) -> int:
     """Create the file with all its tables, but without its patches; return how large they are."""
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +120,7 @@ def measure(pairs: int) -> None:
     found.clear()
     collector = step("take note of every survey", lambda: survey(findings))
     plans = step("plan", lambda: planning.assemble(findings, collector, CONFIG, tally))
-    step("tasks", lambda: tasks_of(plans[""]))
+    step("tasks", lambda: filling.to_make(plans, [()]))
     step("tables of the file", lambda: tables(plans[""]))
 
 

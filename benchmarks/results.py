@@ -117,6 +117,8 @@ def draw(rows: Sequence[Row], text: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     places = list(dict.fromkeys(row.where for row in rows))
+    # One colour for each, in every panel.
+    colours = {who: f"C{i}" for i, who in enumerate(dict.fromkeys(row.who for row in rows))}
     figure = Figure(figsize=(1 + 5.5 * len(places), 4.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(places), squeeze=False, sharey=True)[0]
@@ -125,7 +127,8 @@ def draw(rows: Sequence[Row], text: str, path: Path) -> None:
             line = [row for row in rows if (row.where, row.who) == (place, who)]
             rival_style = "--" if who.startswith((FLOOR, HAND)) else "-"
             rates = [row.rate for row in line]
-            panel.plot([row.pairs for row in line], rates, rival_style, marker="o", label=who)
+            pairs = [row.pairs for row in line]
+            panel.plot(pairs, rates, rival_style, color=colours[who], marker="o", label=who)
         panel.set(title=f"to {place}", xlabel="pairs", xscale="log", yscale="log")
         ticks = sorted({row.pairs for row in rows})
         panel.set_xticks(ticks, [str(n) for n in ticks])

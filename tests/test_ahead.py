@@ -11,7 +11,6 @@ import pytest
 
 import ahead
 import parallel
-import pipeline
 import stopwatch
 from dicom_io import read_slice
 from tests.scans import phantom, write_slice
@@ -82,8 +81,8 @@ def test_slices_that_need_a_decoder_are_read_in_their_turn(tmp_path, monkeypatch
     monkeypatch.setattr(ahead, "threads", lambda: 2)
     pair = slices(tmp_path)
     packed = Pair("P", pair.input, dataclasses.replace(pair.target, pixel_offset=None))
-    assert pipeline.threads_for([pair, pair]) == 2
-    assert pipeline.threads_for([pair, packed]) == 0
+    assert ahead.threads_for([pair, pair]) == 2
+    assert ahead.threads_for([pair, packed]) == 0
 
 
 @pytest.mark.parametrize("threads", [0, 2])

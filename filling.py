@@ -1,0 +1,205 @@
+"""Filling the file: every block made, on whichever rank has time, and written at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import ahead
+import dicom_io
+import h5_store
+import outputs
+import patching
+from journal import Written
+from parallel import World, Writer
+from progress import Progress
+from stopwatch import step
+from utils import Affine, Config, Pair, PairPlan, Plan, shown
+
+if TYPE_CHECKING:
+    from report_pictures import Coverage
+
+
+@dataclass(frozen=True)
+class PairTask:
+    """All that a rank needs to make and place the block of one pair."""
+
+    file: int
+    index: int
+    pair: Pair
+    part: PairPlan
+    degradation: str
+    start: int
+    fixed: Affine | None
+
+
+@dataclass(frozen=True)
+class DrawTask:
+    """All that a rank needs to draw a slice with its windows: as a picture, or for the page."""
+
+    file: int
+    for_page: bool
+    index: int
+    pair: Pair
+    part: PairPlan
+    target_file: str
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What rank 0 is told of a block that is in the file."""
+
+    file: int
+    index: int
+    record: Written
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A slice with its windows: PNG, or for the page."""
+
+    file: int
+    index: int
+    picture: bytes | Coverage
+
+
+@dataclass
+class Drawings:
+    """The slices of a file with their windows, by number of their pair: PNG, and for the page."""
+
+    pictures: dict[int, bytes] = field(default_factory=dict)
+    page: dict[int, Coverage] = field(default_factory=dict)
+
+    def put(self, index: int, picture: bytes | Coverage) -> None:
+        """Take one of them."""
+        if isinstance(picture, bytes):
+            self.pictures[index] = picture
+        else:
+            self.page[index] = picture
+
+
+@dataclass(frozen=True)
+class Filler:
+    """What a rank does with a task; the first part of it may be done before its turn."""
+
+    config: Config
+    layouts: Sequence[h5_store.Layout]
+    writers: Sequence[Writer]
+
+    def prepare(self, task: PairTask | DrawTask) -> Drawn | tuple[PairTask, patching.Block]:
+        """Draw what is to be drawn, or read and scale a pair."""
+        if isinstance(task, DrawTask):
+            return draw(task, self.config)
+        pair = task.pair
+        read = dicom_io.Reader(self.config.input_folder)
+        with step("read"):
+            images = [
+                read.hu(one) if self.config.in_hu else read.stored(one)
+                for one in (pair.input, pair.target)
+            ]
+        return task, patching.make_block(
+            pair, task.part, task.degradation, images[0], images[1], self.config, task.fixed
+        )
+
+    def work(self, prepared: Drawn | tuple[PairTask, patching.Block]) -> Filled | Drawn:
+        """Cut and write a block."""
+        if isinstance(prepared, Drawn):
+            return prepared
+        task, block = prepared
+        layout, writer = self.layouts[task.file], self.writers[task.file]
+        record = h5_store.write_block(writer, layout, block, task.index, task.start)
+        return Filled(task.file, task.index, record)
+
+
+def fill(
+    plans: dict[str, Plan], claims: list[outputs.Claim], config: Config, world: World
+) -> list[Drawings]:
+    """Make every block that is not there yet and write it at its place; draw the slices to show.
+
+    Returns
+    -------
+    list of Drawings
+        One for each file, on rank 0.
+    """
+    layouts = world.share([claim.layout for claim in claims])
+    direct = config.hand_over != "messages" and world.beside_root
+    files = [_open(layout, world.rank, direct) for layout in layouts]
+    filler = Filler(config, layouts, world.open_writers(files))
+    blocks = to_make(plans, [range(len(c.plan.pairs)) if c.complete else c.done for c in claims])
+    # The small tasks last: they leave no rank waiting for long.
+    tasks: list[PairTask | DrawTask] = [*blocks, *to_draw(plans, config)]
+    drawings = [Drawings() for _ in plans]
+    with Progress("filling", len(blocks), config.quiet) as progress:
+
+        def take(result: Filled | Drawn) -> None:
+            if isinstance(result, Drawn):
+                drawings[result.file].put(result.index, result.picture)
+                return
+            claim, index = claims[result.file], result.index
+            claim.note(index, result.record)
+            patches = claim.plan.starts[index + 1] - claim.plan.starts[index]
+            progress.advance(patches * config.bytes_a_patch)
+
+        threads = ahead.threads_for(task.pair for task in tasks)
+        world.run(tasks, filler.work, take, _name, filler.prepare, threads)
+    for one in files:
+        if one:
+            one.close()
+    return drawings
+
+
+def _name(task: PairTask | DrawTask) -> str:
+    return f"{shown(task.pair.input.file)}: "
+
+
+def to_make(plans: dict[str, Plan], done: Sequence[Container[int]]) -> list[PairTask]:
+    """Return the blocks that are to be made; rank 0 alone has plans.
+
+    Parameters
+    ----------
+    plans : dict of str to Plan
+    done : sequence of containers of int
+        The pairs of each file whose blocks are in it already.
+    """
+    return [
+        PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.starts[i], plan.fixed)
+        for file, (plan, finished) in enumerate(zip(plans.values(), done, strict=True))
+        for i, pair in enumerate(plan.pairs)
+        if i not in finished
+    ]
+
+
+def to_draw(plans: dict[str, Plan], config: Config) -> list[DrawTask]:
+    """Return which slices are to be drawn with their windows; rank 0 alone has plans."""
+    if not plans:
+        return []
+    import report_pictures
+    import sanity
+
+    return [
+        DrawTask(file, for_page, i, plan.pairs[i], plan.parts[i], plan.names[i].target_file)
+        for file, plan in enumerate(plans.values())
+        for for_page, choose in (
+            (False, sanity.coverage_pairs),
+            (True, report_pictures.coverage_pairs),
+        )
+        for i in choose(plan, config)
+    ]
+
+
+def draw(task: DrawTask, config: Config) -> Drawn:
+    """Draw one slice."""
+    import report_pictures
+    import sanity
+
+    with step("draw"):
+        what = report_pictures.coverage if task.for_page else sanity.coverage
+        return Drawn(task.file, task.index, what(task.pair, task.part, task.target_file, config))
+
+
+def _open(layout: h5_store.Layout, rank: int, direct: bool) -> h5_store.PartialFile | None:
+    """Open a file for writing, or return None where its bytes have to go through rank 0."""
+    if rank == 0:
+        return h5_store.PartialFile(layout)
+    return h5_store.PartialFile.seen(layout) if direct else None
