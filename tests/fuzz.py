@@ -45,6 +45,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import dicom_io
 import main
 from pairing import PatientPairs, pair_slices

@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from tests.faults import Run, argv, command, finished_blocks, no_process_left, processes_of, run
 from tests.running import Ended
 from tests.scans import write_tree
