@@ -91,16 +91,7 @@ class Filler:
         """Draw what is to be drawn, or read and scale a pair."""
         if isinstance(task, DrawTask):
             return draw(task, self.config)
-        pair = task.pair
-        read = dicom_io.Reader(self.config.input_folder)
-        with step("read"):
-            images = [
-                read.hu(one) if self.config.in_hu else read.stored(one)
-                for one in (pair.input, pair.target)
-            ]
-        return task, patching.make_block(
-            pair, task.part, task.degradation, images[0], images[1], self.config, task.fixed
-        )
+        return task, block_of(task, self.config)
 
     def work(self, prepared: Drawn | tuple[PairTask, patching.Block]) -> Filled | Drawn:
         """Cut and write a block."""
@@ -151,6 +142,19 @@ def fill(
 
 def _name(task: PairTask | DrawTask) -> str:
     return f"{shown(task.pair.input.file)}: "
+
+
+def block_of(task: PairTask, config: Config) -> patching.Block:
+    """Read the images of a pair and make its block, the patches of which are not cut yet."""
+    pair = task.pair
+    read = dicom_io.Reader(config.input_folder)
+    with step("read"):
+        images = [
+            read.hu(one) if config.in_hu else read.stored(one) for one in (pair.input, pair.target)
+        ]
+    return patching.make_block(
+        pair, task.part, task.degradation, images[0], images[1], config, task.fixed
+    )
 
 
 def to_make(plans: dict[str, Plan], done: Sequence[Container[int]]) -> list[PairTask]:

@@ -361,7 +361,7 @@ class World:
 
         if self.rank:
             self._follow(whole)
-        elif self.comm or not threads:
+        elif self.comm:
             _Lead(self, list(tasks or ()), whole, take).run()
         else:
             try:

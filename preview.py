@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterable, Sequence
 
 import ahead
-import dicom_io
+import filling
 import outputs
-import patching
 from planning import Findings
 from utils import Config, Pair, Plan, Tally, quoted, say, shown
 
@@ -136,16 +135,8 @@ def _seconds_a_pair(plan: Plan, config: Config) -> float:
     """Make a few blocks, write them nowhere, and return how long one takes."""
     few = min(TRIALS, len(plan.pairs))
     begin = time.perf_counter()
-    for i in range(few):
-        pair = plan.pairs[i]
-        read = dicom_io.Reader(config.input_folder)
-        images = [
-            read.hu(one) if config.in_hu else read.stored(one) for one in (pair.input, pair.target)
-        ]
-        kind = plan.degradations[i]
-        block = patching.make_block(
-            pair, plan.parts[i], kind, images[0], images[1], config, plan.fixed
-        )
+    for task in filling.to_make({"": plan}, [range(few, len(plan.pairs))]):
+        block = filling.block_of(task, config)
         for side in ("input", "target"):
             for _ in block.pieces(side, fresh=False):
                 pass

@@ -168,7 +168,7 @@ def coverage(pair: Pair, part: PairPlan, target_file: str, config: Config) -> Co
         What the slice is called in the file.
     config : Config
     """
-    image = dicom_io.to_hu(dicom_io.read_pixels(config.input_folder, pair.target), pair.target)
+    image = dicom_io.Reader(config.input_folder).hu(pair.target)
     grid = Grid.of((pair.target.rows, pair.target.columns), config)
     kept = kept_mask(part, 0).reshape(len(grid.rows), len(grid.cols))
     told = f"Target slice {shown(target_file)} with the windows that patches were cut from"

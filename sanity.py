@@ -173,7 +173,7 @@ def coverage(pair: Pair, part: PairPlan, target_file: str, config: Config) -> by
     bytes
         PNG.
     """
-    image = dicom_io.to_hu(dicom_io.read_pixels(config.input_folder, pair.target), pair.target)
+    image = dicom_io.Reader(config.input_folder).hu(pair.target)
     panels = [
         _panel(augment.downscale(image, scale), scale, kept_mask(part, number), config)
         for number, scale in enumerate(config.scales)

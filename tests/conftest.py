@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.running import REPO
+from tests.faults import EARLIER, argv
+from tests.running import REPO, called
 from tests.scans import Made, write_tree
 
 # The same examples on every machine, and no judging by the clock.
@@ -38,3 +39,21 @@ def ldct() -> Path:
     if not folder.is_dir():
         pytest.skip("the real scans are not on this machine")
     return folder
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Return an output that exists, in a folder of its own."""
+    path = tmp_path / "out" / "mine.h5"
+    path.parent.mkdir()
+    path.write_bytes(EARLIER)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the bytes of the unbroken serial run on the tree."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended = called(folder, *argv(tree.root, folder / "mine.h5"))
+    assert ended.status == 0, ended.err
+    return (folder / "mine.h5").read_bytes()

@@ -19,7 +19,6 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from tests.conftest import Tree
 from tests.editing import edit
 from tests.faults import (
     EARLIER,
@@ -38,24 +37,6 @@ from tests.faults import (
 )
 from tests.running import called
 from tests.scans import SHAPE, write_patient, write_slice, write_tree
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    """Return an output that exists, in a folder of its own."""
-    path = tmp_path / "out" / "mine.h5"
-    path.parent.mkdir()
-    path.write_bytes(EARLIER)
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the bytes of the unbroken run."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert called(folder, *argv(tree.root, folder / "mine.h5")).status == 0
-    return (folder / "mine.h5").read_bytes()
-
 
 # --- told to end -----------------------------------------------------------------------------
 

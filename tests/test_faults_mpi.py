@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Tree
 from tests.faults import (
     EARLIER,
     SOON,
@@ -34,24 +33,6 @@ from tests.running import called, mpiexec
 from tests.scans import write_slice, write_tree
 
 SMALL = {"A": 1, "B": 1}
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    """Return an output that exists, in a folder of its own."""
-    path = tmp_path / "out" / "mine.h5"
-    path.parent.mkdir()
-    path.write_bytes(EARLIER)
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the bytes of the unbroken serial run."""
-    folder = tmp_path_factory.mktemp("whole")
-    ended = called(folder, *argv(tree.root, folder / "mine.h5"))
-    assert ended.status == 0, ended.err
-    return (folder / "mine.h5").read_bytes()
 
 
 def since(mark: Path) -> float:

@@ -39,15 +39,6 @@ HANG = 60
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    """Return an output that exists, in a folder of its own."""
-    path = tmp_path / "out" / "mine.h5"
-    path.parent.mkdir()
-    path.write_bytes(EARLIER)
-    return path
-
-
 def limited(words: list[str], cwd: Path) -> Ended:
     """Run a command that may not have more than the bounded memory, and not hang."""
     measured = subprocess.run(
