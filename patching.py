@@ -354,18 +354,21 @@ def make_block(
         input_affine,
         target_affine,
     )
-    for index, scale in enumerate(config.scales):
-        kept = kept_mask(part, index)
-        if not kept.any():
-            continue
+    masks = [kept_mask(part, index) for index in range(len(config.scales))]
+    # A view without a patch need not be made.
+    chosen = [(scale, kept) for scale, kept in zip(config.scales, masks, strict=True) if kept.any()]
+    with step("scale"):
+        scales = [scale for scale, _ in chosen]
+        both = augment.downscale_both(input_image, target_image, scales)
+    for (scale, kept), views in zip(chosen, both, strict=True):
         with step("scale"):
-            views = [augment.downscale(image, scale) for image in (input_image, target_image)]
+            input_view, target_view = views
             if degradation:
                 rng = generator(config.seed, f"noise {scale:g}", pair.identity)
-                views[0] = augment.degrade(views[0], degradation, rng)
-            grid = Grid.of((views[0].shape[0], views[0].shape[1]), config)
-            for name, view, fill in zip(block.views, views, fills, strict=True):
-                block.views[name].append(grid.pad(view, fill))
+                input_view = augment.degrade(input_view, degradation, rng)
+            grid = Grid.of((input_view.shape[0], input_view.shape[1]), config)
+            block.views["input"].append(grid.pad(input_view, fills[0]))
+            block.views["target"].append(grid.pad(target_view, fills[1]))
         here = slice(block.starts[-1], block.starts[-1] + int(kept.sum()) * config.orientations)
         block.starts.append(here.stop)
         rows, cols = (np.repeat(v[kept], config.orientations) for v in grid.windows())

@@ -51,6 +51,17 @@ def test_downscaling_is_the_mean_over_the_area_of_a_pixel(scale):
     np.testing.assert_allclose(small, naive.area_mean(IMAGE, *small.shape), atol=0.01)
 
 
+@given(
+    arrays.arrays(np.float32, (2, 23, 31), elements=st.floats(-4e4, 4e4, width=32)),
+    st.lists(st.sampled_from([1.0, 0.8, 0.6, 0.37]), max_size=4),
+)
+def test_two_images_at_once_are_as_each_alone_bit_for_bit(images, scales):
+    found = augment.downscale_both(images[0], images[1], scales)
+    for views, scale in zip(found, scales, strict=True):
+        for view, image in zip(views, images, strict=True):
+            assert view.tobytes() == augment.downscale(image, scale).tobytes()
+
+
 def test_at_scale_1_the_image_stays_itself():
     np.testing.assert_array_equal(augment.downscale(IMAGE, 1.0), IMAGE)
 
