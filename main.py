@@ -483,6 +483,9 @@ def verify(files: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failed run, 2 for a bad call."""
     rank, _ = parallel.launcher_ranks(os.environ)
+    # Else numpy, once imported, starts threads for its matrix products that spin while they wait:
+    # they took the cores that other ranks worked on.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):  # whatever the terminal's encoding, a name is no error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
