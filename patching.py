@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -85,21 +86,14 @@ class Grid:
     @classmethod
     def of(cls, shape: tuple[int, int], config: Config) -> Grid:
         """Return the grid of a view of this shape; without windows if a patch does not fit."""
-        rows, cols = (
-            window_starts(n, config.patch_size, config.overlap, config.edge) for n in shape
-        )
-        if not len(rows) or not len(cols):
-            rows = cols = np.empty(0, np.int64)
-            return cls(rows, cols, config.patch_size, shape)
-        reach = (int(rows[-1]) + config.patch_size, int(cols[-1]) + config.patch_size)
-        padded = (max(shape[0], reach[0]), max(shape[1], reach[1]))
-        return cls(rows, cols, config.patch_size, padded)
+        return _grid(shape, config.patch_size, config.overlap, config.edge)
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.cols)
 
+    @functools.cached_property
     def windows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return first row and first column of every window, each of shape (n,)."""
+        """First row and first column of every window, each of shape (n,)."""
         rows, cols = np.meshgrid(self.rows, self.cols, indexing="ij")
         return rows.ravel(), cols.ravel()
 
@@ -119,6 +113,16 @@ class Grid:
         upper, lower = table[self.rows], table[below]
         sums = lower[:, right] - lower[:, self.cols] - upper[:, right] + upper[:, self.cols]
         return np.asarray(sums, np.int32).ravel()
+
+
+@functools.lru_cache(8)  # the images of a data set have few shapes
+def _grid(shape: tuple[int, int], size: int, overlap: int, edge: str) -> Grid:
+    rows, cols = (window_starts(length, size, overlap, edge) for length in shape)
+    if not len(rows) or not len(cols):
+        none = np.empty(0, np.int64)
+        return Grid(none, none, size, shape)
+    reach = int(rows[-1]) + size, int(cols[-1]) + size
+    return Grid(rows, cols, size, (max(shape[0], reach[0]), max(shape[1], reach[1])))
 
 
 def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
@@ -144,7 +148,7 @@ def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
     # not bring the mean down: that of the others alone is worked out.
     darkest = float(view_hu.min())
     least = (tissue * TISSUE_HU + (area - tissue) * darkest) / area
-    rows, cols = grid.windows()
+    rows, cols = grid.windows
     for i in np.flatnonzero(kept & (least <= MEAN_HU + 1)):
         window = view_hu[rows[i] : rows[i] + grid.size, cols[i] : cols[i] + grid.size]
         kept[i] = window.sum(dtype=np.float64) / area > MEAN_HU
@@ -371,7 +375,7 @@ def make_block(
             block.views["target"].append(grid.pad(target_view, fills[1]))
         here = slice(block.starts[-1], block.starts[-1] + int(kept.sum()) * config.orientations)
         block.starts.append(here.stop)
-        rows, cols = (np.repeat(v[kept], config.orientations) for v in grid.windows())
+        rows, cols = (np.repeat(v[kept], config.orientations) for v in grid.windows)
         codes = draw_orientations(len(grid), config, pair.identity, scale)[kept].ravel()
         block.scale[here], block.row[here], block.col[here] = scale, rows, cols
         block.orientation[here] = codes

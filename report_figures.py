@@ -26,6 +26,8 @@ Rows = NDArray[np.int64]
 SAMPLE_EACH, SAMPLE_WINDOWS, SAMPLE_PIXELS, SAMPLE_PAIRS = 100, 2000, 1_000_000, 8
 #: Rows of so many bytes are read one by one.
 ROW_BYTES = 4096
+#: How many pixels are worked on at once.
+PART_PIXELS = 1 << 16
 #: Pictures of the page, their largest side in pixels, and windows drawn on one.
 WALL, COVERAGES = 8, 4
 TILE_SIZE, SLICE_SIZE, DRAWN_WINDOWS = 128, 512, 2500
@@ -219,13 +221,13 @@ def _reader(
             for _, start, stop in runs
             for row in (range(start, stop, step) if alone else (start,))
         ]
-        parts = []
+        rows = np.empty((sum(stop - start for start, stop in pieces), *shape), kind)
+        room = rows.reshape(-1).view(np.uint8).data
         for start, stop in pieces:
-            data = os.pread(descriptor, (stop - start) * wide, begin + start * wide)
-            if len(data) < (stop - start) * wide:
+            many = (stop - start) * wide
+            if os.preadv(descriptor, [room[:many]], begin + start * wide) < many:
                 raise OSError(f"it ends before patch {stop}")
-            parts.append(data)
-        rows = np.frombuffer(b"".join(parts), kind).reshape(-1, *shape)
+            room = room[many:]
         return rows if alone else rows[::step]  # every run is a multiple of `step` long
 
     return read
@@ -347,6 +349,12 @@ def count_scales(plan: Plan, config: Config) -> list[Facts]:
     return out
 
 
+def _in_parts(patches: int, size: int) -> Iterator[slice]:
+    """Cut patches of so many pixels into parts that stay in the cache and take little memory."""
+    few = max(1, PART_PIXELS // size)
+    return (slice(start, start + few) for start in range(0, patches, few))
+
+
 def measure_noise(sample: Sample, plan: Plan) -> dict[str, Facts]:
     """Measure input less target, on patches at scale 1 that are neither turned nor flipped.
 
@@ -360,13 +368,18 @@ def measure_noise(sample: Sample, plan: Plan) -> dict[str, Facts]:
     kinds = np.array([d or "none" for d in plan.degradations])[sample.pair[chosen]]
     names = np.array([plan.names[i].patient for i in sample.pair[chosen]], object)
     size = sample.values["input"][0].size
-    units = {
-        "hu": sample.hu("input", chosen) - sample.hu("target", chosen),
-        "file": sample.values["input"][chosen] - sample.values["target"][chosen],
-    }
+    sums: dict[str, list[list[Floats]]] = {"hu": [], "file": []}
+    for few in _in_parts(len(chosen), size):
+        some = chosen[few]
+        units = {
+            "hu": sample.hu("input", some) - sample.hu("target", some),
+            "file": sample.values["input"][some] - sample.values["target"][some],
+        }
+        for unit, apart in units.items():
+            sums[unit].append([(apart**n).sum(axis=(1, 2), dtype=np.float64) for n in (1, 2)])
     moments = {
-        unit: [(apart**power).sum(axis=(1, 2), dtype=np.float64) / size for power in (1, 2)]
-        for unit, apart in units.items()
+        unit: [np.concatenate(parts) / size for parts in zip(*of_unit, strict=True)]
+        for unit, of_unit in sums.items()
     }
 
     def of(rows: NDArray[np.bool_]) -> Facts:
@@ -405,10 +418,13 @@ def histograms(sample: Sample, config: Config) -> list[Facts]:
     bins = math.floor(high / fine) - begin + 1
     counts = {}
     for side, values in fair.items():
-        steps = values.ravel() / np.float32(fine)
-        steps -= np.float32(begin)
-        places = steps.astype(np.intp)
-        counts[side] = np.bincount(np.clip(places, 0, bins - 1, out=places), minlength=bins)
+        counts[side] = np.zeros(bins, np.int64)
+        for few in _in_parts(len(values), values[0].size):
+            steps = values[few].ravel() / np.float32(fine)
+            steps -= np.float32(begin)
+            places = steps.astype(np.intp)
+            np.clip(places, 0, bins - 1, out=places)
+            counts[side] += np.bincount(places, minlength=bins)
     both = np.cumsum(counts["input"] + counts["target"])
     first, last = np.searchsorted(both, [both[-1] * 1e-4, both[-1] * (1 - 1e-4)])
     out = [_panel("all values", counts, begin, fine, int(first), int(last) + 1, 160)]

@@ -198,7 +198,8 @@ def _panel(
 ) -> Picture:
     """Draw one view with its windows and their counts."""
     grid = Grid.of((view.shape[0], view.shape[1]), config)
-    grey = to_grey(grid.pad(view, SLICE_HU[0]), *SLICE_HU)
+    # 64 shades look the same and take less.
+    grey = to_grey(grid.pad(view, SLICE_HU[0]), *SLICE_HU) & np.uint8(0xFC)
     told = f"scale {scale:g}: {kept.sum()} kept, {(~kept).sum()} air"
     width = max(grey.shape[1] + MARGIN, _width(told))
     out = np.full((grey.shape[0] + LINE, width, 3), 255, np.uint8)
@@ -206,7 +207,7 @@ def _panel(
     body[:] = grey[..., None]
     # The rejected ones lie further in: where two windows meet, both lines are seen.
     for chosen, colour, inset in ((~kept, AIR_COLOUR, 2), (kept, KEPT_COLOUR, 0)):
-        for row, col in zip(*(v[chosen] for v in grid.windows()), strict=True):
+        for row, col in zip(*(v[chosen] for v in grid.windows), strict=True):
             corner = int(col) + inset, int(row) + inset
             _box(body, corner, grid.size - 2 * inset, colour, dashed=colour == AIR_COLOUR)
     _write(out, told, (MARGIN, 26))

@@ -100,19 +100,19 @@ def test_the_presets_are_those_of_the_specification():
 def test_a_view_smaller_than_a_patch_gives_no_window(shape, edge):
     grid = grid_of(shape, 24, 4, edge)
     assert len(grid) == 0
-    assert grid.windows()[0].tolist() == []
+    assert grid.windows[0].tolist() == []
 
 
 @pytest.mark.parametrize("edge", ["shift", "pad"])
 def test_a_view_of_the_size_of_a_patch_gives_a_window_at_its_corner(edge):
-    rows, cols = grid_of((24, 24), 24, 0, edge).windows()
+    rows, cols = grid_of((24, 24), 24, 0, edge).windows
     assert (rows.tolist(), cols.tolist()) == ([0], [0])
 
 
 @given(lengths, lengths, sizes_and_overlaps(), st.sampled_from(["shift", "pad"]))
 def test_windows_go_row_by_row(height, width, size_overlap, edge):
     size, overlap = size_overlap
-    rows, cols = grid_of((height, width), size, overlap, edge).windows()
+    rows, cols = grid_of((height, width), size, overlap, edge).windows
     by_row, by_col = (window_starts(n, size, overlap, edge) for n in (height, width))
     assert list(zip(rows, cols, strict=True)) == list(itertools.product(by_row, by_col))
 
@@ -136,7 +136,7 @@ def test_pixels_of_windows_are_counted_exactly(mask, size_overlap):
 
 
 def positions(grid: Grid) -> list[tuple[int, int]]:
-    return [(int(r), int(c)) for r, c in zip(*grid.windows(), strict=True)]
+    return [(int(r), int(c)) for r, c in zip(*grid.windows, strict=True)]
 
 
 def naive_mask(view: Any, grid: Grid) -> list[bool]:
