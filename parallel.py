@@ -113,6 +113,9 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> World:
                 "whole job; add --mpi_run, or run without mpiexec"
             )
         return World(None)
+    # UCX, which MPICH and Open MPI may send by, would rewrite the C library's memory calls to keep
+    # memory registered between messages. Ours are few, and that takes half of MPI's start.
+    os.environ.setdefault("UCX_MEM_EVENTS", "n")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

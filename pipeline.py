@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -155,20 +157,30 @@ def show(
 
     files = outputs.files_of(config)
     command = shlex.join(["python", "main.py", *config.argv])
-    folders, pages = [], []
-    for (side, plan), drawn in zip(plans.items(), drawings, strict=True):
-        folders.append(sanity.draw(plan, files[side], side, config, drawn.pictures))
+
+    def pictures(side: str, drawn: filling.Drawings) -> Path:
+        return sanity.draw(plans[side], files[side], side, config, drawn.pictures)
+
+    def page(side: str, drawn: filling.Drawings) -> str:
         slices = [drawn.page[i] for i in sorted(drawn.page)]
-        pages.append(report.write(plan, files[side], side, config, tally, command, slices)[0])
+        return report.write(plans[side], files[side], side, config, tally, command, slices)[0]
+
+    # The other ranks are through: their cores are free for threads.
+    jobs = [
+        functools.partial(kind, side, drawn)
+        for side, drawn in zip(plans, drawings, strict=True)
+        for kind in (pictures, page)
+    ]
+    made = [shown(name) for _, name in ahead.made_ahead(jobs, lambda job: job(), ahead.threads())]
     say(tally, config)
     if config.verbose:
         preview.show_plan(plans, findings, config)
     if config.quiet:
         return
-    for (side, plan), folder, page in zip(plans.items(), folders, pages, strict=True):
+    for (side, plan), folder, site in zip(plans.items(), made[::2], made[1::2], strict=True):
         if side:
             patients = sorted({names.patient for names in plan.names})
             print(f"{side:28} {plan.patches} patches of {', '.join(map(shown, patients))}")
         print(f"{'output':28} {shown(files[side])}")
-        print(f"{'page to keep with it':28} {shown(page)}")
-        print(f"{'pictures to check it by':28} {shown(folder)}")
+        print(f"{'page to keep with it':28} {site}")
+        print(f"{'pictures to check it by':28} {folder}")
