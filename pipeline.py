@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -165,13 +166,14 @@ def show(
         slices = [drawn.page[i] for i in sorted(drawn.page)]
         return report.write(plans[side], files[side], side, config, tally, command, slices)[0]
 
-    # The other ranks are through: their cores are free for threads.
     jobs = [
         functools.partial(kind, side, drawn)
         for side, drawn in zip(plans, drawings, strict=True)
         for kind in (pictures, page)
     ]
-    made = [shown(name) for _, name in ahead.made_ahead(jobs, lambda job: job(), ahead.threads())]
+    # Side by side: the other ranks are through, so their cores are free.
+    with ThreadPoolExecutor(2) as pool:
+        made = [shown(name) for name in pool.map(lambda job: job(), jobs)]
     say(tally, config)
     if config.verbose:
         preview.show_plan(plans, findings, config)
