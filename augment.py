@@ -17,8 +17,9 @@ Image = NDArray[np.float32]
 #: Codes of `h5_read.ORIENTATIONS`.
 TURNS = (1, 2, 3)
 FLIPS = (4, 5)
-#: The turns as OpenCV counts them: clockwise, in quarters less one.
-_ROTATIONS = (2, 1, 0)
+#: The turns as OpenCV counts them, clockwise in quarters less one, and the flips as it does.
+_ROTATIONS = {1: 2, 2: 1, 3: 0}
+_FLIPS = {4: 0, 5: 1}
 
 #: Part of all input images that `--blurr_n_noise` blurs, and that it makes noisy.
 BLUR_PART = NOISE_PART = 0.4
@@ -94,24 +95,27 @@ def orient(image: NDArray[Any], code: int) -> NDArray[Any]:
     return np.ascontiguousarray(image)
 
 
-def orient_into(window: Image, code: int, out: Image) -> None:
-    """Write a window into `out` as `orient` turns it, the pixels being copied once.
+def orient_into(window: Image, codes: Sequence[int], out: Image) -> None:
+    """Write a window into `out` as `orient` turns it, for each code, the pixels being copied once.
 
     Parameters
     ----------
     window : ndarray of float32, shape (p, p)
         May be a part of a larger image.
-    code : int
-        Index into `h5_read.ORIENTATIONS`.
-    out : ndarray of float32, shape (p, p)
+    codes : sequence of int
+        Indices into `h5_read.ORIENTATIONS`.
+    out : ndarray of float32, shape (len(codes), p, p)
         Contiguous: into anything else OpenCV would not write, and not say so.
     """
-    if code == 0:
-        out[...] = window
-    elif code in TURNS:
-        opencv().rotate(window, _ROTATIONS[code - 1], out)
-    else:
-        opencv().flip(window, code - FLIPS[0], out)
+    cv2 = opencv()
+    rotate, flip = cv2.rotate, cv2.flip  # looked up once: this is the innermost loop
+    for i, code in enumerate(codes):
+        if not code:
+            out[i] = window
+        elif code in _ROTATIONS:
+            rotate(window, _ROTATIONS[code], out[i])
+        else:
+            flip(window, _FLIPS[code], out[i])
 
 
 def undo_orientation(patch: NDArray[Any], code: int) -> NDArray[Any]:

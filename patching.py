@@ -208,8 +208,7 @@ def cut(
     where = zip(out, rows.tolist(), cols.tolist(), codes.tolist(), strict=True)
     for patches, row, col, orientations in where:
         window = view[row : row + size, col : col + size]
-        for patch, code in zip(patches, orientations, strict=True):
-            augment.orient_into(window, code, patch)
+        augment.orient_into(window, orientations, patches)
 
 
 def draw_orientations(
