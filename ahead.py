@@ -1,4 +1,5 @@
-"""What threads of a process make for later tasks, while it works on the one whose turn it is.
+"""What threads of a process do while it works on a task: make what later tasks need, and write what
+it has made.
 
 For work in which OpenCV or the system has the word, not Python: it runs beside other threads.
 """
@@ -6,6 +7,8 @@ For work in which OpenCV or the system has the word, not Python: it runs beside 
 from __future__ import annotations
 
 import os
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,3 +77,55 @@ def _next(waiting: deque[tuple[Task, Future[Made]]]) -> tuple[Task, Made]:
     task, made = waiting.popleft()
     with step("wait"):
         return task, made.result()
+
+
+class Behind:
+    """Does jobs in a thread, in order, while the process goes on.
+
+    What a job raises, `do` or `settle` raises after it; the jobs behind it are left undone. The
+    thread runs from the first job until `close`.
+
+    Parameters
+    ----------
+    most : int
+        How many jobs may wait: with more, `do` waits for the thread.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._jobs: queue.Queue[Callable[[], object] | None] = queue.Queue(most)
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def do(self, job: Callable[[], object]) -> None:
+        """Have a job done."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="behind")
+            self._thread.start()
+        self._check()
+        self._jobs.put(job)
+
+    def settle(self) -> None:
+        """Wait until all jobs are done."""
+        self._jobs.join()
+        self._check()
+
+    def close(self) -> None:
+        """Drop the jobs that wait, and end the thread."""
+        if self._thread:
+            self._error = self._error or RuntimeError("closed")
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _check(self) -> None:
+        if self._error:
+            raise self._error
+
+    def _run(self) -> None:
+        while job := self._jobs.get():
+            try:
+                if not self._error:
+                    job()
+            except BaseException as error:
+                self._error = error
+            self._jobs.task_done()

@@ -116,10 +116,11 @@ def fill(
     layouts = world.share([claim.layout for claim in claims])
     direct = config.hand_over != "messages" and world.beside_root
     files = [_open(layout, world.rank, direct) for layout in layouts]
-    filler = Filler(config, layouts, world.open_writers(files))
     blocks = to_make(plans, [range(len(c.plan.pairs)) if c.complete else c.done for c in claims])
     # The small tasks last: they leave no rank waiting for long.
     tasks: list[PairTask | DrawTask] = [*blocks, *to_draw(plans, config)]
+    threads = ahead.threads_for(task.pair for task in tasks)
+    filler = Filler(config, layouts, world.open_writers(files, threads))
     drawings = [Drawings() for _ in plans]
     with Progress("filling", len(blocks), config.quiet) as progress:
 
@@ -132,7 +133,6 @@ def fill(
             patches = claim.plan.starts[index + 1] - claim.plan.starts[index]
             progress.advance(patches * config.bytes_a_patch)
 
-        threads = ahead.threads_for(task.pair for task in tasks)
         world.run(tasks, filler.work, take, _name, filler.prepare, threads)
     for one in files:
         if one:

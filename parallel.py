@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import stopwatch
-from ahead import made_ahead
+from ahead import Behind, made_ahead
 from utils import CallError, RunError, ToolError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ TASK, STOP, ROOT, REPORT, WRITE, BYTES = range(1, 7)
 #: Bytes of one message to rank 0, and how many of them may be on their way from one rank.
 MESSAGE_BYTES = 8 << 20
 PENDING_BYTES = 64 << 20
+#: Bytes of one write behind the back of a serial run, and how many of them may wait for it.
+BEHIND_BYTES, BEHIND_MOST = 1 << 20, 8
 #: Tasks that a rank may hold: one in work and one waiting, so that it need not wait for rank 0.
 TASKS_AHEAD = 2
 #: Longest sleep between two looks for a message, seconds. MPI itself would spin: with more ranks
@@ -169,6 +172,7 @@ class World:
         self.size = comm.size if comm else 1
         self._writers: list[Writer] = []
         self._senders: list[_Sender] = []
+        self._behind: Behind | None = None
         self._sent: list[MPI.Request] = []
         #: Whether this rank shares its host, and so its file systems, with rank 0.
         self.beside_root = self._shares_root_host()
@@ -289,7 +293,7 @@ class World:
 
     # --- bytes for the file -------------------------------------------------------------------
 
-    def open_writers(self, local: Sequence[Writer | None]) -> list[Writer]:
+    def open_writers(self, local: Sequence[Writer | None], threads: int = 0) -> list[Writer]:
         """Return what this rank writes its blocks with, one for each file.
 
         Parameters
@@ -297,10 +301,15 @@ class World:
         local : sequence of Writer or None
             The files themselves, where this rank sees the very files that rank 0 has made. Bytes
             for the others go to rank 0, who must have them all.
+        threads : int
+            As for `run`: with any, a serial run writes in a thread.
         """
         if self.rank == 0:
             self._writers = [writer for writer in local if writer]
-            return self._writers
+            if self.comm or not threads:
+                return self._writers
+            self._behind = Behind(BEHIND_MOST)
+            return [_Later(self._behind, writer) for writer in self._writers]
         self._senders = [_Sender(self.comm, file) for file in range(len(local))]
         return [writer or sender for writer, sender in zip(local, self._senders, strict=True)]
 
@@ -335,7 +344,7 @@ class World:
             Does a task, given what `prepare` made of it, and returns a small result. Called on
             every rank.
         take : callable
-            Given each result, on rank 0.
+            Given each result, on rank 0, one at a time; by the thread that writes, if there is one.
         name : callable
             Says what a task is about, for the message about an error that nobody foresaw.
         prepare : callable
@@ -371,9 +380,22 @@ class World:
                 prepared = made_ahead(tasks or (), lambda t: named(prepare, t, t), threads)
                 with contextlib.closing(prepared):
                     for task, made in prepared:
-                        take(named(work, task, made))
+                        self._when_written(functools.partial(take, named(work, task, made)))
+                if self._behind:
+                    self._behind.settle()
             except Exception as error:
                 raise _shared(error, "") from error
+            finally:
+                if self._behind:
+                    self._behind.close()
+                    self._behind = None
+
+    def _when_written(self, do: Callable[[], object]) -> None:
+        """Do something once the bytes are written that were handed out for the file before."""
+        if self._behind:
+            self._behind.do(do)
+        else:
+            do()
 
     def _follow(self, work: Callable[[Task], Result]) -> None:
         """Do what rank 0 hands out until it says stop."""
@@ -453,6 +475,22 @@ class _Sender:
         """Wait until rank 0 has everything."""
         while self.pending:
             self._finish_oldest()
+
+
+class _Later:
+    """Has bytes written by a thread, going on meanwhile."""
+
+    piece_bytes, keeps = BEHIND_BYTES, True
+
+    def __init__(self, behind: Behind, writer: Writer) -> None:
+        self.behind, self.writer = behind, writer
+
+    def write(self, offset: int, data: memoryview) -> None:
+        def job() -> None:
+            with stopwatch.step("write"):
+                self.writer.write(offset, data)
+
+        self.behind.do(job)
 
 
 class _Lead:

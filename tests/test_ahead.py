@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 from typing import Any
@@ -138,3 +139,152 @@ def test_the_profile_of_ranks_tells_how_long_they_were_idle():
     lines = stopwatch.table(ranks, {}, 9.0)
     assert lines[-1].split() == ["idle", "in", "shared", "work", "16.7%"]
     assert [line.split()[-1] for line in lines[1:3]] == ["9.00", "9.00"]
+
+
+# --- behind ----------------------------------------------------------------------------------
+
+
+def behind_threads() -> list[str]:
+    return [one.name for one in threading.enumerate() if one.name == "behind"]
+
+
+def test_jobs_are_done_in_order_in_one_other_thread():
+    done: list[tuple[int, str]] = []
+    behind = ahead.Behind(3)
+    assert not behind_threads()
+
+    def job(i: int) -> None:
+        done.append((i, threading.current_thread().name))
+
+    for i in range(50):
+        behind.do(functools.partial(job, i))
+    behind.settle()
+    assert done == [(i, "behind") for i in range(50)]
+    behind.close()
+    assert not behind_threads()
+
+
+def test_no_more_jobs_wait_than_may():
+    begin, waiting = threading.Event(), threading.Event()
+    behind = ahead.Behind(2)
+    given: list[int] = []
+
+    def give() -> None:
+        behind.do(begin.wait)
+        for i in range(4):
+            given.append(i)
+            if i == 2:
+                waiting.set()
+            behind.do(lambda: None)
+
+    giver = threading.Thread(target=give)
+    giver.start()
+    assert waiting.wait(60)
+    # The first is at work and two wait: the giver is at the third, and cannot get past it.
+    assert given == [0, 1, 2]
+    begin.set()
+    giver.join()
+    behind.settle()
+    behind.close()
+    assert given == [0, 1, 2, 3]
+
+
+def test_an_error_comes_out_and_what_lies_behind_it_is_left_undone():
+    done: list[int] = []
+
+    def job(i: int) -> None:
+        if i == 3:
+            raise RunError("the disk is full")
+        done.append(i)
+
+    behind = ahead.Behind(100)
+    with pytest.raises(RunError, match="the disk is full"):  # noqa: PT012
+        for i in range(100):
+            behind.do(functools.partial(job, i))
+        behind.settle()
+    assert done == [0, 1, 2]
+    with pytest.raises(RunError, match="the disk is full"):
+        behind.do(lambda: done.append(9))
+    behind.close()
+    assert done == [0, 1, 2]
+    assert not behind_threads()
+
+
+def test_closing_drops_what_waits():
+    begun, go = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def first() -> None:
+        begun.set()
+        go.wait(60)
+        done.append("first")
+
+    behind = ahead.Behind(10**6)
+    behind.do(first)
+    behind.do(lambda: done.append("second"))
+    assert begun.wait(60)
+    closer = threading.Thread(target=behind.close)
+    closer.start()
+    with pytest.raises(RuntimeError, match="closed"):  # noqa: PT012
+        while True:  # until it is closing
+            behind.do(lambda: None)
+    go.set()
+    closer.join()
+    assert done == ["first"]
+    assert not behind_threads()
+
+
+class Slow:
+    """A file whose writes are seen only when they are done."""
+
+    piece_bytes, keeps = 100, False
+
+    def __init__(self, full_at: int = 1000) -> None:
+        self.written: list[int] = []
+        self.full_at = full_at
+
+    def write(self, offset: int, data: memoryview) -> None:
+        if offset == self.full_at:
+            raise RunError("no space left")
+        self.written.append(offset)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_result_is_taken_after_its_bytes_were_written(threads):
+    file = Slow()
+    world = parallel.World(None)
+    (writer,) = world.open_writers([file], threads)
+    taken: list[int] = []
+
+    def work(task: int) -> int:
+        writer.write(task, memoryview(b"x"))
+        writer.write(100 + task, memoryview(b"x"))
+        return task
+
+    def take(task: int) -> None:
+        assert {task, 100 + task} <= set(file.written)
+        taken.append(task)
+
+    world.run(range(40), work, take, threads=threads)
+    assert taken == list(range(40))
+    assert file.written == [at for i in range(40) for at in (i, 100 + i)]
+    assert not behind_threads()
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_write_that_fails_fails_the_run_and_no_later_result_is_taken(threads):
+    file = Slow(full_at=20)
+    world = parallel.World(None)
+    (writer,) = world.open_writers([file], threads)
+    taken: list[int] = []
+
+    def work(task: int) -> int:
+        writer.write(task, memoryview(b"x"))
+        return task
+
+    with pytest.raises(parallel.SharedFailure, match=r"^no space left$"):
+        world.run(range(40), work, taken.append, threads=threads)
+    assert taken == list(range(len(taken)))
+    assert len(taken) <= 20
+    assert file.written == list(range(20))
+    assert not behind_threads()
