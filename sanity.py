@@ -87,7 +87,9 @@ def as_png(picture: Picture) -> bytes:
     """Return a grey or a blue-green-red picture as PNG."""
     cv2 = augment.opencv()
     # Noise does not get smaller by trying harder, nor by any of PNG's filters.
-    options = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV 4.10 cannot be told
+        options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
     _, data = cv2.imencode(".png", picture, options)
     return bytes(data)
 
