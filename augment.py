@@ -59,24 +59,26 @@ def downscale(image: Image, scale: float) -> Image:
     if scale == 1:
         return image
     rows, columns = view_shape((image.shape[0], image.shape[1]), scale)
+    if not rows or not columns:  # OpenCV would refuse
+        return np.empty((rows, columns, *image.shape[2:]), np.float32)
     cv2 = opencv()
     return np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def downscale_both(one: Image, other: Image, scales: Sequence[float]) -> list[tuple[Image, Image]]:
-    """Return two images of one shape at every scale, bit for bit as `downscale` returns them.
+def downscale_all(images: Sequence[Image], scales: Sequence[float]) -> list[list[Image]]:
+    """Return every image at every scale, bit for bit as `downscale` returns it.
 
-    Together they take OpenCV two thirds of the time that they take one by one: a sum of one image
-    does not wait for the last sum of the other.
+    Two of one shape together take OpenCV two thirds of the time that they take one by one: a sum of
+    one does not wait for the last sum of the other.
     """
+    alike = len(images) == 2 and images[0].shape == images[1].shape
+    smaller = [view_shape(images[0].shape[:2], s) for s in scales if s != 1] if alike else []
+    if not smaller or not all(map(all, smaller)):
+        return [[downscale(image, scale) for scale in scales] for image in images]
     cv2 = opencv()
-    out = [(one, other)] * len(scales)
-    if any(scale != 1 for scale in scales):
-        both = cv2.merge((one, other))
-        for i, scale in enumerate(scales):
-            if scale != 1:
-                out[i] = cv2.split(downscale(both, scale))
-    return out
+    both = cv2.merge(images)
+    views = [images if scale == 1 else cv2.split(downscale(both, scale)) for scale in scales]
+    return [list(of_one) for of_one in zip(*views, strict=True)]
 
 
 def orient(image: NDArray[Any], code: int) -> NDArray[Any]:

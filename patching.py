@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,7 +155,9 @@ def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
     return kept
 
 
-def plan_pair(shape: tuple[int, int], config: Config, target_hu: Image | None = None) -> PairPlan:
+def plan_pair(
+    shape: tuple[int, int], config: Config, target_hu: Sequence[Image] | None = None
+) -> PairPlan:
     """Count the windows of a pair, and with `target_hu` judge which of them are air.
 
     Parameters
@@ -163,16 +165,16 @@ def plan_pair(shape: tuple[int, int], config: Config, target_hu: Image | None = 
     shape : tuple of int
         Rows and columns of the two images.
     config : Config
-    target_hu : ndarray of float32, shape (rows, columns), optional
-        The target before normalisation, HU; needed with `--air_threshold` alone.
+    target_hu : sequence of ndarray of float32, shape (rows, columns), optional
+        The target at every scale before normalisation, HU; needed with `--air_threshold` alone.
     """
     windows, kept = [], []
     total = 0
-    for scale in config.scales:
+    for index, scale in enumerate(config.scales):
         grid = Grid.of(augment.view_shape(shape, scale), config)
         mask = np.ones(len(grid), bool)
         if target_hu is not None and len(grid):
-            mask = kept_windows(augment.downscale(target_hu, scale), grid)
+            mask = kept_windows(target_hu[index], grid)
         windows.append(len(grid))
         kept.append(np.packbits(mask).tobytes())
         total += int(mask.sum())
@@ -362,13 +364,13 @@ def make_block(
     chosen = [(scale, kept) for scale, kept in zip(config.scales, masks, strict=True) if kept.any()]
     with step("scale"):
         scales = [scale for scale, _ in chosen]
-        both = augment.downscale_both(input_image, target_image, scales)
-    for (scale, kept), views in zip(chosen, both, strict=True):
+        both = augment.downscale_all((input_image, target_image), scales)
+    for (scale, kept), plain_view, target_view in zip(chosen, *both, strict=True):
         with step("scale"):
-            input_view, target_view = views
+            input_view = plain_view
             if degradation:
                 rng = generator(config.seed, f"noise {scale:g}", pair.identity)
-                input_view = augment.degrade(input_view, degradation, rng)
+                input_view = augment.degrade(plain_view, degradation, rng)
             grid = Grid.of((input_view.shape[0], input_view.shape[1]), config)
             block.views["input"].append(grid.pad(input_view, fills[0]))
             block.views["target"].append(grid.pad(target_view, fills[1]))

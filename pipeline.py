@@ -107,13 +107,15 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
     collector = planning.Collector(findings, config)
     with Progress("planning", len(findings.tasks), config.quiet) as progress:
 
-        def take(survey: planning.Survey) -> None:
-            collector.take(survey)
-            progress.advance()
+        def take(surveys: list[planning.Survey]) -> None:
+            for survey in surveys:
+                collector.take(survey)
+                progress.advance()
 
         threads = ahead.threads_for(task.pair for task in findings.tasks)
         survey = planning.surveyor(config)
-        world.run(findings.tasks, lambda made: made, take, prepare=survey, threads=threads)
+        tasks = planning.in_twos(findings.tasks)
+        world.run(tasks, lambda made: made, take, prepare=survey, threads=threads)
     return world.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}
 
 

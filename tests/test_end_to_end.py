@@ -298,6 +298,19 @@ def test_random_n_takes_seven_where_no_number_is_given(tmp_path):
 # --- the summary -----------------------------------------------------------------------------
 
 
+def test_slices_that_cannot_be_downscaled_give_no_patches_and_stop_nobody(tmp_path):
+    write_patient(tmp_path / "scans", "A01", 2, shape=(1, 40))
+    write_patient(tmp_path / "scans", "A02", 2)
+    options = ("--ds_augment", "--air_threshold", "--anatomy-check", "off")
+    words = ("--input-folder", "scans", "--output-fname", "out.h5", "--patch-size", "p24")
+    ended = called(tmp_path, *words, *options)
+    assert ended.status == 0, ended.err
+    with h5py.File(tmp_path / "out.h5") as file:
+        patches = file["pair/patches"][...]
+    assert patches[:2].tolist() == [0, 0]
+    assert patches[2:].all()
+
+
 def test_the_summary_counts_views_smaller_than_a_patch(tmp_path):
     write_patient(tmp_path / "scans", "P1", 2, shape=(36, 40))
     tree = Tree(tmp_path / "scans", [])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+import augment
 import patching
 from dicom_io import read_slice
 from patching import Grid, window_starts
@@ -210,7 +211,8 @@ def config_of(**options: Any) -> Config:
 def test_the_kept_mask_survives_packing(edge):
     config = config_of(patch_size=12, ds_augment=True, air_threshold=True, edge=edge)
     target = phantom((64, 80), 1)[1].astype(np.float32) - 1024
-    part = patching.plan_pair(target.shape, config, target)
+    (views,) = augment.downscale_all([target], config.scales)
+    part = patching.plan_pair(target.shape, config, views)
     for view, scale in enumerate(config.scales):
         small = naive.downscale(target, scale)
         grid = grid_of(small.shape, 12, 4, edge)
@@ -289,7 +291,8 @@ def pair_on_disk(folder: Path, slope: float = 1, intercept: float = -1024) -> tu
 
 def block_of(pair: Pair, low: Any, full: Any, config: Config, degradation: str = "") -> Any:
     hu = (full * pair.target.slope + pair.target.intercept).astype(np.float32)
-    part = patching.plan_pair(full.shape, config, hu if config.air_threshold else None)
+    (views,) = augment.downscale_all([hu], config.scales)
+    part = patching.plan_pair(full.shape, config, views if config.air_threshold else None)
     return patching.make_block(pair, part, degradation, low.copy(), full.copy(), config)
 
 
