@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 import ahead
-import dicom_io
 import filling
 import outputs
+import patients
 import planning
 import preview
 import stopwatch
@@ -64,25 +64,25 @@ def run(config: Config, world: World) -> None:
 
 def find(config: Config, world: World, tally: Tally) -> Findings:
     """Read the headers of all patients and pair their slices."""
-    folders = world.on_root(lambda: dicom_io.find_patients(config))
-    listings: dict[str, dicom_io.Listing] = {}
-    headers: dict[str, dict[dicom_io.SeriesPart, dicom_io.Headers]] = {}
+    folders = world.on_root(lambda: patients.find_patients(config))
+    listings: dict[str, patients.Listing] = {}
+    headers: dict[str, dict[patients.SeriesPart, patients.Headers]] = {}
     found: dict[str, PatientPairs] = {}
 
-    def look(one: dicom_io.PatientFolders) -> dicom_io.Listing:
+    def look(one: patients.PatientFolders) -> patients.Listing:
         with step("headers"):
-            return dicom_io.list_series(config.input_folder, one)
+            return patients.list_series(config.input_folder, one)
 
-    def read(part: dicom_io.SeriesPart) -> tuple[dicom_io.SeriesPart, dicom_io.Headers]:
+    def read(part: patients.SeriesPart) -> tuple[patients.SeriesPart, patients.Headers]:
         with step("headers"):
-            return part, dicom_io.read_headers(config.input_folder, part)
+            return part, patients.read_headers(config.input_folder, part)
 
-    def listed(one: dicom_io.Listing) -> None:
+    def listed(one: patients.Listing) -> None:
         patient = one.folders.patient
         listings[patient], headers[patient] = one, {}
         pair_if_whole(patient)
 
-    def taken(result: tuple[dicom_io.SeriesPart, dicom_io.Headers]) -> None:
+    def taken(result: tuple[patients.SeriesPart, patients.Headers]) -> None:
         part, told = result
         headers[part.patient][part] = told
         pair_if_whole(part.patient)
@@ -91,7 +91,7 @@ def find(config: Config, world: World, tally: Tally) -> Findings:
         """Pair the slices once all headers are there, and let go of what no pair needs."""
         one, told = listings[patient], headers[patient]
         if len(told) == len(one.parts):
-            found[patient] = dicom_io.pair_up(one, [told.pop(part) for part in one.parts])
+            found[patient] = patients.pair_up(one, [told.pop(part) for part in one.parts])
 
     world.run(folders, look, listed)
     parts = [part for one in listings.values() for part in one.parts]

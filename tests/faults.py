@@ -34,7 +34,7 @@ SOON = 10
 EARLIER = b"weeks of work"
 #: The function that is broken for a step: module and name. Those of the tool's work on one pair.
 STEPS = {
-    "finding": ("dicom_io", "read_headers"),
+    "finding": ("patients", "read_headers"),
     "planning": ("dicom_io", "read_sample"),
     "reading": ("dicom_io", "read_pixels"),
     "patching": ("patching", "make_block"),

@@ -19,8 +19,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from dicom_io import PatientFolders, list_series, pair_up, read_headers
 from pairing import PatientPairs
+from patients import PatientFolders, list_series, pair_up, read_headers
 
 Stored = NDArray[Any]
 

@@ -19,7 +19,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_io import PatientFolders, find_patients, read_pixels, read_slice, to_hu
+from dicom_io import read_pixels, read_slice, to_hu
+from patients import PatientFolders, find_patients
 from tests.running import Ended, called, contents
 from tests.scans import find_pairs, phantom, write_patient, write_slice
 from utils import CallError, Config
