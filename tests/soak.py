@@ -55,7 +55,7 @@ class Soak:
         write_tree(folder / "scans", PATIENTS, shape=(96, 96))
         self.whole = b""
         self.seconds: dict[int, float] = {}
-        for n in ranks:
+        for n in set(ranks):
             output = folder / f"whole_{n}.h5"
             began = time.monotonic()
             ended = run(self.words(n, output), folder)
