@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +17,6 @@ Image = NDArray[np.float32]
 #: Codes of `h5_read.ORIENTATIONS`.
 TURNS = (1, 2, 3)
 FLIPS = (4, 5)
-#: The turns as OpenCV counts them, clockwise in quarters less one, and the flips as it does.
-_ROTATIONS = {1: 2, 2: 1, 3: 0}
-_FLIPS = {4: 0, 5: 1}
-
 #: Part of all input images that `--blurr_n_noise` blurs, and that it makes noisy.
 BLUR_PART = NOISE_PART = 0.4
 #: Standard deviation of the noise, in root mean squares of the image.
@@ -97,27 +93,22 @@ def orient(image: NDArray[Any], code: int) -> NDArray[Any]:
     return np.ascontiguousarray(image)
 
 
-def orient_into(window: Image, codes: Sequence[int], out: Image) -> None:
-    """Write a window into `out` as `orient` turns it, for each code, the pixels being copied once.
+@functools.cache
+def operations() -> tuple[tuple[Callable[..., object], int] | None, ...]:
+    """Return, by code, what `orient` does as a call of OpenCV's and its second argument.
 
-    Parameters
-    ----------
-    window : ndarray of float32, shape (p, p)
-        May be a part of a larger image.
-    codes : sequence of int
-        Indices into `h5_read.ORIENTATIONS`.
-    out : ndarray of float32, shape (len(codes), p, p)
-        Contiguous: into anything else OpenCV would not write, and not say so.
+    ``call(image, argument, out)`` writes into `out`, which must be contiguous: into anything else
+    OpenCV would not write, and not say so. None stands for a plain copy.
     """
     cv2 = opencv()
-    rotate, flip = cv2.rotate, cv2.flip  # looked up once: this is the innermost loop
-    for i, code in enumerate(codes):
-        if not code:
-            out[i] = window
-        elif code in _ROTATIONS:
-            rotate(window, _ROTATIONS[code], out[i])
-        else:
-            flip(window, _FLIPS[code], out[i])
+    return (
+        None,
+        (cv2.rotate, cv2.ROTATE_90_COUNTERCLOCKWISE),
+        (cv2.rotate, cv2.ROTATE_180),
+        (cv2.rotate, cv2.ROTATE_90_CLOCKWISE),
+        (cv2.flip, 0),
+        (cv2.flip, 1),
+    )
 
 
 def undo_orientation(patch: NDArray[Any], code: int) -> NDArray[Any]:

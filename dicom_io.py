@@ -621,7 +621,7 @@ def read_sample(root: str, one: Slice) -> Sample:
     ndarray of int16, shape (about 64, about 64)
     """
     if one.pixel_offset is None:
-        return sample_of(to_hu(read_pixels(root, one), one))
+        return sample_of(read_pixels(root, one), one)
     down, right = sample_steps(one.rows, one.columns)
     width = np.dtype(one.dtype).itemsize * one.columns
     rows = range(0, one.rows, down)
@@ -639,10 +639,10 @@ def read_sample(root: str, one: Slice) -> Sample:
     return _rounded(to_hu(_padding_to_air(few, one), one))
 
 
-def sample_of(hu: NDArray[np.float32]) -> Sample:
-    """Return the same few pixels of an image in HU as `read_sample` reads."""
-    down, right = sample_steps(hu.shape[0], hu.shape[1])
-    return _rounded(hu[::down, ::right])
+def sample_of(stored: NDArray[np.float32], one: Slice) -> Sample:
+    """Return the same few pixels of an image that was read as `read_sample` reads."""
+    down, right = sample_steps(one.rows, one.columns)
+    return _rounded(to_hu(stored[::down, ::right], one))
 
 
 def _rounded(hu: NDArray[np.float32]) -> Sample:
@@ -682,5 +682,5 @@ class Reader:
     def sample(self, one: Slice) -> Sample:
         """Return the few pixels of a slice that the anatomy check looks at."""
         if one.file in self.images:
-            return sample_of(self.hu(one))
+            return sample_of(self.images[one.file], one)
         return read_sample(self.root, one)

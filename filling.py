@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import ahead
+import blocks
 import dicom_io
-import h5_store
 import outputs
 import patching
 from journal import Written
@@ -36,14 +36,14 @@ class PairTask:
 
 @dataclass(frozen=True)
 class DrawTask:
-    """All that a rank needs to draw a slice with its windows: as a picture, or for the page."""
+    """All that a rank needs to draw slices with their windows: as pictures, or for the page.
+
+    `slices` has the index of each pair, the pair, its plan, and what its target is called.
+    """
 
     file: int
     for_page: bool
-    index: int
-    pair: Pair
-    part: PairPlan
-    target_file: str
+    slices: tuple[tuple[int, Pair, PairPlan, str], ...]
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,10 @@ class Filled:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A slice with its windows: PNG, or for the page."""
+    """Slices with their windows, by index of their pair: PNG, or for the page."""
 
     file: int
-    index: int
-    picture: bytes | Coverage
+    pictures: dict[int, bytes | Coverage]
 
 
 @dataclass
@@ -71,12 +70,13 @@ class Drawings:
     pictures: dict[int, bytes] = field(default_factory=dict)
     page: dict[int, Coverage] = field(default_factory=dict)
 
-    def put(self, index: int, picture: bytes | Coverage) -> None:
-        """Take one of them."""
-        if isinstance(picture, bytes):
-            self.pictures[index] = picture
-        else:
-            self.page[index] = picture
+    def put(self, drawn: Drawn) -> None:
+        """Take some of them."""
+        for index, picture in drawn.pictures.items():
+            if isinstance(picture, bytes):
+                self.pictures[index] = picture
+            else:
+                self.page[index] = picture
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Filler:
     """What a rank does with a task; the first part of it may be done before its turn."""
 
     config: Config
-    layouts: Sequence[h5_store.Layout]
+    layouts: Sequence[blocks.Layout]
     writers: Sequence[Writer]
 
     def prepare(self, task: PairTask | DrawTask) -> Drawn | tuple[PairTask, patching.Block]:
@@ -99,7 +99,7 @@ class Filler:
             return prepared
         task, block = prepared
         layout, writer = self.layouts[task.file], self.writers[task.file]
-        record = h5_store.write_block(writer, layout, block, task.index, task.start)
+        record = blocks.write_block(writer, layout, block, task.index, task.start)
         return Filled(task.file, task.index, record)
 
 
@@ -116,17 +116,21 @@ def fill(
     layouts = world.share([claim.layout for claim in claims])
     direct = config.hand_over != "messages" and world.beside_root
     files = [_open(layout, world.rank, direct) for layout in layouts]
-    blocks = to_make(plans, [range(len(c.plan.pairs)) if c.complete else c.done for c in claims])
-    # The small tasks last: they leave no rank waiting for long.
-    tasks: list[PairTask | DrawTask] = [*blocks, *to_draw(plans, config)]
-    threads = ahead.threads_for(task.pair for task in tasks)
+    pairs = to_make(plans, [range(len(c.plan.pairs)) if c.complete else c.done for c in claims])
+    drawing = to_draw(plans, config, together=world.size > 1)
+    # Long tasks first, small ones last: they leave no rank waiting for long.
+    long = [task for task in drawing if len(task.slices) > 1]
+    short = [task for task in drawing if len(task.slices) == 1]
+    tasks: list[PairTask | DrawTask] = [*long, *pairs, *short]
+    drawn = [pair for task in drawing for _, pair, *_ in task.slices]
+    threads = ahead.threads_for([*drawn, *(task.pair for task in pairs)])
     filler = Filler(config, layouts, world.open_writers(files, threads))
     drawings = [Drawings() for _ in plans]
-    with Progress("filling", len(blocks), config.quiet) as progress:
+    with Progress("filling", len(pairs), config.quiet) as progress:
 
         def take(result: Filled | Drawn) -> None:
             if isinstance(result, Drawn):
-                drawings[result.file].put(result.index, result.picture)
+                drawings[result.file].put(result)
                 return
             claim, index = claims[result.file], result.index
             claim.note(index, result.record)
@@ -141,7 +145,8 @@ def fill(
 
 
 def _name(task: PairTask | DrawTask) -> str:
-    return f"{shown(task.pair.input.file)}: "
+    pair = task.slices[0][1] if isinstance(task, DrawTask) else task.pair
+    return f"{shown(pair.input.file)}: "
 
 
 def block_of(task: PairTask, config: Config) -> patching.Block:
@@ -174,36 +179,50 @@ def to_make(plans: dict[str, Plan], done: Sequence[Container[int]]) -> list[Pair
     ]
 
 
-def to_draw(plans: dict[str, Plan], config: Config) -> list[DrawTask]:
-    """Return which slices are to be drawn with their windows; rank 0 alone has plans."""
+def to_draw(plans: dict[str, Plan], config: Config, together: bool) -> list[DrawTask]:
+    """Return which slices are to be drawn with their windows; rank 0 alone has plans.
+
+    Parameters
+    ----------
+    plans : dict of str to Plan
+    config : Config
+    together : bool
+        Make one task of all pictures of a file: OpenCV takes longer to load its letters than to
+        draw a picture, so one rank alone shall need them.
+    """
     if not plans:
         return []
     import report_pictures
     import sanity
 
-    return [
-        DrawTask(file, for_page, i, plan.pairs[i], plan.parts[i], plan.names[i].target_file)
-        for file, plan in enumerate(plans.values())
-        for for_page, choose in (
-            (False, sanity.coverage_pairs),
-            (True, report_pictures.coverage_pairs),
+    out = []
+    for file, plan in enumerate(plans.values()):
+        pictures, page = (
+            [(i, plan.pairs[i], plan.parts[i], plan.names[i].target_file) for i in chosen]
+            for chosen in (
+                sanity.coverage_pairs(plan, config),
+                report_pictures.coverage_pairs(plan, config),
+            )
         )
-        for i in choose(plan, config)
-    ]
+        some = [tuple(pictures)] if together else [(one,) for one in pictures]
+        out += [DrawTask(file, False, slices) for slices in some]
+        out += [DrawTask(file, True, (one,)) for one in page]
+    return out
 
 
 def draw(task: DrawTask, config: Config) -> Drawn:
-    """Draw one slice."""
+    """Draw slices."""
     import report_pictures
     import sanity
 
     with step("draw"):
-        what = report_pictures.coverage if task.for_page else sanity.coverage
-        return Drawn(task.file, task.index, what(task.pair, task.part, task.target_file, config))
+        make = report_pictures.coverage if task.for_page else sanity.coverage
+        pictures = {i: make(pair, part, name, config) for i, pair, part, name in task.slices}
+        return Drawn(task.file, pictures)
 
 
-def _open(layout: h5_store.Layout, rank: int, direct: bool) -> h5_store.PartialFile | None:
+def _open(layout: blocks.Layout, rank: int, direct: bool) -> blocks.PartialFile | None:
     """Open a file for writing, or return None where its bytes have to go through rank 0."""
     if rank == 0:
-        return h5_store.PartialFile(layout)
-    return h5_store.PartialFile.seen(layout) if direct else None
+        return blocks.PartialFile(layout)
+    return blocks.PartialFile.seen(layout) if direct else None

@@ -7,11 +7,13 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import h5py
 
 FORMAT = "paired CT patches"
 #: Datasets with a row a patch, in the order in which a block's checksum takes them.
@@ -36,7 +38,7 @@ ORIENTATIONS = (
     "flipped left-right",
 )
 
-File: TypeAlias = str | os.PathLike[str] | h5py.File
+File: TypeAlias = "str | os.PathLike[str] | h5py.File"
 Patches: TypeAlias = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 
 
@@ -76,6 +78,8 @@ class Provenance:
 
 def open_file(path: str | os.PathLike[str]) -> h5py.File:
     """Open a file for reading, on file systems without locks too."""
+    import h5py  # here, since ranks that only write blocks need the names of this module alone
+
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -86,11 +90,11 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
 
 @contextlib.contextmanager
 def _opened(file: File) -> Iterator[h5py.File]:
-    if isinstance(file, h5py.File):
-        yield file
-    else:
+    if isinstance(file, (str, os.PathLike)):
         with open_file(file) as opened:
             yield opened
+    else:
+        yield file
 
 
 def _text(value: bytes) -> str:

@@ -528,4 +528,4 @@ def _prepare_signals(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parallel.leave(main())

@@ -11,10 +11,9 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5_store
 import journal
+from blocks import Layout, block_ranges, named_errors
 from h5_read import block_digest
-from h5_store import Layout, named_errors
 from journal import Journal, Written
 from utils import SIDES, CallError, Config, Plan, RunError, quoted
 
@@ -120,6 +119,8 @@ def _lock(path: str) -> int | None:
 class Claim:
     """Rank 0's hold on one output, from the start of its partial file to its final name.
 
+    It alone needs the HDF5 library: the other ranks need not load it.
+
     Makes the partial file, or with `--resume` goes on with the one that is there.
 
     Attributes
@@ -158,6 +159,8 @@ class Claim:
             raise
 
     def _open(self) -> Layout:
+        import h5_store
+
         if self.config.resume and os.path.lexists(self.partial):
             return self._resume()
         if self.config.resume and os.path.lexists(self.final):
@@ -168,6 +171,8 @@ class Claim:
         return self._begin()
 
     def _begin(self) -> Layout:
+        import h5_store
+
         Path(self.partial).parent.mkdir(parents=True, exist_ok=True)
         try:
             made = h5_store.make(self.partial)
@@ -188,6 +193,8 @@ class Claim:
         return h5_store.layout_of(self.partial)
 
     def _resume(self) -> Layout:
+        import h5_store
+
         path = self.final + journal.ENDING
         self._lock = _lock(self.partial)
         if self._lock is None:
@@ -206,7 +213,7 @@ class Claim:
         layout = h5_store.layout_of(self.partial)
         for index, one in entries.done.items():
             # The disk may have lied: a block counts only if its bytes are there.
-            ranges = h5_store.block_ranges(self.plan, layout, index, self.config)
+            ranges = block_ranges(self.plan, layout, index, self.config)
             if block_digest(self._lock, ranges) == one.checksum:
                 self.done[index] = one
         self._take_notes(path, entries.whole)
@@ -230,6 +237,8 @@ class Claim:
         """Write what was learned on the way, mark the file complete, and have it on the disk."""
         if self.complete:
             return
+        import h5_store
+
         self._end_notes()
         with named_errors(self.partial):
             h5_store.complete(self.layout, [self.done[i] for i in range(len(self.plan.pairs))])

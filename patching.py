@@ -149,9 +149,13 @@ def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
     darkest = float(view_hu.min())
     least = (tissue * TISSUE_HU + (area - tissue) * darkest) / area
     rows, cols = grid.windows
-    for i in np.flatnonzero(kept & (least <= MEAN_HU + 1)):
+    sums = augment.opencv().sumElems
+    for i in np.flatnonzero(kept & (least <= MEAN_HU + 1)).tolist():
         window = view_hu[rows[i] : rows[i] + grid.size, cols[i] : cols[i] + grid.size]
-        kept[i] = window.sum(dtype=np.float64) / area > MEAN_HU
+        mean = sums(window)[0] / area  # of double precision, in OpenCV's order
+        if abs(mean - MEAN_HU) < 1e-3:
+            mean = window.sum(dtype=np.float64) / area
+        kept[i] = mean > MEAN_HU
     return kept
 
 
@@ -207,10 +211,17 @@ def cut(
         Contiguous.
     """
     size = out.shape[-1]
-    where = zip(out, rows.tolist(), cols.tolist(), codes.tolist(), strict=True)
-    for patches, row, col, orientations in where:
+    operations = augment.operations()
+    patches = iter(out.reshape(-1, size, size))
+    for row, col, orientations in zip(rows.tolist(), cols.tolist(), codes.tolist(), strict=True):
         window = view[row : row + size, col : col + size]
-        augment.orient_into(window, orientations, patches)
+        for code in orientations:
+            patch = next(patches)
+            if operation := operations[code]:
+                call, argument = operation
+                call(window, argument, patch)
+            else:
+                patch[:] = window
 
 
 def draw_orientations(
@@ -297,13 +308,12 @@ class Block:
         for view, begin, end in zip(self.views[side], self.starts, self.starts[1:], strict=False):
             for start in range(begin, end, many):
                 here = slice(start, min(start + many, end))
-                with step("cut"):
-                    if fresh or room is None:
-                        room = np.empty((min(many, len(self)), self.size, self.size), np.float32)
-                    piece = room[: here.stop - here.start]
-                    first = slice(here.start, here.stop, self.times)
-                    codes = self.orientation[here].reshape(-1, self.times)
-                    cut(view, self.row[first], self.col[first], codes, piece.reshape(-1, *shape))
+                if fresh or room is None:
+                    room = np.empty((min(many, len(self)), self.size, self.size), np.float32)
+                piece = room[: here.stop - here.start]
+                first = slice(here.start, here.stop, self.times)
+                codes = self.orientation[here].reshape(-1, self.times)
+                cut(view, self.row[first], self.col[first], codes, piece.reshape(-1, *shape))
                 yield piece
 
     def patches(self, side: str) -> Image:

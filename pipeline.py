@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,9 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
         threads = ahead.threads_for(task.pair for task in findings.tasks)
         survey = planning.surveyor(config)
         tasks = planning.in_twos(findings.tasks)
-        world.run(tasks, lambda made: made, take, prepare=survey, threads=threads)
+        # The HDF5 library takes a while to load, and rank 0 alone needs it.
+        load = functools.partial(importlib.import_module, "h5_store")
+        world.run(tasks, lambda made: made, take, prepare=survey, threads=threads, meanwhile=load)
     return world.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}
 
 

@@ -8,14 +8,16 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from h5_read import REST, open_file
 from utils import Config, Plan, Tally, __version__, generator, shown
+
+if TYPE_CHECKING:
+    import h5py
 
 Facts = dict[str, Any]
 Floats = NDArray[np.float32]

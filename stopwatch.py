@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 #: Seconds that this process has spent in each step so far.
 spent: dict[str, float] = {}
@@ -29,12 +29,38 @@ class step:
         self.begin = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        seconds = time.perf_counter() - self.begin
-        if threading.get_ident() == _MAIN:
-            spent[self.name] = spent.get(self.name, 0.0) + seconds
-        else:
-            with _LOCK:
-                spent_ahead[self.name] = spent_ahead.get(self.name, 0.0) + seconds
+        _add(self.name, time.perf_counter() - self.begin)
+
+
+class laps:
+    """Share the time inside out among steps that take turns, with one look at the clock each.
+
+    In ``with laps() as lap`` a call of ``lap("read")`` adds what has passed since the last one.
+    """
+
+    __slots__ = ("begin", "sums")
+
+    def __enter__(self) -> Callable[[str], None]:
+        self.sums: dict[str, float] = {}
+        self.begin = time.perf_counter()
+        return self.lap
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.sums[name] = self.sums.get(name, 0.0) + now - self.begin
+        self.begin = now
+
+    def __exit__(self, *_: object) -> None:
+        for name, seconds in self.sums.items():
+            _add(name, seconds)
+
+
+def _add(name: str, seconds: float) -> None:
+    if threading.get_ident() == _MAIN:
+        spent[name] = spent.get(name, 0.0) + seconds
+    else:
+        with _LOCK:
+            spent_ahead[name] = spent_ahead.get(name, 0.0) + seconds
 
 
 def table(ranks: Sequence[dict[str, float]], ahead: dict[str, float], wall: float) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main as tool
+import parallel
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,4 +36,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parallel.leave(main(sys.argv[1:]))

@@ -85,12 +85,12 @@ def test_a_rank_that_is_killed_while_planning_ends_all(tmp_path, tree, output, r
     no_process_left(output)
 
 
-@pytest.mark.parametrize(("rank", "then"), [(0, 3), (1, 0)], ids=["rank 0", "rank 1"])
+@pytest.mark.parametrize(("rank", "call", "then"), [(0, 2, 3), (1, 1, 0)], ids=["rank 0", "rank 1"])
 def test_what_was_done_when_a_rank_is_killed_while_filling_is_gone_on_with(
-    tmp_path, tree, output, whole, rank, then
+    tmp_path, tree, output, whole, rank, call, then
 ):
     mark, journal = tmp_path / "mark", Path(f"{output}.journal")
-    fault = Fault("kill", "patching", rank, 2, str(mark), str(journal))
+    fault = Fault("kill", "patching", rank, call, str(mark), str(journal))
     arguments = argv(tree.root, output, "--overwrite")
     ended = run(command(2, arguments, fault), tmp_path)
     assert since(mark) < SOON

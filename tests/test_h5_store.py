@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+import blocks
 import h5_store
 import patching
 from dicom_io import read_pixels
@@ -44,13 +45,13 @@ def planned(root: Path, folder: Path, **options: Any) -> tuple[Plan, Config]:
     return plans[""], config
 
 
-def blocks(plan: Plan, config: Config) -> Iterator[Block]:
+def made_blocks(plan: Plan, config: Config) -> Iterator[Block]:
     for pair, part in zip(plan.pairs, plan.parts, strict=True):
         images = [read_pixels(config.input_folder, s) for s in (pair.input, pair.target)]
         yield patching.make_block(pair, part, "", images[0], images[1], config)
 
 
-def laid_out(plan: Plan, config: Config) -> h5_store.Layout:
+def laid_out(plan: Plan, config: Config) -> blocks.Layout:
     """Make the file with room for every patch; return where its bytes lie."""
     Path(config.output_fname).parent.mkdir(parents=True)
     with h5_store.make(config.output_fname) as file:
@@ -60,12 +61,12 @@ def laid_out(plan: Plan, config: Config) -> h5_store.Layout:
 
 def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
     """Make the file, its blocks in that order; return the blocks in the plan's order."""
-    made = list(blocks(plan, config))
+    made = list(made_blocks(plan, config))
     layout = laid_out(plan, config)
     written = {}
-    with h5_store.PartialFile(layout) as file:
+    with blocks.PartialFile(layout) as file:
         for i in order:
-            written[i] = h5_store.write_block(file, layout, made[i], i, plan.starts[i])
+            written[i] = blocks.write_block(file, layout, made[i], i, plan.starts[i])
     h5_store.complete(layout, [written[i] for i in range(len(made))])
     return made
 
@@ -193,18 +194,18 @@ def test_a_process_that_sees_another_file_does_not_write(scans, tmp_path):
     plan, config = planned(scans.root, tmp_path)
     layout = laid_out(plan, config)
     Path(layout.path).rename(tmp_path / "moved")
-    assert h5_store.PartialFile.seen(layout) is None
+    assert blocks.PartialFile.seen(layout) is None
     Path(layout.path).write_bytes(b"a file of the same name")
-    assert h5_store.PartialFile.seen(layout) is None
+    assert blocks.PartialFile.seen(layout) is None
 
 
 @pytest.mark.parametrize("limit", [1, 7, 1 << 20])
 def test_bytes_are_written_whole_however_many_a_call_takes(scans, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(h5_store, "WRITE_BYTES", limit)
+    monkeypatch.setattr(blocks, "WRITE_BYTES", limit)
     plan, config = planned(scans.root, tmp_path)
     layout = laid_out(plan, config)
     data = np.arange(100, dtype=np.float32)
-    with h5_store.PartialFile(layout) as file:
+    with blocks.PartialFile(layout) as file:
         file.write(layout.offsets["input"] + 400, data.data)
     with h5py.File(layout.path) as read:
         np.testing.assert_array_equal(read["input"][...].ravel()[100:200], data)

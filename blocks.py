@@ -1,0 +1,165 @@
+"""Blocks at their place in the partial file: plain writes at byte offsets, by any process.
+
+The HDF5 library, which `h5_store` makes and completes the file with, is not needed for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h5_read import PATCH_COLUMNS, bulk_names
+from journal import Written
+from stopwatch import laps
+from utils import PIECE_BYTES, Config, Plan, RunError, quoted
+
+if TYPE_CHECKING:
+    from parallel import Writer
+    from patching import Block
+
+#: One write(2) call takes no more than 2^31 - 4096 bytes on Linux.
+WRITE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the bytes of the partial file lie; all that a rank needs to write blocks.
+
+    Attributes
+    ----------
+    path : str
+        The partial file.
+    device, inode : int
+        Of that file, so that a rank can tell whether it sees the same one.
+    offsets : dict of str to int
+        First byte of every dataset with a row a patch, and of the checksum of the rest.
+    """
+
+    path: str
+    device: int
+    inode: int
+    offsets: dict[str, int]
+
+
+@contextlib.contextmanager
+def named_errors(path: str) -> Iterator[None]:
+    """Turn an error of the system or of HDF5 into one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: str, error: OSError) -> RunError:
+    if error.errno == errno.ENOSPC:
+        return RunError(f"no space left for {quoted(path)}")
+    reason = error.strerror or str(error).split("\n")[0]
+    return RunError(f"cannot write {quoted(path)}: {reason}")
+
+
+def block_ranges(plan: Plan, layout: Layout, index: int, config: Config) -> list[tuple[int, int]]:
+    """Return first byte and length of every part of a pair's block."""
+    start, patches = plan.starts[index], plan.starts[index + 1] - plan.starts[index]
+    wide = dict.fromkeys(("input", "target"), 4 * config.patch_size**2)
+    wide |= {f"patch/{name}": np.dtype(kind).itemsize for name, kind in PATCH_COLUMNS.items()}
+    return [(layout.offsets[n] + start * wide[n], patches * wide[n]) for n in bulk_names()]
+
+
+class PartialFile:
+    """The partial file, open for writing blocks at their place by any process of the host."""
+
+    piece_bytes, keeps = PIECE_BYTES, False
+
+    def __init__(self, layout: Layout) -> None:
+        self.path = layout.path
+        with named_errors(self.path):
+            self.descriptor = os.open(layout.path, os.O_WRONLY)
+
+    @classmethod
+    def seen(cls, layout: Layout) -> PartialFile | None:
+        """Open it if this process sees the very file that rank 0 has made, else return None."""
+        try:
+            status = os.stat(layout.path)
+            if (status.st_dev, status.st_ino) != (layout.device, layout.inode):
+                return None
+            return cls(layout)
+        except (OSError, RunError):
+            return None
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at that byte.
+
+        Raises
+        ------
+        RunError
+            The disk is full or broken.
+        """
+        data = data.cast("B")
+        try:
+            while data:
+                done = os.pwrite(self.descriptor, data[:WRITE_BYTES], offset)
+                data, offset = data[done:], offset + done
+        except OSError as error:
+            raise _not_written(self.path, error) from error
+
+    def close(self) -> None:
+        """Close it; what was written may still be on its way to the disk."""
+        os.close(self.descriptor)
+
+    def __enter__(self) -> PartialFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def write_block(writer: Writer, layout: Layout, block: Block, index: int, start: int) -> Written:
+    """Write the block of a pair at its place; return what `finish` is to write of it.
+
+    Parameters
+    ----------
+    writer : Writer
+    layout : Layout
+    block : Block
+    index : int
+        Of the pair, for `patch/pair`.
+    start : int
+        Index of the block's first patch in the file.
+    """
+    import xxhash
+
+    n = len(block)
+    columns = {
+        "pair": np.full(n, index),
+        **{c: getattr(block, c) for c in PATCH_COLUMNS if c != "pair"},
+    }
+    parts: list[Iterable[NDArray[Any]]] = [
+        block.pieces(side, writer.piece_bytes, writer.keeps) for side in ("input", "target")
+    ]
+    parts += [[np.ascontiguousarray(columns[c], kind)] for c, kind in PATCH_COLUMNS.items()]
+    digest = xxhash.xxh3_64()
+    with laps() as lap:
+        for name, pieces in zip(bulk_names(), parts, strict=True):
+            row = start
+            for piece in pieces if n else ():
+                lap("cut")
+                data = piece.reshape(-1).data
+                digest.update(data)
+                lap("sum")
+                writer.write(layout.offsets[name] + row * piece[0].nbytes, data)
+                row += len(piece)
+                lap("write")
+    return Written(block.input_affine, block.target_affine, digest.intdigest())
