@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import math
 import os
 import stat
 import warnings
@@ -212,7 +213,7 @@ def _numbers(dataset: Header, name: str, count: int) -> tuple[float, ...] | None
     if count > 1 and isinstance(value, str):
         raise ValueError(name)
     numbers = tuple(float(v) for v in (value if count > 1 else [value]))
-    if len(numbers) != count or not np.isfinite(numbers).all():
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise ValueError(name)
     return numbers
 
@@ -410,14 +411,20 @@ def _geometry(dataset: Header) -> tuple[float | None, tuple[float, ...], tuple[f
     orientation = _numbers(dataset, "ImageOrientationPatient", 6)
     if position is None or orientation is None:
         return None, (), orientation or ()
-    along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
     at = np.array(position)
     with np.errstate(all="ignore"):
-        normal = np.cross(along_row, along_column)
-        places = [float(at @ axis) for axis in (normal, along_row, along_column)]
-    if not np.isfinite(places).all():
+        places = [float(at @ axis) for axis in _axes(orientation)]
+    if not all(map(math.isfinite, places)):
         raise ValueError("ImagePositionPatient")
     return places[0], (places[1], places[2]), orientation
+
+
+@functools.lru_cache  # most slices of a series lie alike
+def _axes(orientation: tuple[float, ...]) -> tuple[NDArray[np.float64], ...]:
+    """Return the slice normal, and the directions along a row and along a column."""
+    along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
+    with np.errstate(all="ignore"):
+        return np.cross(along_row, along_column), along_row, along_column
 
 
 # --- pixels ----------------------------------------------------------------------------------
