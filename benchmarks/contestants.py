@@ -19,6 +19,8 @@ MAIN = HERE.parent / "main.py"
 #: The job that is measured. A patch of input and target: 2 x 55 x 55 x 4 bytes.
 JOB = ("--patch-size", "p55", "--rot_augment", "--ds_augment", "--air_threshold", "--overwrite")
 PATCH_BYTES = 2 * 55 * 55 * 4
+#: Memory that a run needs besides its output.
+SPARE_BYTES = 1 << 30
 FLOOR, HAND, SERIAL = "floor", "hand script", "serial"
 #: What Open MPI wants to be told to run as root and with more ranks than cores; MPICH ignores it.
 OPEN_MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -164,12 +166,22 @@ def measure(command: Sequence[str], work: Path) -> tuple[Run, str]:
     return Run(wall, used.ru_utime + used.ru_stime, (used.ru_maxrss * 1024,)), printed
 
 
-def count_patches(source: Path, place: Place) -> int:
-    """Return how many patches the job makes of an input folder, by running it once.
+def touch_memory(place: Place, patches: int) -> None:
+    """Write and remove as many bytes as a run will, and some more.
 
-    This also touches the memory that the measured runs will use: the first touch may cost seconds
-    where the machine is a virtual one.
+    The first touch of memory may cost seconds where the machine is a virtual one, which gives back
+    what lies idle for a few seconds: nobody shall pay for the pause before.
     """
+    path = place.folder / "touched"
+    piece = bytes(1 << 20)
+    with open(path, "wb", buffering=0) as file:
+        for _ in range((patches * PATCH_BYTES + SPARE_BYTES) // len(piece)):
+            file.write(piece)
+    path.unlink()
+
+
+def count_patches(source: Path, place: Place) -> int:
+    """Return how many patches the job makes of an input folder, by running it once."""
     output = place.folder / "output.h5"
     job = ["--input-folder", str(source), "--output-fname", str(output), *JOB]
     with tempfile.TemporaryDirectory() as work:

@@ -24,8 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import contestants, inputs, results
 
-MEMORY = Path("/dev/shm")
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
@@ -42,7 +40,14 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=("disk", "memory"),
         default=["disk", "memory"],
-        help=f"what to write to: disk is $TMPDIR or the repository's, memory is {MEMORY}",
+        help="what to write to: disk is $TMPDIR or the repository's",
+    )
+    add(
+        "--memory",
+        type=Path,
+        default=Path("/dev/shm"),
+        metavar="DIR",
+        help="a folder of a memory file system",
     )
     add(
         "--output",
@@ -77,6 +82,8 @@ def measure_job(
     for number in range(rounds):
         first = number % len(rows)
         for row in [*rows[first:], *rows[:first]]:
+            if not place.on_disk:
+                contestants.touch_memory(place, patches)
             with tempfile.TemporaryDirectory() as work:
                 run = contestants.start(row.who, source, place, patches, Path(work))
             row.runs.append(run)
@@ -85,13 +92,13 @@ def measure_job(
     return rows
 
 
-def places(wanted: Sequence[str], scratch: Path) -> list[contestants.Place]:
+def places(wanted: Sequence[str], scratch: Path, memory: Path) -> list[contestants.Place]:
     """Return where to write; a memory file system only where there is one."""
     out = []
     if "disk" in wanted:
         out.append(contestants.Place("disk", scratch, on_disk=True))
-    if "memory" in wanted and os.access(MEMORY, os.W_OK):
-        folder = Path(tempfile.mkdtemp(prefix="patches_bench_", dir=MEMORY))
+    if "memory" in wanted and os.access(memory, os.W_OK):
+        folder = Path(tempfile.mkdtemp(prefix="patches_bench_", dir=memory))
         out.append(contestants.Place("memory", folder, on_disk=False))
     return out
 
@@ -108,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = f"{results.machine()}; scans: {source.name}; rounds: {options.rounds}"
     rows: list[results.Row] = []
     with tempfile.TemporaryDirectory(prefix=".bench_", dir=near) as scratch:
-        to_try = places(options.where, Path(scratch))
+        to_try = places(options.where, Path(scratch), options.memory)
         try:
             for pairs in options.pairs:
                 folder = Path(scratch, f"pairs_{pairs}")
