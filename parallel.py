@@ -148,13 +148,15 @@ def leave(status: int) -> NoReturn:
     """
     try:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            if stream:
+                stream.flush()
     except OSError:  # whoever read it is gone: Python has its own way to say so
         sys.exit(status)
     if mpi := sys.modules.get("mpi4py.MPI"):
         import ctypes
 
-        mpi.Finalize()
+        with contextlib.suppress(mpi.Exception):  # another rank broke: all that matters is told
+            mpi.Finalize()
         # MPICH takes its leave of mpiexec when the C library ends the process.
         ctypes.CDLL(None).exit(status)
     os._exit(status)
