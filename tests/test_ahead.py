@@ -134,6 +134,16 @@ def test_the_profile_tells_threads_from_ranks(monkeypatch):
     assert [line.split()[0] for line in lines] == ["seconds", "rank", "ahead"]
 
 
+def test_steps_that_take_turns_share_the_time_between_them(monkeypatch):
+    clock = iter([1.0, 3.0, 7.0, 7.5])
+    monkeypatch.setattr(stopwatch, "spent", {"cut": 10.0})
+    monkeypatch.setattr("stopwatch.time.perf_counter", lambda: next(clock))
+    with stopwatch.laps() as lap:
+        for name in ("cut", "write", "cut"):
+            lap(name)
+    assert stopwatch.spent == {"cut": 12.5, "write": 4.0}
+
+
 def test_the_profile_of_ranks_tells_how_long_they_were_idle():
     ranks = [{"cut": 3.0, "rank 0": 5.0}, {"cut": 2.0, "wait": 1.0, "rank 0": 5.0}]
     lines = stopwatch.table(ranks, {}, 9.0)

@@ -78,6 +78,12 @@ def test_an_error_in_a_serial_world_is_printed_once_and_gives_its_status(capsys)
     assert capsys.readouterr().err == "main.py: error: no such thing\n"
 
 
+def test_a_serial_world_does_first_what_others_would_not_wait_for():
+    done: list[int] = []
+    parallel.World(None).run([1], lambda task: task, done.append, meanwhile=lambda: done.append(0))
+    assert done == [0, 1]
+
+
 def test_an_interruption_ends_with_130(capsys):
     assert parallel.World(None).fail(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "main.py: error: interrupted\n"
@@ -133,7 +139,7 @@ def test_a_bug_on_a_rank_ends_all_and_says_where_it_is(tmp_path, at):
     failed_once(ended, f"rank {at}: ZeroDivisionError at worlds.py:")
 
 
-@pytest.mark.parametrize("scenario", ["take", "root"])
+@pytest.mark.parametrize("scenario", ["take", "root", "meanwhile"])
 def test_a_failure_of_rank_0_in_between_ends_all(tmp_path, scenario):
     failed_once(ranks_of(3, "worlds.py", tmp_path, scenario), "this slice is bad")
 
@@ -153,3 +159,20 @@ def test_a_rank_that_exits_amid_the_work_takes_the_others_along(tmp_path, at):
 def test_failures_of_all_ranks_at_once_are_one_message(tmp_path: Path):
     ended = ranks_of(3, "worlds.py", tmp_path, "everywhere")
     failed_once(ended, "this slice is bad")
+
+
+def test_rank_0_alone_loads_the_hdf5_library(tmp_path, tree):
+    script = tmp_path / "loads.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(REPO)!r})\n"
+        "import main, parallel\n"
+        "status = main.main(sys.argv[1:])\n"
+        "rank, _ = parallel.launcher_ranks(os.environ)\n"
+        "open(f'{rank}', 'w').write(str('h5py' in sys.modules))\n"
+        "parallel.leave(status)\n"
+    )
+    job = ("--input-folder", str(tree.root), "--patch-size", "p24", "--mpi_run")
+    ended = ranks_of(3, str(script), tmp_path, *job)
+    assert (ended.status, ended.errors) == (0, [])
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["True", "False", "False"]

@@ -87,10 +87,14 @@ def fail(world: parallel.World, scenario: str, at: int) -> None:
         if scenario == "root":
             raise RunError("this slice is bad")
 
+    def meanwhile() -> None:
+        if scenario == "meanwhile":
+            raise RunError("this slice is bad")
+
     world.on_root(step)
     if scenario == "alone" and world.rank == at:
         raise RunError("this slice is bad")
-    world.run(list(range(TASKS)), work, take)
+    world.run(list(range(TASKS)), work, take, meanwhile=meanwhile)
     world.on_root(lambda: print("all is done"))
 
 
