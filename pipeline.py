@@ -116,8 +116,12 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
         threads = ahead.threads_for(task.pair for task in findings.tasks)
         survey = planning.surveyor(config)
         tasks = planning.in_twos(findings.tasks)
-        # The HDF5 library takes a while to load, and rank 0 alone needs it.
-        load = functools.partial(importlib.import_module, "h5_store")
+
+        def load() -> None:
+            """Load the HDF5 library: it takes a while, and rank 0 alone needs it."""
+            if not config.dry_run:
+                importlib.import_module("h5_store")
+
         world.run(tasks, lambda made: made, take, prepare=survey, threads=threads, meanwhile=load)
     return world.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}
 
