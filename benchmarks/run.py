@@ -44,10 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--memory",
+        nargs="+",
         type=Path,
-        default=Path("/dev/shm"),
+        default=[Path("/dev/shm")],
         metavar="DIR",
-        help="a folder of a memory file system",
+        help="folders of memory file systems",
     )
     add(
         "--output",
@@ -92,15 +93,26 @@ def measure_job(
     return rows
 
 
-def places(wanted: Sequence[str], scratch: Path, memory: Path) -> list[contestants.Place]:
-    """Return where to write; a memory file system only where there is one."""
+def places(wanted: Sequence[str], scratch: Path, memory: Sequence[Path]) -> list[contestants.Place]:
+    """Return where to write; memory file systems only where they are."""
     out = []
     if "disk" in wanted:
         out.append(contestants.Place("disk", scratch, on_disk=True))
-    if "memory" in wanted and os.access(memory, os.W_OK):
-        folder = Path(tempfile.mkdtemp(prefix="patches_bench_", dir=memory))
-        out.append(contestants.Place("memory", folder, on_disk=False))
+    for system in memory if "memory" in wanted else ():
+        if os.access(system, os.W_OK):
+            folder = Path(tempfile.mkdtemp(prefix="patches_bench_", dir=system))
+            name = "memory, large pages" if has_large_pages(system) else "memory"
+            out.append(contestants.Place(name, folder, on_disk=False))
     return out
+
+
+def has_large_pages(folder: Path) -> bool:
+    """Tell whether a folder lies on a memory file system that is mounted with huge=."""
+    device = os.stat(folder).st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    mounts = Path("/proc/self/mountinfo").read_text("utf-8").splitlines()
+    # Field 3 is the device, and the last one has the options of the file system (proc(5)).
+    return any(m.split()[2] == name and "huge=" in m.split()[-1] for m in mounts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
