@@ -22,6 +22,7 @@ from stopwatch import laps
 from utils import PIECE_BYTES, Config, Plan, RunError, quoted
 
 if TYPE_CHECKING:
+    from large_pages import LargePages
     from parallel import Writer
     from patching import Block
 
@@ -41,12 +42,15 @@ class Layout:
         Of that file, so that a rank can tell whether it sees the same one.
     offsets : dict of str to int
         First byte of every dataset with a row a patch, and of the checksum of the rest.
+    small_pages : bool
+        Whether it lies on a memory file system that holds files in small pages.
     """
 
     path: str
     device: int
     inode: int
     offsets: dict[str, int]
+    small_pages: bool
 
 
 @contextlib.contextmanager
@@ -81,7 +85,13 @@ class PartialFile:
     def __init__(self, layout: Layout) -> None:
         self.path = layout.path
         with named_errors(self.path):
-            self.descriptor = os.open(layout.path, os.O_WRONLY)
+            access = os.O_RDWR if layout.small_pages else os.O_WRONLY
+            self.descriptor = os.open(layout.path, access)
+        self.large: LargePages | None = None
+        if layout.small_pages:
+            import large_pages
+
+            self.large = large_pages.LargePages(self.descriptor)
 
     @classmethod
     def seen(cls, layout: Layout) -> PartialFile | None:
@@ -104,6 +114,8 @@ class PartialFile:
         """
         data = data.cast("B")
         try:
+            if self.large:
+                self.large.prepare(offset, data)
             while data:
                 done = os.pwrite(self.descriptor, data[:WRITE_BYTES], offset)
                 data, offset = data[done:], offset + done
@@ -112,6 +124,8 @@ class PartialFile:
 
     def close(self) -> None:
         """Close it; what was written may still be on its way to the disk."""
+        if self.large:
+            self.large.close()
         os.close(self.descriptor)
 
     def __enter__(self) -> PartialFile:

@@ -60,7 +60,8 @@ def layout_of(path: str) -> Layout:
     status = os.stat(path)
     with h5py.File(path, "r", locking=False) as file:
         offsets = {name: int(file[name].id.get_offset()) for name in [*bulk_names(), REST]}
-    return Layout(os.path.abspath(path), status.st_dev, status.st_ino, offsets)
+    small_pages = has_small_pages(status)
+    return Layout(os.path.abspath(path), status.st_dev, status.st_ino, offsets, small_pages)
 
 
 def create_contents(file: h5py.File, plan: Plan, config: Config) -> None:
@@ -148,7 +149,8 @@ def reserve(path: str) -> None:
         free = disk.f_bavail * disk.f_frsize
         full = size > free
         try:
-            if not full and not _in_memory(status):
+            # In memory that would fill all pages with zeros, as much work as writing them.
+            if not full and _file_system(status)[0] not in ("tmpfs", "ramfs"):
                 os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             full = error.errno == errno.ENOSPC  # else a file system that cannot reserve
@@ -158,19 +160,23 @@ def reserve(path: str) -> None:
             )
 
 
-def _in_memory(status: os.stat_result) -> bool:
-    """Tell whether a file lies on a memory file system.
+def has_small_pages(status: os.stat_result) -> bool:
+    """Tell whether a file lies on a memory file system that holds files in small pages."""
+    kind, options = _file_system(status)
+    return kind == "tmpfs" and not {"huge=always", "huge=within_size"} & set(options)
 
-    There reserving means to fill all pages with zeros, as much work as writing them.
-    """
+
+def _file_system(status: os.stat_result) -> tuple[str, list[str]]:
+    """Return type and options of the file system that a file lies on; '' where nobody tells."""
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-            # Field 3 is the device, and the type of the file system follows a lone dash (proc(5)).
+            # Field 3 is the device; behind a lone dash type, source and options (proc(5)).
             fields = [line.split() for line in mounts]
     except OSError:
-        return False
-    return any(f[2] == device and f[f.index("-") + 1] in ("tmpfs", "ramfs") for f in fields)
+        return "", []
+    told = [f[f.index("-") + 1 :] for f in fields if f[2] == device]
+    return (told[0][0], told[0][-1].split(",")) if told else ("", [])
 
 
 def complete(layout: Layout, records: list[Written]) -> None:

@@ -166,18 +166,10 @@ def measure(command: Sequence[str], work: Path) -> tuple[Run, str]:
     return Run(wall, used.ru_utime + used.ru_stime, (used.ru_maxrss * 1024,)), printed
 
 
-def touch_memory(place: Place, patches: int) -> None:
-    """Write and remove as many bytes as a run will, and some more.
-
-    The first touch of memory may cost seconds where the machine is a virtual one, which gives back
-    what lies idle for a few seconds: nobody shall pay for the pause before.
-    """
-    path = place.folder / "touched"
-    piece = bytes(1 << 20)
-    with open(path, "wb", buffering=0) as file:
-        for _ in range((patches * PATCH_BYTES + SPARE_BYTES) // len(piece)):
-            file.write(piece)
-    path.unlink()
+def touch_memory(patches: int) -> None:
+    """Use as much memory as a run will, and some more, just before it."""
+    size = str(patches * PATCH_BYTES + SPARE_BYTES)
+    subprocess.run([sys.executable, str(HERE / "touch.py"), size], check=True)
 
 
 def count_patches(source: Path, place: Place) -> int:

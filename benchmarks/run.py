@@ -84,7 +84,7 @@ def measure_job(
         first = number % len(rows)
         for row in [*rows[first:], *rows[:first]]:
             if not place.on_disk:
-                contestants.touch_memory(place, patches)
+                contestants.touch_memory(patches)
             with tempfile.TemporaryDirectory() as work:
                 run = contestants.start(row.who, source, place, patches, Path(work))
             row.runs.append(run)

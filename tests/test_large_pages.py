@@ -1,0 +1,171 @@
+"""Large pages of a memory file system: asked for where they pay, and never another byte."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import blocks
+import h5_store
+import large_pages
+from large_pages import IN_VAIN, LARGE, LENT, WORTH, LargePages, Thrift
+from tests.conftest import Tree
+from tests.faults import argv, mounted
+from tests.running import called, ranks
+
+SIZE = 3 * LARGE + 12345
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a memory file system with small pages."""
+    with mounted(tmp_path / "disk", "huge=never") as folder:
+        yield folder
+
+
+def able(folder: Path) -> bool:
+    """Tell whether this system makes large pages there."""
+    path = folder / "probe"
+    path.write_bytes(bytes(LARGE))
+    with open(path, "r+b") as file:
+        made = large_pages._make_large(file.fileno(), 0)
+        LargePages(file.fileno()).close()
+    path.unlink()
+    return made
+
+
+def laid_out(path: Path, content: bytes | None = None) -> blocks.Layout:
+    if content is not None:
+        path.write_bytes(content)
+    status = path.stat()
+    return blocks.Layout(str(path), status.st_dev, status.st_ino, {}, small_pages=True)
+
+
+def mappings(path: Path) -> list[int]:
+    """Return the bytes of every range of this process's addresses that shows the file."""
+    out = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(path)):
+            first, end = (int(n, 16) for n in line.split()[0].split("-"))
+            out.append(end - first)
+    return out
+
+
+# --- whether they pay ------------------------------------------------------------------------
+
+
+def test_cheap_pages_go_on_for_ever() -> None:
+    thrift = Thrift()
+    for _ in range(10_000):
+        assert thrift.willing()
+        thrift.charge(WORTH / 2)
+    assert thrift.credit == WORTH * LENT
+
+
+def test_dear_pages_are_tried_less_and_less_often() -> None:
+    thrift = Thrift()
+    tried = []
+    for page in range(500):
+        if thrift.willing():
+            tried.append(page)
+            thrift.charge(WORTH * (IN_VAIN + 1))
+    # What is lent pays for four and a bit; then one after a pause of 16, 32, 64, ...
+    assert tried == [0, 1, 2, 3, 4, 20, 52, 116, 244]
+
+
+def test_pages_that_are_cheap_again_are_made_again() -> None:
+    thrift = Thrift()
+    thrift.charge(1.0)
+    assert [thrift.willing() for _ in range(16)] == [False] * 15 + [True]
+    thrift.charge(WORTH / 2)
+    assert thrift.willing()
+
+
+def test_what_cheap_pages_saved_is_not_wasted_on_dear_ones() -> None:
+    thrift = Thrift()
+    for _ in range(10_000):
+        thrift.charge(0.0)
+    thrift.charge(WORTH * (LENT + 2))
+    assert not thrift.willing()
+
+
+# --- the bytes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [1000, 1 << 19, LARGE, SIZE])
+def test_a_file_holds_what_was_written(disk: Path, piece: int) -> None:
+    whole = np.random.default_rng(piece).bytes(SIZE)
+    path = disk / "file"
+    with blocks.PartialFile(laid_out(path, bytes(SIZE))) as file:
+        for start in range(0, SIZE, piece):
+            file.write(start, memoryview(whole[start : start + piece]))
+    assert path.read_bytes() == whole
+
+
+def test_bytes_that_were_there_stay(disk: Path) -> None:
+    before = np.random.default_rng(0).bytes(SIZE)
+    path = disk / "file"
+    at, data = LARGE - 7, b"seven and seven"
+    with blocks.PartialFile(laid_out(path, before)) as file:
+        file.write(at, memoryview(data))
+    assert path.read_bytes() == before[:at] + data + before[at + len(data) :]
+
+
+def test_whole_pages_are_made_large_once_each(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not able(disk):
+        pytest.skip("this system makes no large pages")
+    monkeypatch.setattr(Thrift, "willing", lambda _: True)  # however dear they are at this moment
+    path = disk / "file"
+    path.touch()
+    os.truncate(path, SIZE)
+    with blocks.PartialFile(laid_out(path)) as file:
+        assert file.large
+        file.write(LARGE + 5, memoryview(b"x"))
+        assert file.large.made == 1
+        for start in range(0, SIZE, 1000):
+            file.write(start, memoryview(bytes(min(1000, SIZE - start))))
+            # Else all of the file would count as memory of this process.
+            assert sum(mappings(path)) <= LARGE
+        assert file.large.made == 3
+    assert mappings(path) == []
+    assert path.read_bytes() == bytes(SIZE)
+
+
+def test_a_file_system_without_any_takes_the_bytes_all_the_same(tmp_path: Path) -> None:
+    whole = np.random.default_rng(1).bytes(SIZE)
+    path = tmp_path / "file"
+    with blocks.PartialFile(laid_out(path, bytes(SIZE))) as file:
+        file.write(0, memoryview(whole))
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("option", "small"),
+    [("huge=never", True), ("huge=advise", True), ("huge=always", False)],
+)
+def test_only_where_pages_are_small(tmp_path: Path, option: str, small: bool) -> None:
+    with mounted(tmp_path / "disk", option) as folder:
+        assert h5_store.has_small_pages((folder / ".").stat()) is small
+
+
+def test_a_disk_is_no_memory_file_system(tmp_path: Path) -> None:
+    kind, _ = h5_store._file_system(tmp_path.stat())
+    assert h5_store.has_small_pages(tmp_path.stat()) is (kind == "tmpfs")
+
+
+def test_ranks_write_the_same_bytes_into_memory(tree: Tree, tmp_path: Path, disk: Path) -> None:
+    # Two datasets of 14 MB: the ranks meet within a page, and some pages are one rank's alone.
+    options = ["--patch-size", "p48", "--overlap", "46", "--overwrite"]
+    paths = tmp_path / "serial.h5", disk / "serial.h5", disk / "ranks.h5"
+    for path in paths[:2]:
+        ended = called(tmp_path, *argv(tree.root, path, *options))
+        assert ended.status == 0, ended.err
+    ended = ranks(3, tmp_path, *argv(tree.root, paths[2], *options, "--mpi_run"))
+    assert ended.status == 0, ended.err
+    whole = paths[0].read_bytes()
+    assert len(whole) > 4 * LARGE
+    assert [path.read_bytes() == whole for path in paths[1:]] == [True, True]
