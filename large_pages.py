@@ -23,7 +23,8 @@ _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 #: Seconds that small pages take for a large one's bytes, at least: so many it may take. And how
 #: many times of it may be lent, and are charged where none came.
 WORTH, LENT, IN_VAIN = 0.0005, 16, 4
-#: After how many pages a large one is tried again when they proved dear; then twice as many, ...
+#: After how many pages a large one is tried again when they proved dear; then twice as many, until
+#: they have been cheap for a while.
 FIRST_PAUSE = 16
 
 
@@ -52,6 +53,8 @@ class Thrift:
     def charge(self, seconds: float) -> None:
         """Take note of what a large page has cost."""
         self.credit = min(self.credit + WORTH - seconds, WORTH * LENT)
+        if self.credit == WORTH * LENT:
+            self.pause = FIRST_PAUSE
 
 
 class LargePages:
