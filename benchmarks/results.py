@@ -119,7 +119,7 @@ def draw(rows: Sequence[Row], text: str, path: Path) -> None:
     places = list(dict.fromkeys(row.where for row in rows))
     # One colour for each, in every panel.
     colours = {who: f"C{i}" for i, who in enumerate(dict.fromkeys(row.who for row in rows))}
-    figure = Figure(figsize=(1 + 5.5 * len(places), 4.8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(1 + 5.5 * len(places), 5.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(places), squeeze=False, sharey=True)[0]
     for panel, place in zip(panels, places, strict=True):
@@ -136,7 +136,10 @@ def draw(rows: Sequence[Row], text: str, path: Path) -> None:
         panel.yaxis.set_major_formatter("{x:.0f}")
         panel.yaxis.set_minor_formatter("{x:.0f}")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+    lines = {
+        who: line for p in panels for line, who in zip(*p.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, fontsize=8)
     panels[0].set_ylabel("patches, MB/s (best round)")
     figure.suptitle(text, fontsize=8)
     figure.savefig(path, metadata={"Software": None})

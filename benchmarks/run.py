@@ -11,6 +11,7 @@ each counts: a shared machine is not equally fast at all times, and ratios say m
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -119,7 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     # Ended from outside, it takes what it wrote, and the contestant at work, along.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    options = build_parser().parse_args(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if not importlib.util.find_spec("matplotlib"):
+        parser.error("the plot needs matplotlib: pip install -r requirements-dev.txt")
     if options.quick:
         options.pairs, options.rounds = [16], 1
     source = inputs.find_source()
