@@ -112,16 +112,15 @@ class Soak:
         blows = self.rng.randint(1, 4)
         while not output.exists():
             n = self.rng.choice(self.ranks)
-            if blows:
+            killed = blows > 0
+            if killed:
                 blows -= 1
                 ended = self.kill(n, output, resume)
             else:
                 ended = run(self.words(n, output, *["--resume"] * resume), self.folder)
-                if ended.status and not self.as_told(ended, output):
-                    self.problems.append(f"{output}: {n} ranks: {ended.err}")
-                    return
-            if ended.errors:
-                self.as_told(ended, output)
+            if not self.as_told(ended, output) and ended.status and not killed:
+                self.problems.append(f"{output}: {n} ranks: {ended.err}")
+                return
             resume = Path(f"{output}.partial").exists()
         if output.read_bytes() != self.whole:
             self.problems.append(f"{output}: other bytes than the unbroken run's")
