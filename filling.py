@@ -12,7 +12,7 @@ import dicom_io
 import outputs
 import patching
 from journal import Written
-from parallel import World, Writer
+from parallel import World, Writer, about
 from progress import Progress
 from stopwatch import step
 from utils import Affine, Config, Pair, PairPlan, Plan, shown
@@ -145,7 +145,10 @@ def fill(
 
 
 def _name(task: PairTask | DrawTask) -> str:
-    pair = task.slices[0][1] if isinstance(task, DrawTask) else task.pair
+    return "" if isinstance(task, DrawTask) else _named(task.pair)
+
+
+def _named(pair: Pair) -> str:
     return f"{shown(pair.input.file)}: "
 
 
@@ -217,7 +220,10 @@ def draw(task: DrawTask, config: Config) -> Drawn:
 
     with step("draw"):
         make = report_pictures.coverage if task.for_page else sanity.coverage
-        pictures = {i: make(pair, part, name, config) for i, pair, part, name in task.slices}
+        pictures: dict[int, bytes | Coverage] = {}
+        for i, pair, part, name in task.slices:
+            with about(_named(pair)):
+                pictures[i] = make(pair, part, name, config)
         return Drawn(task.file, pictures)
 
 

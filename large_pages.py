@@ -2,8 +2,9 @@
 
 A tmpfs holds a file in pages of 4 kB, unless it is mounted otherwise. Each of them is made while a
 write holds the lock of the file, so that processes which write into one file wait for each other.
-Where a page of 2 MB is there already, a write has but to copy; and the kernel makes one, outside
-that lock, for a process that asks (MADV_COLLAPSE of madvise(2), Linux 6.1 or later).
+Where a page of 2 MB is there already, a write has but to copy: still in its turn, but soon done.
+The kernel makes one, outside that lock, for a process that asks (MADV_COLLAPSE of madvise(2), Linux
+6.1 or later).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Thrift:
     pause: int = FIRST_PAUSE
     passed: int = 0
 
-    def willing(self) -> bool:
-        """Tell whether the next page shall be a large one."""
+    def next_is_large(self) -> bool:
+        """Tell whether the next page shall be a large one, and count it."""
         if self.credit >= 0:
             return True
         self.passed += 1
@@ -69,9 +70,10 @@ class LargePages:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.pages = os.fstat(descriptor).st_size // LARGE
+        #: Those that bytes have come for; one that was left small stays so.
         self.seen: set[int] = set()
         self.thrift = Thrift()
-        #: How many there are now.
+        #: How many this process has asked for with success.
         self.made = 0
 
     def prepare(self, offset: int, data: memoryview) -> None:
@@ -89,7 +91,7 @@ class LargePages:
             if page >= self.pages or page in self.seen:
                 continue
             self.seen.add(page)
-            if not self.thrift.willing():
+            if not self.thrift.next_is_large():
                 continue
             begin = time.perf_counter()
             start = max(offset, page * LARGE)
@@ -100,7 +102,9 @@ class LargePages:
 
     def close(self) -> None:
         """Let go of the file's memory."""
-        _map(_room(), LARGE, _PROT_NONE, _PRIVATE | _MAP_FIXED)
+        room = _room()
+        if room is not None:
+            _map(room, LARGE, _PROT_NONE, _PRIVATE | _MAP_FIXED)
 
 
 @functools.cache
@@ -115,20 +119,24 @@ def _libc() -> ctypes.CDLL:
 
 def _map(
     address: int, size: int, access: int, flags: int, descriptor: int = -1, at: int = 0
-) -> int:
-    return int(_libc().mmap(address, size, access, flags, descriptor, at))
+) -> int | None:
+    """Return where the kernel has mapped it, None where it has not."""
+    mapped = int(_libc().mmap(address, size, access, flags, descriptor, at))
+    return None if mapped == ctypes.c_size_t(-1).value else mapped
 
 
 @functools.cache
-def _room() -> int:
+def _room() -> int | None:
     """Reserve addresses for one large page, and return the first; the kernel wants it aligned."""
-    return -(-_map(0, 2 * LARGE, _PROT_NONE, _PRIVATE) // LARGE) * LARGE
+    reserved = _map(0, 2 * LARGE, _PROT_NONE, _PRIVATE)
+    return None if reserved is None else -(-reserved // LARGE) * LARGE
 
 
 def _make_large(descriptor: int, offset: int) -> bool:
     """Make one page of those of a file from `offset` on; tell whether it is one now."""
-    room, access, flags = _room(), mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+    access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+    room = _room()
     # In place of the one before: what a process has mapped of a file counts as its memory.
-    if _map(room, LARGE, access, flags, descriptor, offset) != room:
+    if room is None or _map(room, LARGE, access, flags, descriptor, offset) is None:
         return False
     return bool(_libc().madvise(room, LARGE, _MADV_COLLAPSE) == 0)

@@ -22,7 +22,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import stopwatch
@@ -171,6 +171,17 @@ def _failure(error: BaseException, what: str) -> ToolError:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     return RunError(f"{what}{type(error).__name__}{place}: {error} (this is a bug)")
+
+
+@contextlib.contextmanager
+def about(what: str) -> Iterator[None]:
+    """Say of an error inside that nobody foresaw what it was about: a file, a colon, a space."""
+    try:
+        yield
+    except ToolError:
+        raise
+    except Exception as error:
+        raise _failure(error, what) from error
 
 
 def _shared(error: BaseException, where: str) -> SharedFailure:
@@ -387,12 +398,8 @@ class World:
         """
 
         def named(do: Callable[[Any], Any], task: Task, given: Any) -> Any:
-            try:
+            with about(name(task)):
                 return do(given)
-            except ToolError:
-                raise
-            except Exception as error:
-                raise _failure(error, name(task)) from error
 
         def whole(task: Task) -> Result:
             result: Result = named(work, task, named(prepare, task, task))

@@ -103,17 +103,20 @@ def places(wanted: Sequence[str], scratch: Path, memory: Sequence[Path]) -> list
         if os.access(system, os.W_OK):
             folder = Path(tempfile.mkdtemp(prefix="patches_bench_", dir=system))
             name = "memory, large pages" if has_large_pages(system) else "memory"
+            if name in [place.name for place in out]:
+                name = f"{name}, {system}"
             out.append(contestants.Place(name, folder, on_disk=False))
     return out
 
 
 def has_large_pages(folder: Path) -> bool:
-    """Tell whether a folder lies on a memory file system that is mounted with huge=."""
+    """Tell whether a folder lies on a memory file system that is mounted with large pages."""
     device = os.stat(folder).st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     mounts = Path("/proc/self/mountinfo").read_text("utf-8").splitlines()
     # Field 3 is the device, and the last one has the options of the file system (proc(5)).
-    return any(m.split()[2] == name and "huge=" in m.split()[-1] for m in mounts)
+    options = {o for m in mounts if m.split()[2] == name for o in m.split()[-1].split(",")}
+    return bool({"huge=always", "huge=within_size"} & options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

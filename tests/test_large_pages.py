@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def mappings(path: Path) -> list[int]:
 def test_cheap_pages_go_on_for_ever() -> None:
     thrift = Thrift()
     for _ in range(10_000):
-        assert thrift.willing()
+        assert thrift.next_is_large()
         thrift.charge(WORTH / 2)
     assert thrift.credit == WORTH * LENT
 
@@ -70,7 +71,7 @@ def test_dear_pages_are_tried_less_and_less_often() -> None:
     thrift = Thrift()
     tried = []
     for page in range(500):
-        if thrift.willing():
+        if thrift.next_is_large():
             tried.append(page)
             thrift.charge(WORTH * (IN_VAIN + 1))
     # What is lent pays for four and a bit; then one after a pause of 16, 32, 64, ...
@@ -80,11 +81,11 @@ def test_dear_pages_are_tried_less_and_less_often() -> None:
 def test_pages_that_are_cheap_again_are_made_again() -> None:
     thrift = Thrift()
     thrift.charge(1.0)
-    assert [thrift.willing() for _ in range(16)] == [False] * 15 + [True]
+    assert [thrift.next_is_large() for _ in range(16)] == [False] * 15 + [True]
     for _ in range(2 * LENT):
         assert thrift.pause == 2 * FIRST_PAUSE
         thrift.charge(WORTH / 2)
-        assert thrift.willing()
+        assert thrift.next_is_large()
     assert thrift.pause == FIRST_PAUSE
 
 
@@ -93,7 +94,7 @@ def test_what_cheap_pages_saved_is_not_wasted_on_dear_ones() -> None:
     for _ in range(10_000):
         thrift.charge(0.0)
     thrift.charge(WORTH * (LENT + 2))
-    assert not thrift.willing()
+    assert not thrift.next_is_large()
 
 
 # --- the bytes -------------------------------------------------------------------------------
@@ -121,7 +122,9 @@ def test_bytes_that_were_there_stay(disk: Path) -> None:
 def test_whole_pages_are_made_large_once_each(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not able(disk):
         pytest.skip("this system makes no large pages")
-    monkeypatch.setattr(Thrift, "willing", lambda _: True)  # however dear they are at this moment
+    monkeypatch.setattr(
+        Thrift, "next_is_large", lambda _: True
+    )  # however dear they are at this moment
     path = disk / "file"
     path.touch()
     os.truncate(path, SIZE)
@@ -148,7 +151,12 @@ def test_a_file_system_without_any_takes_the_bytes_all_the_same(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("option", "small"),
-    [("huge=never", True), ("huge=advise", True), ("huge=always", False)],
+    [
+        ("huge=never", True),
+        ("huge=advise", True),
+        ("huge=within_size", False),
+        ("huge=always", False),
+    ],
 )
 def test_only_where_pages_are_small(tmp_path: Path, option: str, small: bool) -> None:
     with mounted(tmp_path / "disk", option) as folder:
@@ -156,8 +164,41 @@ def test_only_where_pages_are_small(tmp_path: Path, option: str, small: bool) ->
 
 
 def test_a_disk_is_no_memory_file_system(tmp_path: Path) -> None:
-    kind, _ = h5_store._file_system(tmp_path.stat())
-    assert h5_store.has_small_pages(tmp_path.stat()) is (kind == "tmpfs")
+    command = ["stat", "-f", "-c", "%T", str(tmp_path)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    if told.returncode or told.stdout.strip() == "tmpfs":
+        pytest.skip("no disk here")
+    assert h5_store.has_small_pages(tmp_path.stat()) is False
+
+
+def test_a_run_makes_them(
+    tree: Tree, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not able(disk):
+        pytest.skip("this system makes no large pages")
+    monkeypatch.setattr(Thrift, "next_is_large", lambda _: True)
+    made = []
+    close = LargePages.close
+
+    def counted(pages: LargePages) -> None:
+        made.append(pages.made)
+        close(pages)
+
+    monkeypatch.setattr(LargePages, "close", counted)
+    options = ["--patch-size", "p48", "--overlap", "46"]
+    ended = called(tmp_path, *argv(tree.root, disk / "made.h5", *options))
+    assert ended.status == 0, ended.err
+    assert made == [(disk / "made.h5").stat().st_size // LARGE]
+
+
+def test_without_addresses_there_are_none(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_pages, "_room", lambda: None)
+    whole = np.random.default_rng(2).bytes(SIZE)
+    with blocks.PartialFile(laid_out(disk / "file", bytes(SIZE))) as file:
+        file.write(0, memoryview(whole))
+        assert file.large
+        assert file.large.made == 0
+    assert (disk / "file").read_bytes() == whole
 
 
 def test_ranks_write_the_same_bytes_into_memory(tree: Tree, tmp_path: Path, disk: Path) -> None:

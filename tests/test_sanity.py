@@ -11,11 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import filling
+import pipeline
 import sanity
+from parallel import World
 from tests.conftest import Tree
 from tests.provenance import squeezed
 from tests.running import called
 from tests.scans import write_patient
+from utils import Config, Pair, Tally, ToolError
 
 FOLDER = "sanity_check/scans/norm_{}_patch_size_{}"
 
@@ -58,6 +62,26 @@ def tiles(picture: NDArray[np.uint8], size: int) -> list[NDArray[np.uint8]]:
             np.testing.assert_array_equal(tile, small.repeat(times, axis=0).repeat(times, axis=1))
             found.append(small)
     return found
+
+
+def test_an_error_in_a_picture_names_its_slice(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(str(tree.root), str(tmp_path / "out.h5"), patch_size=24, overlap=4)
+    world, tally = World(None), Tally()
+    plans = pipeline.make_plans(pipeline.find(config, world, tally), config, world, tally)
+    task = filling.to_draw(plans, config, together=True)[0]
+    assert len(task.slices) == 4
+    guilty = task.slices[2][1]
+
+    def coverage(pair: Pair, *_: object) -> bytes:
+        if pair == guilty:
+            raise ValueError("a bug")
+        return b""
+
+    monkeypatch.setattr(sanity, "coverage", coverage)
+    with pytest.raises(ToolError, match=f"^{re.escape(guilty.input.file)}: ValueError .*a bug"):
+        filling.draw(task, config)
 
 
 @pytest.fixture(scope="module")
