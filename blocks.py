@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from h5_read import PATCH_COLUMNS, bulk_names
 from journal import Written
+from large_pages import LargePages
 from stopwatch import laps
 from utils import PIECE_BYTES, Config, Plan, RunError, quoted
 
 if TYPE_CHECKING:
-    from large_pages import LargePages
     from parallel import Writer
     from patching import Block
 
@@ -87,11 +87,7 @@ class PartialFile:
         with named_errors(self.path):
             access = os.O_RDWR if layout.small_pages else os.O_WRONLY
             self.descriptor = os.open(layout.path, access)
-        self.large: LargePages | None = None
-        if layout.small_pages:
-            import large_pages
-
-            self.large = large_pages.LargePages(self.descriptor)
+        self.large = LargePages(self.descriptor) if layout.small_pages else None
 
     @classmethod
     def seen(cls, layout: Layout) -> PartialFile | None:

@@ -25,6 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+import large_pages
 from blocks import Layout
 from h5_read import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, bulk_names, rest_digest
 from journal import Written
@@ -60,7 +61,7 @@ def layout_of(path: str) -> Layout:
     status = os.stat(path)
     with h5py.File(path, "r", locking=False) as file:
         offsets = {name: int(file[name].id.get_offset()) for name in [*bulk_names(), REST]}
-    small_pages = has_small_pages(status)
+    small_pages = large_pages.has_small_pages(status)
     return Layout(os.path.abspath(path), status.st_dev, status.st_ino, offsets, small_pages)
 
 
@@ -150,7 +151,7 @@ def reserve(path: str) -> None:
         full = size > free
         try:
             # In memory that would fill all pages with zeros, as much work as writing them.
-            if not full and _file_system(status)[0] not in ("tmpfs", "ramfs"):
+            if not full and large_pages.file_system(status)[0] not in ("tmpfs", "ramfs"):
                 os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             full = error.errno == errno.ENOSPC  # else a file system that cannot reserve
@@ -158,25 +159,6 @@ def reserve(path: str) -> None:
             raise RunError(
                 f"no space for {quoted(path)}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
             )
-
-
-def has_small_pages(status: os.stat_result) -> bool:
-    """Tell whether a file lies on a memory file system that holds files in small pages."""
-    kind, options = _file_system(status)
-    return kind == "tmpfs" and not {"huge=always", "huge=within_size"} & set(options)
-
-
-def _file_system(status: os.stat_result) -> tuple[str, list[str]]:
-    """Return type and options of the file system that a file lies on; '' where nobody tells."""
-    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-            # Field 3 is the device; behind a lone dash type, source and options (proc(5)).
-            fields = [line.split() for line in mounts]
-    except OSError:
-        return "", []
-    told = [f[f.index("-") + 1 :] for f in fields if f[2] == device]
-    return (told[0][0], told[0][-1].split(",")) if told else ("", [])
 
 
 def complete(layout: Layout, records: list[Written]) -> None:

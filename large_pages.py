@@ -29,6 +29,25 @@ WORTH, LENT, IN_VAIN = 0.0005, 16, 4
 FIRST_PAUSE = 16
 
 
+def has_small_pages(status: os.stat_result) -> bool:
+    """Tell whether a file lies on a memory file system that holds files in small pages."""
+    kind, options = file_system(status)
+    return kind == "tmpfs" and not {"huge=always", "huge=within_size"} & set(options)
+
+
+def file_system(status: os.stat_result) -> tuple[str, list[str]]:
+    """Return type and options of the file system that a file lies on; '' where nobody tells."""
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            # Field 3 is the device; behind a lone dash type, source and options (proc(5)).
+            fields = [line.split() for line in mounts]
+    except OSError:
+        return "", []
+    told = [f[f.index("-") + 1 :] for f in fields if f[2] == device]
+    return (told[0][0], told[0][-1].split(",")) if told else ("", [])
+
+
 @dataclass
 class Thrift:
     """Tells whether large pages are worth what they cost just now.

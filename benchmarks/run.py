@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import contestants, inputs, results
+from large_pages import has_small_pages
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,21 +103,12 @@ def places(wanted: Sequence[str], scratch: Path, memory: Sequence[Path]) -> list
     for system in memory if "memory" in wanted else ():
         if os.access(system, os.W_OK):
             folder = Path(tempfile.mkdtemp(prefix="patches_bench_", dir=system))
-            name = "memory, large pages" if has_large_pages(system) else "memory"
+            small = has_small_pages(system.stat())
+            name = "memory" if small else "memory, large pages"
             if name in [place.name for place in out]:
                 name = f"{name}, {system}"
             out.append(contestants.Place(name, folder, on_disk=False))
     return out
-
-
-def has_large_pages(folder: Path) -> bool:
-    """Tell whether a folder lies on a memory file system that is mounted with large pages."""
-    device = os.stat(folder).st_dev
-    name = f"{os.major(device)}:{os.minor(device)}"
-    mounts = Path("/proc/self/mountinfo").read_text("utf-8").splitlines()
-    # Field 3 is the device, and the last one has the options of the file system (proc(5)).
-    options = {o for m in mounts if m.split()[2] == name for o in m.split()[-1].split(",")}
-    return bool({"huge=always", "huge=within_size"} & options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import blocks
-import h5_store
 import large_pages
 from large_pages import FIRST_PAUSE, IN_VAIN, LARGE, LENT, WORTH, LargePages, Thrift
 from tests.conftest import Tree
@@ -122,9 +121,8 @@ def test_bytes_that_were_there_stay(disk: Path) -> None:
 def test_whole_pages_are_made_large_once_each(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not able(disk):
         pytest.skip("this system makes no large pages")
-    monkeypatch.setattr(
-        Thrift, "next_is_large", lambda _: True
-    )  # however dear they are at this moment
+    # However dear they are at this moment.
+    monkeypatch.setattr(Thrift, "next_is_large", lambda _: True)
     path = disk / "file"
     path.touch()
     os.truncate(path, SIZE)
@@ -160,7 +158,7 @@ def test_a_file_system_without_any_takes_the_bytes_all_the_same(tmp_path: Path) 
 )
 def test_only_where_pages_are_small(tmp_path: Path, option: str, small: bool) -> None:
     with mounted(tmp_path / "disk", option) as folder:
-        assert h5_store.has_small_pages((folder / ".").stat()) is small
+        assert large_pages.has_small_pages(folder.stat()) is small
 
 
 def test_a_disk_is_no_memory_file_system(tmp_path: Path) -> None:
@@ -168,7 +166,7 @@ def test_a_disk_is_no_memory_file_system(tmp_path: Path) -> None:
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     if told.returncode or told.stdout.strip() == "tmpfs":
         pytest.skip("no disk here")
-    assert h5_store.has_small_pages(tmp_path.stat()) is False
+    assert large_pages.has_small_pages(tmp_path.stat()) is False
 
 
 def test_a_run_makes_them(
