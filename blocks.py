@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from h5_read import PATCH_COLUMNS, bulk_names
 from journal import Written
@@ -100,6 +100,21 @@ class PartialFile:
         except (OSError, RunError):
             return None
 
+    def lend(self, offset: int, size: int) -> memoryview | None:
+        """Return the file's own memory for bytes of that place, if it can be had.
+
+        Raises
+        ------
+        RunError
+            The disk is full or broken.
+        """
+        if not self.large:
+            return None
+        try:
+            return self.large.lend(offset, size)
+        except OSError as error:
+            raise _not_written(self.path, error) from error
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at that byte.
 
@@ -110,8 +125,6 @@ class PartialFile:
         """
         data = data.cast("B")
         try:
-            if self.large:
-                self.large.prepare(offset, data)
             while data:
                 done = os.pwrite(self.descriptor, data[:WRITE_BYTES], offset)
                 data, offset = data[done:], offset + done
@@ -156,20 +169,28 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, start:
         "pair": np.full(n, index),
         **{c: getattr(block, c) for c in PATCH_COLUMNS if c != "pair"},
     }
-    parts: list[Iterable[NDArray[Any]]] = [
-        block.pieces(side, writer.piece_bytes, writer.keeps) for side in ("input", "target")
-    ]
-    parts += [[np.ascontiguousarray(columns[c], kind)] for c, kind in PATCH_COLUMNS.items()]
+    a_patch = 4 * block.size**2
+    room = memoryview(b"")
     digest = xxhash.xxh3_64()
     with laps() as lap:
-        for name, pieces in zip(bulk_names(), parts, strict=True):
-            row = start
-            for piece in pieces if n else ():
-                lap("cut")
-                data = piece.reshape(-1).data
-                digest.update(data)
-                lap("sum")
-                writer.write(layout.offsets[name] + row * piece[0].nbytes, data)
-                row += len(piece)
+        for side, piece in itertools.product(("input", "target"), block.pieces(writer.piece_bytes)):
+            offset = layout.offsets[side] + (start + piece.start) * a_patch
+            size = (piece.stop - piece.start) * a_patch
+            lent = writer.lend(offset, size)
+            if lent is None and (writer.keeps or len(room) < size):
+                room = np.empty(size, np.uint8).data
+            data = room[:size] if lent is None else lent
+            lap("write")
+            block.cut(side, piece, np.frombuffer(data, np.float32))
+            lap("cut")
+            digest.update(data)
+            lap("sum")
+            if lent is None:
+                writer.write(offset, data)
                 lap("write")
+        for name, kind in PATCH_COLUMNS.items() if n else ():
+            column = np.ascontiguousarray(columns[name], kind)
+            digest.update(column.data)
+            writer.write(layout.offsets[f"patch/{name}"] + start * column.itemsize, column.data)
+        lap("write")
     return Written(block.input_affine, block.target_affine, digest.intdigest())

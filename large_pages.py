@@ -2,9 +2,9 @@
 
 A tmpfs holds a file in pages of 4 kB, unless it is mounted otherwise. Each of them is made while a
 write holds the lock of the file, so that processes which write into one file wait for each other.
-Where a page of 2 MB is there already, a write has but to copy: still in its turn, but soon done.
-The kernel makes one, outside that lock, for a process that asks (MADV_COLLAPSE of madvise(2), Linux
-6.1 or later).
+The kernel makes one of 2 MB, outside that lock, for a process that asks (MADV_COLLAPSE of
+madvise(2), Linux 6.1 or later); and what a process puts into such a page by its own addresses needs
+no write at all.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Thrift:
 
 
 class LargePages:
-    """Makes the large pages of one file, each just before something is written into it.
+    """Makes the large pages of one file, each when the first bytes come for it, and shows them.
 
     Parameters
     ----------
@@ -89,41 +89,75 @@ class LargePages:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.pages = os.fstat(descriptor).st_size // LARGE
-        #: Those that bytes have come for; one that was left small stays so.
-        self.seen: set[int] = set()
+        #: Whether each page that bytes have come for is large; one that was left small stays so.
+        self.seen: dict[int, bool] = {}
         self.thrift = Thrift()
         #: How many this process has asked for with success.
         self.made = 0
+        # Addresses for two pages, in which a piece of any size up to one lies; the kernel wants
+        # them aligned.
+        self._reserved = _map(0, 3 * LARGE, _PROT_NONE, _PRIVATE)
+        self._window = -(-(self._reserved or 0) // LARGE) * LARGE
+        shown = (ctypes.c_ubyte * (2 * LARGE)).from_address(self._window)
+        self._memory = memoryview(shown).cast("B")
+        #: The page of the file that the window begins with.
+        self._first: int | None = None
 
-    def prepare(self, offset: int, data: memoryview) -> None:
-        """Make the pages that bytes will be written into, as far as that pays.
+    def lend(self, offset: int, size: int) -> memoryview | None:
+        """Return the file's own memory for bytes: what is put in is in the file.
 
         Parameters
         ----------
-        offset : int
-            Where they will be written.
-        data : memoryview
-            The bytes. Some of them are written at once: the kernel makes a page large that has been
-            begun, but none from nothing.
+        offset, size : int
+            Where they belong, and how many; the first of each page is overwritten.
+
+        Returns
+        -------
+        memoryview or None
+            Good until the next call; None where there are small pages, or more than two.
         """
-        for page in range(offset // LARGE, -(-(offset + len(data)) // LARGE)):
-            if page >= self.pages or page in self.seen:
-                continue
-            self.seen.add(page)
-            if not self.thrift.next_is_large():
-                continue
-            begin = time.perf_counter()
-            start = max(offset, page * LARGE)
-            os.pwrite(self.descriptor, data[start - offset : start - offset + 1], start)
-            done = _make_large(self.descriptor, page * LARGE)
-            self.made += done
-            self.thrift.charge(time.perf_counter() - begin if done else WORTH * IN_VAIN)
+        first, end = offset // LARGE, -(-(offset + size) // LARGE)
+        if end - first > 2 or not self._show(first):
+            return None
+        for page in range(first, end):
+            if page not in self.seen:
+                self.seen[page] = self._make(page, max(offset, page * LARGE))
+            if not self.seen[page]:
+                return None
+        return self._memory[offset - first * LARGE :][:size]
+
+    def _show(self, first: int) -> bool:
+        """Let the window show two pages of the file; tell whether it does."""
+        if first != self._first:
+            access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+            at = first * LARGE
+            # In place of those before: what a process has mapped of a file counts as its memory.
+            if not self._reserved or (
+                _map(self._window, 2 * LARGE, access, flags, self.descriptor, at) is None
+            ):
+                return False
+            self._first = first
+        return True
+
+    def _make(self, page: int, at: int) -> bool:
+        """Make a page large that the window shows, if that pays; `at` is a byte of it to begin."""
+        assert self._first is not None
+        if page >= self.pages or not self.thrift.next_is_large():
+            return False
+        begin = time.perf_counter()
+        # The kernel makes a page large that has been begun, but none from nothing.
+        os.pwrite(self.descriptor, b"\0", at)
+        place = self._window + (page - self._first) * LARGE
+        made = bool(_libc().madvise(place, LARGE, _MADV_COLLAPSE) == 0)
+        self.made += made
+        self.thrift.charge(time.perf_counter() - begin if made else WORTH * IN_VAIN)
+        return made
 
     def close(self) -> None:
-        """Let go of the file's memory."""
-        room = _room()
-        if room is not None:
-            _map(room, LARGE, _PROT_NONE, _PRIVATE | _MAP_FIXED)
+        """Let go of the file's memory; what was lent of it is no longer there."""
+        if self._reserved:
+            _libc().munmap(self._reserved, 3 * LARGE)
+            self._reserved = self._first = None
 
 
 @functools.cache
@@ -132,6 +166,7 @@ def _libc() -> ctypes.CDLL:
     size, number = ctypes.c_size_t, ctypes.c_int
     libc.mmap.argtypes = [size, size, number, number, number, ctypes.c_int64]
     libc.mmap.restype = size
+    libc.munmap.argtypes = [size, size]
     libc.madvise.argtypes = [size, size, number]
     return libc
 
@@ -142,20 +177,3 @@ def _map(
     """Return where the kernel has mapped it, None where it has not."""
     mapped = int(_libc().mmap(address, size, access, flags, descriptor, at))
     return None if mapped == ctypes.c_size_t(-1).value else mapped
-
-
-@functools.cache
-def _room() -> int | None:
-    """Reserve addresses for one large page, and return the first; the kernel wants it aligned."""
-    reserved = _map(0, 2 * LARGE, _PROT_NONE, _PRIVATE)
-    return None if reserved is None else -(-reserved // LARGE) * LARGE
-
-
-def _make_large(descriptor: int, offset: int) -> bool:
-    """Make one page of those of a file from `offset` on; tell whether it is one now."""
-    access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
-    room = _room()
-    # In place of the one before: what a process has mapped of a file counts as its memory.
-    if room is None or _map(room, LARGE, access, flags, descriptor, offset) is None:
-        return False
-    return bool(_libc().madvise(room, LARGE, _MADV_COLLAPSE) == 0)

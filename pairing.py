@@ -61,7 +61,7 @@ def tolerance_mm(slices: Sequence[Slice]) -> float:
     The spacing is the smallest distance of two neighbours, and no more than the slices' thickness:
     a series may have gaps.
     """
-    at = np.unique([s.position_mm for s in slices if s.position_mm is not None])
+    at = sorted({s.position_mm for s in slices if s.position_mm is not None})
     gaps = np.diff(at)
     thickness = [s.thickness_mm for s in slices if s.thickness_mm]
     spacing = min([*gaps[gaps > SAME_MM], *thickness], default=0.0)

@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 TASK, STOP, ROOT, REPORT, WRITE, BYTES = range(1, 7)
 #: Bytes of one message to rank 0, and how many of them may be on their way from one rank.
-MESSAGE_BYTES = 8 << 20
+MESSAGE_BYTES = 2 << 20
 PENDING_BYTES = 64 << 20
 #: Bytes of one write behind the back of a serial run, and how many of them may wait for it.
 BEHIND_BYTES, BEHIND_MOST = 1 << 20, 8
@@ -65,6 +65,12 @@ class Writer(Protocol):
 
     piece_bytes: int
     keeps: bool
+
+    def lend(self, offset: int, size: int) -> memoryview | None:
+        """Return the file's own memory for bytes of that place, which then need no `write`.
+
+        It is good until more is asked for. None where it cannot be had.
+        """
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at that byte."""
@@ -356,7 +362,12 @@ class World:
             self.comm.Recv(data, source, BYTES)
         if keep:
             with stopwatch.step("write"):
-                self._writers[file].write(offset, memoryview(data))
+                writer = self._writers[file]
+                lent = writer.lend(offset, length)
+                if lent is None:
+                    writer.write(offset, memoryview(data))
+                else:
+                    lent[:] = data
 
     # --- shared work --------------------------------------------------------------------------
 
@@ -493,6 +504,9 @@ class _Sender:
         self.comm, self.file = comm, file
         self.pending: list[tuple[int, list[Any]]] = []
 
+    def lend(self, offset: int, size: int) -> memoryview | None:
+        return None
+
     def write(self, offset: int, data: memoryview) -> None:
         data = data.cast("B")
         for start in range(0, len(data), MESSAGE_BYTES):
@@ -519,6 +533,9 @@ class _Later:
 
     def __init__(self, behind: Behind, writer: Writer) -> None:
         self.behind, self.writer = behind, writer
+
+    def lend(self, offset: int, size: int) -> memoryview | None:
+        return self.writer.lend(offset, size)
 
     def write(self, offset: int, data: memoryview) -> None:
         def job() -> None:

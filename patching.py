@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -245,6 +247,14 @@ def draw_orientations(
     return codes
 
 
+class Piece(NamedTuple):
+    """Consecutive patches of a block, all of one view: its number, first patch, end."""
+
+    view: int
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class Block:
     """All patches of one pair, in their final order: view, window, orientation.
@@ -285,41 +295,42 @@ class Block:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def pieces(self, side: str, most: int = PIECE_BYTES, fresh: bool = True) -> Iterator[Image]:
-        """Cut the patches of one side in order, a piece at a time.
+    def pieces(self, most: int = PIECE_BYTES) -> Iterator[Piece]:
+        """Share the patches of a side out, in order.
+
+        Parameters
+        ----------
+        most : int
+            Bytes of a piece; it has the patches of at least one window.
+        """
+        window = self.times * 4 * self.size**2
+        many = max(1, most // window) * self.times
+        for view, (begin, end) in enumerate(itertools.pairwise(self.starts)):
+            for start in range(begin, end, many):
+                yield Piece(view, start, min(start + many, end))
+
+    def cut(self, side: str, piece: Piece, out: Image) -> None:
+        """Cut a piece of a side.
 
         Parameters
         ----------
         side : {'input', 'target'}
-        most : int
-            Bytes of a piece; it has the patches of at least one window.
-        fresh : bool
-            Whether every piece gets memory of its own. Else it is good until the next one is asked
-            for.
-
-        Yields
-        ------
-        ndarray of float32, shape (m, p, p)
+        piece : Piece
+        out : ndarray of float32, as large as the piece, contiguous
+            Where the patches go.
         """
-        window = self.times * 4 * self.size**2
-        many = max(1, most // window) * self.times
-        shape = (self.times, self.size, self.size)
-        room: Image | None = None
-        for view, begin, end in zip(self.views[side], self.starts, self.starts[1:], strict=False):
-            for start in range(begin, end, many):
-                here = slice(start, min(start + many, end))
-                if fresh or room is None:
-                    room = np.empty((min(many, len(self)), self.size, self.size), np.float32)
-                piece = room[: here.stop - here.start]
-                first = slice(here.start, here.stop, self.times)
-                codes = self.orientation[here].reshape(-1, self.times)
-                cut(view, self.row[first], self.col[first], codes, piece.reshape(-1, *shape))
-                yield piece
+        here = slice(piece.start, piece.stop)
+        first = slice(piece.start, piece.stop, self.times)
+        codes = self.orientation[here].reshape(-1, self.times)
+        room = out.reshape(-1, self.times, self.size, self.size)
+        cut(self.views[side][piece.view], self.row[first], self.col[first], codes, room)
 
     def patches(self, side: str) -> Image:
         """Return all patches of one side, shape (n, p, p)."""
-        none = np.empty((0, self.size, self.size), np.float32)
-        return np.concatenate([none, *self.pieces(side)])
+        out = np.empty((len(self), self.size, self.size), np.float32)
+        for piece in self.pieces():
+            self.cut(side, piece, out[piece.start : piece.stop])
+        return out
 
 
 def make_block(

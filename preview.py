@@ -137,7 +137,6 @@ def _seconds_a_pair(plan: Plan, config: Config) -> float:
     begin = time.perf_counter()
     for task in filling.to_make({"": plan}, [range(few, len(plan.pairs))]):
         block = filling.block_of(task, config)
-        for side in ("input", "target"):
-            for _ in block.pieces(side, fresh=False):
-                pass
+        for side in block.views:
+            block.patches(side)
     return (time.perf_counter() - begin) / few

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,10 +166,26 @@ def measure(command: Sequence[str], work: Path) -> tuple[Run, str]:
     return Run(wall, used.ru_utime + used.ru_stime, (used.ru_maxrss * 1024,)), printed
 
 
-def touch_memory(patches: int) -> None:
-    """Use as much memory as a run will, and some more, just before it."""
+@contextlib.contextmanager
+def warm_memory(place: Place, patches: int) -> Iterator[None]:
+    """Have as much memory warm as a run will need, and some more; see `warm`.
+
+    Of a disk's place, none.
+    """
+    if place.on_disk:
+        yield
+        return
     size = str(patches * PATCH_BYTES + SPARE_BYTES)
-    subprocess.run([sys.executable, str(HERE / "touch.py"), size], check=True)
+    command = [sys.executable, str(HERE / "warm.py"), str(place.folder), size]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        if not process.stdout.readline():
+            raise RuntimeError("no memory to keep warm")
+        try:
+            yield
+        finally:
+            process.stdin.close()
 
 
 def count_patches(source: Path, place: Place) -> int:

@@ -32,10 +32,11 @@ def able(folder: Path) -> bool:
     path = folder / "probe"
     path.write_bytes(bytes(LARGE))
     with open(path, "r+b") as file:
-        made = large_pages._make_large(file.fileno(), 0)
-        LargePages(file.fileno()).close()
+        pages = LargePages(file.fileno())
+        lent = pages.lend(0, 1)
+        pages.close()
     path.unlink()
-    return made
+    return lent is not None
 
 
 def laid_out(path: Path, content: bytes | None = None) -> blocks.Layout:
@@ -43,6 +44,16 @@ def laid_out(path: Path, content: bytes | None = None) -> blocks.Layout:
         path.write_bytes(content)
     status = path.stat()
     return blocks.Layout(str(path), status.st_dev, status.st_ino, {}, small_pages=True)
+
+
+def put(file: blocks.PartialFile, offset: int, data: bytes) -> bool:
+    """Bring bytes into the file as a run does; tell whether it lent its memory for them."""
+    lent = file.lend(offset, len(data))
+    if lent is None:
+        file.write(offset, memoryview(data))
+    else:
+        lent[:] = data
+    return lent is not None
 
 
 def mappings(path: Path) -> list[int]:
@@ -99,13 +110,13 @@ def test_what_cheap_pages_saved_is_not_wasted_on_dear_ones() -> None:
 # --- the bytes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("piece", [1000, 1 << 19, LARGE, SIZE])
-def test_a_file_holds_what_was_written(disk: Path, piece: int) -> None:
+@pytest.mark.parametrize("piece", [1000, 1 << 19, LARGE, 2 * LARGE, SIZE])
+def test_a_file_holds_what_was_put_in(disk: Path, piece: int) -> None:
     whole = np.random.default_rng(piece).bytes(SIZE)
     path = disk / "file"
     with blocks.PartialFile(laid_out(path, bytes(SIZE))) as file:
         for start in range(0, SIZE, piece):
-            file.write(start, memoryview(whole[start : start + piece]))
+            put(file, start, whole[start : start + piece])
     assert path.read_bytes() == whole
 
 
@@ -114,7 +125,7 @@ def test_bytes_that_were_there_stay(disk: Path) -> None:
     path = disk / "file"
     at, data = LARGE - 7, b"seven and seven"
     with blocks.PartialFile(laid_out(path, before)) as file:
-        file.write(at, memoryview(data))
+        put(file, at, data)
     assert path.read_bytes() == before[:at] + data + before[at + len(data) :]
 
 
@@ -128,15 +139,37 @@ def test_whole_pages_are_made_large_once_each(disk: Path, monkeypatch: pytest.Mo
     os.truncate(path, SIZE)
     with blocks.PartialFile(laid_out(path)) as file:
         assert file.large
-        file.write(LARGE + 5, memoryview(b"x"))
+        assert put(file, LARGE + 5, b"x")
         assert file.large.made == 1
         for start in range(0, SIZE, 1000):
-            file.write(start, memoryview(bytes(min(1000, SIZE - start))))
+            # The rest, no whole page, cannot be made large.
+            data = b"y" * min(1000, SIZE - start)
+            assert put(file, start, data) == (start + len(data) <= 3 * LARGE)
             # Else all of the file would count as memory of this process.
-            assert sum(mappings(path)) <= LARGE
+            assert sum(mappings(path)) <= 2 * LARGE
         assert file.large.made == 3
     assert mappings(path) == []
-    assert path.read_bytes() == bytes(SIZE)
+    assert path.read_bytes() == b"y" * SIZE
+
+
+def test_more_than_two_pages_are_not_lent(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not able(disk):
+        pytest.skip("this system makes no large pages")
+    monkeypatch.setattr(Thrift, "next_is_large", lambda _: True)
+    with blocks.PartialFile(laid_out(disk / "file", bytes(SIZE))) as file:
+        assert file.lend(LARGE - 1, LARGE + 1) is not None
+        assert file.lend(LARGE - 1, LARGE + 2) is None
+
+
+def test_two_processes_share_a_page(disk: Path) -> None:
+    """What one puts in is there for the other, however each of them got it in."""
+    path = disk / "file"
+    layout = laid_out(path, bytes(SIZE))
+    with blocks.PartialFile(layout) as one, blocks.PartialFile(layout) as other:
+        for start in range(0, 2 * LARGE, 64):
+            put((one, other)[start // 64 % 2], start, b"%064d" % start)
+    expected = b"".join(b"%064d" % start for start in range(0, 2 * LARGE, 64))
+    assert path.read_bytes() == expected + bytes(SIZE - 2 * LARGE)
 
 
 def test_a_file_system_without_any_takes_the_bytes_all_the_same(tmp_path: Path) -> None:
@@ -190,10 +223,11 @@ def test_a_run_makes_them(
 
 
 def test_without_addresses_there_are_none(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_pages, "_room", lambda: None)
+    monkeypatch.setattr(large_pages, "_map", lambda *_: None)
     whole = np.random.default_rng(2).bytes(SIZE)
     with blocks.PartialFile(laid_out(disk / "file", bytes(SIZE))) as file:
-        file.write(0, memoryview(whole))
+        assert not put(file, 0, whole)
+        assert not put(file, 0, whole[:1000])
         assert file.large
         assert file.large.made == 0
     assert (disk / "file").read_bytes() == whole
