@@ -21,12 +21,13 @@ LARGE = 2 << 20
 #: Of <asm-generic/mman-common.h>; Python names none of them.
 _PROT_NONE, _MAP_FIXED, _MADV_COLLAPSE = 0, 0x10, 25
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-#: Seconds that small pages take for a large one's bytes, at least: so many it may take. And how
-#: many times of it may be lent, and are charged where none came.
-WORTH, LENT, IN_VAIN = 0.0005, 16, 4
-#: After how many pages a large one is tried again when they proved dear; then twice as many, until
-#: they have been cheap for a while.
-FIRST_PAUSE = 16
+#: Seconds that small pages take for a large one's bytes, at least: so many it may take. How many
+#: times of it may be lent; and how many are charged at most, and where none came: one page alone
+#: that took long, perhaps because the process had to wait for its core, proves nothing.
+WORTH, LENT, MOST = 0.0005, 16, 4
+#: After how many pages a large one is tried again when they proved dear; then twice as many, up to
+#: the last, until they have been cheap for a while.
+FIRST_PAUSE, LAST_PAUSE = 16, 256
 
 
 def has_small_pages(status: os.stat_result) -> bool:
@@ -67,12 +68,12 @@ class Thrift:
         self.passed += 1
         if self.passed < self.pause:
             return False
-        self.passed, self.pause, self.credit = 0, 2 * self.pause, 0.0
+        self.passed, self.pause, self.credit = 0, min(2 * self.pause, LAST_PAUSE), 0.0
         return True
 
     def charge(self, seconds: float) -> None:
         """Take note of what a large page has cost."""
-        self.credit = min(self.credit + WORTH - seconds, WORTH * LENT)
+        self.credit = min(self.credit + WORTH - min(seconds, WORTH * MOST), WORTH * LENT)
         if self.credit == WORTH * LENT:
             self.pause = FIRST_PAUSE
 
@@ -150,7 +151,7 @@ class LargePages:
         place = self._window + (page - self._first) * LARGE
         made = bool(_libc().madvise(place, LARGE, _MADV_COLLAPSE) == 0)
         self.made += made
-        self.thrift.charge(time.perf_counter() - begin if made else WORTH * IN_VAIN)
+        self.thrift.charge(time.perf_counter() - begin if made else WORTH * MOST)
         return made
 
     def close(self) -> None:

@@ -19,8 +19,6 @@ MAIN = HERE.parent / "main.py"
 #: The job that is measured. A patch of input and target: 2 x 55 x 55 x 4 bytes.
 JOB = ("--patch-size", "p55", "--rot_augment", "--ds_augment", "--air_threshold", "--overwrite")
 PATCH_BYTES = 2 * 55 * 55 * 4
-#: Memory that a run needs besides its output.
-SPARE_BYTES = 1 << 30
 FLOOR, HAND, SERIAL = "floor", "hand script", "serial"
 #: What Open MPI wants to be told to run as root and with more ranks than cores; MPICH ignores it.
 OPEN_MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -167,16 +165,12 @@ def measure(command: Sequence[str], work: Path) -> tuple[Run, str]:
 
 
 @contextlib.contextmanager
-def warm_memory(place: Place, patches: int) -> Iterator[None]:
-    """Have as much memory warm as a run will need, and some more; see `warm`.
-
-    Of a disk's place, none.
-    """
+def warm_memory(place: Place) -> Iterator[None]:
+    """Have the memory warm that a run will write to; see `warm`. A run to a disk needs none."""
     if place.on_disk:
         yield
         return
-    size = str(patches * PATCH_BYTES + SPARE_BYTES)
-    command = [sys.executable, str(HERE / "warm.py"), str(place.folder), size]
+    command = [sys.executable, str(HERE / "warm.py"), str(place.folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout

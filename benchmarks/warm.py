@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Uses memory once before a contestant's turn, and hands it over as the contestant fills a folder.
+"""Uses all free memory before a contestant's turn, and hands it over as the folder fills.
 
 A virtual machine may give what lies idle back to its host within seconds, and memory that comes
 from there costs ten times as much and more: a contestant shall pay neither for the pause before its
-turn nor for the length of it. A process of its own, since the peak memory of a process counts for
-what it starts.
+turn nor for the length of it. Nothing that is cached is driven out. A process of its own, since the
+peak memory of a process counts for what it starts.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import sys
 from pathlib import Path
 
 PIECE = bytes(1 << 20)
-#: Bytes that are handed over at once, and how far ahead of what the folder holds.
-PART, AHEAD = 64 << 20, 512 << 20
+#: Bytes that are handed over at once; how far ahead of what the folder holds, since what is free may
+#: go back to the host at any moment; and what is left free.
+PART, AHEAD, LEFT = 16 << 20, 128 << 20, 256 << 20
 #: Seconds between two looks at the folder.
-PAUSE = 0.01
+PAUSE = 0.004
 
 
-def main(folder: Path, size: int) -> None:
-    """Use so many bytes, say so, and give them back while the folder's file system fills.
+def main(folder: Path) -> None:
+    """Use all that is free, say so, and give it back while the folder's file system fills.
 
     It ends with its standard input.
     """
-    parts = -(-size // PART)
+    parts = max(1, (_free() - LEFT) // PART)
     with mmap.mmap(-1, parts * PART, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         with contextlib.suppress(OSError, AttributeError):  # a system without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -43,10 +44,16 @@ def main(folder: Path, size: int) -> None:
                 given = wanted
 
 
+def _free() -> int:
+    """Return how many bytes hold nothing, nor a cached file (proc(5))."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemFree:"))
+
+
 def _used(folder: Path) -> int:
     system = os.statvfs(folder)
     return (system.f_blocks - system.f_bfree) * system.f_frsize
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -12,7 +12,7 @@ import pytest
 
 import blocks
 import large_pages
-from large_pages import FIRST_PAUSE, IN_VAIN, LARGE, LENT, WORTH, LargePages, Thrift
+from large_pages import FIRST_PAUSE, LARGE, LENT, MOST, WORTH, LargePages, Thrift
 from tests.conftest import Tree
 from tests.faults import argv, mounted
 from tests.running import called, ranks
@@ -77,20 +77,31 @@ def test_cheap_pages_go_on_for_ever() -> None:
     assert thrift.credit == WORTH * LENT
 
 
-def test_dear_pages_are_tried_less_and_less_often() -> None:
+@pytest.mark.parametrize("cost", [WORTH * MOST, 1.0])
+def test_dear_pages_are_tried_less_and_less_often(cost: float) -> None:
     thrift = Thrift()
     tried = []
-    for page in range(500):
+    for page in range(1100):
         if thrift.next_is_large():
             tried.append(page)
-            thrift.charge(WORTH * (IN_VAIN + 1))
-    # What is lent pays for four and a bit; then one after a pause of 16, 32, 64, ...
-    assert tried == [0, 1, 2, 3, 4, 20, 52, 116, 244]
+            thrift.charge(cost)
+    # What is lent pays for five and a bit; then one after a pause of 16, 32, 64, ...
+    assert tried == [0, 1, 2, 3, 4, 5, 21, 53, 117, 245, 501, 757, 1013]
+
+
+def test_one_page_that_took_long_proves_nothing() -> None:
+    thrift = Thrift()
+    for _ in range(1000):
+        thrift.charge(1.0)
+        for _ in range(MOST):
+            assert thrift.next_is_large()
+            thrift.charge(WORTH / 10)
 
 
 def test_pages_that_are_cheap_again_are_made_again() -> None:
     thrift = Thrift()
-    thrift.charge(1.0)
+    for _ in range(LENT):
+        thrift.charge(1.0)
     assert [thrift.next_is_large() for _ in range(16)] == [False] * 15 + [True]
     for _ in range(2 * LENT):
         assert thrift.pause == 2 * FIRST_PAUSE
@@ -103,7 +114,8 @@ def test_what_cheap_pages_saved_is_not_wasted_on_dear_ones() -> None:
     thrift = Thrift()
     for _ in range(10_000):
         thrift.charge(0.0)
-    thrift.charge(WORTH * (LENT + 2))
+    for _ in range(LENT // 2):
+        thrift.charge(1.0)
     assert not thrift.next_is_large()
 
 
