@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 PIECE = bytes(1 << 20)
-#: Bytes that are handed over at once; how far ahead of what the folder holds, since what is free may
-#: go back to the host at any moment; and what is left free.
+#: Bytes that are handed over at once; how far ahead of what the folder holds, since what is free
+#: may go back to the host at any moment; and what is left free.
 PART, AHEAD, LEFT = 16 << 20, 128 << 20, 256 << 20
 #: Seconds between two looks at the folder.
 PAUSE = 0.004
