@@ -118,9 +118,9 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
         tasks = planning.in_twos(findings.tasks)
 
         def load() -> None:
-            """Load the HDF5 library: it takes a while, and rank 0 alone needs it."""
-            if not config.dry_run:
-                importlib.import_module("h5_store")
+            """Load what takes a while and rank 0 alone needs: the HDF5 library, and the page."""
+            for module in () if config.dry_run else ("h5_store", "report", "sanity"):
+                importlib.import_module(module)
 
         world.run(tasks, lambda made: made, take, prepare=survey, threads=threads, meanwhile=load)
     return world.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}
