@@ -155,11 +155,15 @@ class Journal:
         RunError
             The disk failed since.
         """
+        self.check()
+        with self.lock:
+            self.pending.append((index, written))
+
+    def check(self) -> None:
+        """Raise RunError if the disk has failed."""
         if self.error:
             reason = self.error.strerror
             raise RunError(f"cannot write {quoted(self.path)}: {reason}") from self.error
-        with self.lock:
-            self.pending.append((index, written))
 
     def _keep_up(self) -> None:
         while not self.closing.wait(self.seconds):
@@ -185,9 +189,12 @@ class Journal:
             self.error = error
 
     def close(self) -> None:
-        """End the thread, and write what is still to be noted."""
+        """End the thread, and write what is still to be noted; `check` tells whether it could."""
         self.closing.set()
         self.thread.join()
         self._write()
-        self.file.close()
+        try:
+            self.file.close()
+        except OSError as error:  # it tries once more to write what could not be written
+            self.error = self.error or error
         os.close(self.data)

@@ -239,7 +239,10 @@ class Claim:
             return
         import h5_store
 
+        notes = self._journal
         self._end_notes()
+        if notes:
+            notes.check()
         with named_errors(self.partial):
             h5_store.complete(self.layout, [self.done[i] for i in range(len(self.plan.pairs))])
             _sync(self.partial)

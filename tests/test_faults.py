@@ -6,6 +6,7 @@ before, byte for byte.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+import h5_store
 from tests.editing import edit
 from tests.faults import (
     EARLIER,
@@ -110,6 +112,27 @@ def test_space_that_runs_out_while_writing_is_named(tmp_path, tree, ranks):
         one_error(ended, "no space", str(output))
         assert output.read_bytes() == EARLIER
         no_process_left(output)
+
+
+def test_space_that_runs_out_for_the_journal_is_named(tmp_path, monkeypatch):
+    write_tree(tmp_path / "many", {"A": 80})
+
+    def reserve_and_fill(path: str) -> None:
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+
+    monkeypatch.setattr(h5_store, "reserve", reserve_and_fill)
+    with mounted(tmp_path / "disk", "size=16m") as disk:
+        output = disk / "x.h5"
+        ended = called(tmp_path, *argv(tmp_path / "many", output))
+        one_error(ended, "No space left", f"{output}.journal", "--resume", status=1)
+        assert left(disk) == {"filler", "x.h5.partial", "x.h5.journal"}
+        (disk / "filler").unlink()
+        assert called(tmp_path, *argv(tmp_path / "many", output, "--resume")).errors == []
+        assert left(disk) >= {"x.h5", "x.html", "x.json"}
 
 
 # --- the output ------------------------------------------------------------------------------
