@@ -103,6 +103,8 @@ class PartialFile:
     def lend(self, offset: int, size: int) -> memoryview | None:
         """Return the file's own memory for bytes of that place, if it can be had.
 
+        All of them must be put in, or be written if None is returned: see `LargePages.lend`.
+
         Raises
         ------
         RunError
@@ -191,6 +193,7 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, start:
         for name, kind in PATCH_COLUMNS.items() if n else ():
             column = np.ascontiguousarray(columns[name], kind)
             digest.update(column.data)
+            lap("sum")
             writer.write(layout.offsets[f"patch/{name}"] + start * column.itemsize, column.data)
-        lap("write")
+            lap("write")
     return Written(block.input_affine, block.target_affine, digest.intdigest())

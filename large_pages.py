@@ -22,9 +22,9 @@ LARGE = 2 << 20
 _PROT_NONE, _MAP_FIXED, _MADV_COLLAPSE = 0, 0x10, 25
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 #: Seconds that small pages take for a large one's bytes, at least: so many it may take. How many
-#: times of it may be lent; and how many are charged at most, and where none came: one page alone
-#: that took long, perhaps because the process had to wait for its core, proves nothing.
-WORTH, LENT, MOST = 0.0005, 16, 4
+#: times of it may be lent, and are charged at most: one page that took long, perhaps because the
+#: process had to wait for its core, proves nothing. And how many are charged where none came.
+WORTH, LENT, IN_VAIN = 0.0005, 16, 4
 #: After how many pages a large one is tried again when they proved dear; then twice as many, up to
 #: the last, until they have been cheap for a while.
 FIRST_PAUSE, LAST_PAUSE = 16, 256
@@ -73,7 +73,7 @@ class Thrift:
 
     def charge(self, seconds: float) -> None:
         """Take note of what a large page has cost."""
-        self.credit = min(self.credit + WORTH - min(seconds, WORTH * MOST), WORTH * LENT)
+        self.credit = min(self.credit + WORTH - min(seconds, WORTH * LENT), WORTH * LENT)
         if self.credit == WORTH * LENT:
             self.pause = FIRST_PAUSE
 
@@ -95,8 +95,8 @@ class LargePages:
         self.thrift = Thrift()
         #: How many this process has asked for with success.
         self.made = 0
-        # Addresses for two pages, in which a piece of any size up to one lies; the kernel wants
-        # them aligned.
+        # Addresses for two pages: wherever a piece begins, up to LARGE bytes of it lie in them. The
+        # kernel wants them aligned.
         self._reserved = _map(0, 3 * LARGE, _PROT_NONE, _PRIVATE)
         self._window = -(-(self._reserved or 0) // LARGE) * LARGE
         shown = (ctypes.c_ubyte * (2 * LARGE)).from_address(self._window)
@@ -110,7 +110,8 @@ class LargePages:
         Parameters
         ----------
         offset, size : int
-            Where they belong, and how many; the first of each page is overwritten.
+            Where they belong, and how many: all of them must be put in, or written if None is
+            returned, for the first of each page may have been overwritten.
 
         Returns
         -------
@@ -133,12 +134,12 @@ class LargePages:
             access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
             at = first * LARGE
             # In place of those before: what a process has mapped of a file counts as its memory.
-            if not self._reserved or (
+            if self._reserved and (
                 _map(self._window, 2 * LARGE, access, flags, self.descriptor, at) is None
             ):
-                return False
+                self._reserved = None  # nobody knows what is there now
             self._first = first
-        return True
+        return self._reserved is not None
 
     def _make(self, page: int, at: int) -> bool:
         """Make a page large that the window shows, if that pays; `at` is a byte of it to begin."""
@@ -151,7 +152,7 @@ class LargePages:
         place = self._window + (page - self._first) * LARGE
         made = bool(_libc().madvise(place, LARGE, _MADV_COLLAPSE) == 0)
         self.made += made
-        self.thrift.charge(time.perf_counter() - begin if made else WORTH * MOST)
+        self.thrift.charge(time.perf_counter() - begin if made else WORTH * IN_VAIN)
         return made
 
     def close(self) -> None:

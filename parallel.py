@@ -36,7 +36,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 TASK, STOP, ROOT, REPORT, WRITE, BYTES = range(1, 7)
-#: Bytes of one message to rank 0, and how many of them may be on their way from one rank.
+#: Bytes of one message to rank 0, no more than the file lends memory for at once; and how many of
+#: them may be on their way from one rank.
 MESSAGE_BYTES = 2 << 20
 PENDING_BYTES = 64 << 20
 #: Bytes of one write behind the back of a serial run, and how many of them may wait for it.
@@ -67,7 +68,7 @@ class Writer(Protocol):
     keeps: bool
 
     def lend(self, offset: int, size: int) -> memoryview | None:
-        """Return the file's own memory for bytes of that place, which then need no `write`.
+        """Return the file's own memory for bytes of that place: all put in, they need no `write`.
 
         It is good until more is asked for. None where it cannot be had.
         """

@@ -118,9 +118,10 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
         tasks = planning.in_twos(findings.tasks)
 
         def load() -> None:
-            """Load what takes a while and rank 0 alone needs: the HDF5 library, and the page."""
-            for module in () if config.dry_run else ("h5_store", "report", "sanity"):
-                importlib.import_module(module)
+            """Load what takes a while and rank 0 alone needs: HDF5, the pictures, the page."""
+            if not config.dry_run:
+                for module in ("h5_store", "sanity", "report"):
+                    importlib.import_module(module)
 
         world.run(tasks, lambda made: made, take, prepare=survey, threads=threads, meanwhile=load)
     return world.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}

@@ -170,7 +170,7 @@ def warm_memory(place: Place) -> Iterator[None]:
     if place.on_disk:
         yield
         return
-    command = [sys.executable, str(HERE / "warm.py"), str(place.folder)]
+    command = [sys.executable, str(HERE / "warm.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout
@@ -180,6 +180,8 @@ def warm_memory(place: Place) -> Iterator[None]:
             yield
         finally:
             process.stdin.close()
+    if process.returncode:
+        raise RuntimeError("the memory that was kept warm was taken away")
 
 
 def count_patches(source: Path, place: Place) -> int:

@@ -6,6 +6,7 @@
 
 All contestants take turns within a round, each round begins with another one, and the best round of
 each counts: a shared machine is not equally fast at all times, and ratios say more than seconds.
+Before a turn on a memory file system, all free memory of the machine is used: see `warm`.
 """
 
 from __future__ import annotations
