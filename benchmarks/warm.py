@@ -11,23 +11,31 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
+import re
 import select
 import sys
 from pathlib import Path
 
 PIECE = bytes(1 << 20)
-#: Bytes that are handed over at once, and that are kept free: not many, since what is free may go
-#: back to the host at any moment.
-PART, FREE = 16 << 20, 384 << 20
+#: Bytes that are handed over at once, that are left free at first, and that are kept free then: not
+#: many, since what is free may go back to the host, but enough for the kernel to drop no file.
+PART, LEFT, FREE = 8 << 20, 160 << 20, 256 << 20
 #: Seconds between two looks at what is free.
-PAUSE = 0.004
+PAUSE = 0.003
 
 
 def main() -> None:
     """Use all but a little, say so, and give it back part by part; end with standard input."""
     with contextlib.suppress(OSError):  # if memory gets short, this is to go first
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
-    parts = max(0, _free() - FREE) // PART
+    try:
+        told = os.open("/proc/meminfo", os.O_RDONLY)
+    except OSError:  # no Linux: nothing is kept warm
+        print("warm", flush=True)
+        sys.stdin.read()
+        return
+    parts = max(0, min(_free(told), _room_of_group()) - LEFT) // PART
     with mmap.mmap(-1, max(parts, 1) * PART, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         with contextlib.suppress(OSError, AttributeError):  # a system without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -36,25 +44,26 @@ def main() -> None:
         given = 0
         print("warm", flush=True)
         while not select.select([sys.stdin], [], [], PAUSE)[0]:
-            more = min(max(0, FREE - _free()) // PART, parts - given)
+            more = min(max(0, FREE - _free(told)) // PART, parts - given)
             if more:
                 memory.madvise(mmap.MADV_DONTNEED, given * PART, more * PART)
                 given += more
 
 
-def _free() -> int:
-    """Return how many bytes hold nothing, nor a cached file; 0 where nobody tells (proc(5))."""
+def _free(told: int) -> int:
+    """Return how many bytes hold nothing, nor a cached file (proc(5))."""
+    found = re.search(rb"MemFree: *(\d+) kB", os.pread(told, 200, 0))
+    assert found
+    return int(found[1]) << 10
+
+
+def _room_of_group() -> int:
+    """Return how many bytes this control group may still use."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemFree:"))
-    except OSError:
-        return 0
-    try:
-        room = Path("/sys/fs/cgroup/memory.max").read_text("ascii")
-        used = Path("/sys/fs/cgroup/memory.current").read_text("ascii")
-        return min(free, int(room) - int(used))
+        most = Path("/sys/fs/cgroup/memory.max").read_text("ascii")
+        return int(most) - int(Path("/sys/fs/cgroup/memory.current").read_text("ascii"))
     except (OSError, ValueError):  # no group, or no limit
-        return free
+        return sys.maxsize
 
 
 if __name__ == "__main__":
