@@ -42,8 +42,9 @@ MESSAGE_BYTES = 2 << 20
 PENDING_BYTES = 64 << 20
 #: Bytes of one write behind the back of a serial run, and how many of them may wait for it.
 BEHIND_BYTES, BEHIND_MOST = 1 << 20, 8
-#: Tasks that a rank may hold: one in work and one waiting, so that it need not wait for rank 0.
-TASKS_AHEAD = 2
+#: Tasks that a rank may hold: one in work, and others waiting, so that it need not wait for rank 0,
+#: who looks up between two tasks of its own; and how many while rank 0 does something else first.
+TASKS_AHEAD, HEAD_START = 3, 24
 #: Longest sleep between two looks for a message, seconds. MPI itself would spin: with more ranks
 #: than cores, waiting ranks would take the cores from working ones.
 NAP = 0.002
@@ -380,7 +381,7 @@ class World:
         name: Callable[[Task], str] = lambda _: "",
         prepare: Callable[[Task], Any] = lambda task: task,
         threads: int = 0,
-        meanwhile: Callable[[], object] = lambda: None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
         """Do every task once, on any rank; results come to rank 0 in any order.
 
@@ -423,7 +424,8 @@ class World:
             _Lead(self, list(tasks or ()), whole, take).run(meanwhile)
         else:
             try:
-                meanwhile()
+                if meanwhile:
+                    meanwhile()
                 prepared = made_ahead(tasks or (), lambda t: named(prepare, t, t), threads)
                 with contextlib.closing(prepared):
                     for task, made in prepared:
@@ -562,14 +564,11 @@ class _Lead:
         self.failure: SharedFailure | None = None
         self.cause: Exception | None = None
 
-    def run(self, meanwhile: Callable[[], object]) -> None:
-        for _ in range(TASKS_AHEAD):
-            for rank in self.held:
-                # With few tasks left, none waits behind another.
-                if len(self.tasks) > (self.world.size if self.held[rank] else 0):
-                    self.hand_out(rank)
+    def run(self, meanwhile: Callable[[], object] | None) -> None:
+        self.hand_out_all(HEAD_START if meanwhile else TASKS_AHEAD)
         try:
-            meanwhile()
+            if meanwhile:
+                meanwhile()
         except Exception as error:
             self.stop_for(error)
         while not self.failure and (self.tasks or any(self.held.values())):
@@ -597,8 +596,15 @@ class _Lead:
                 found = self.world._wait()
             self.answer(found)
 
-    def hand_out(self, rank: int) -> None:
-        if self.tasks:
+    def hand_out_all(self, most: int) -> None:
+        """Hand out so many tasks to each rank, as far as they go."""
+        for more in range(1, most + 1):
+            for rank in self.held:
+                self.hand_out(rank, more)
+
+    def hand_out(self, rank: int, most: int = TASKS_AHEAD) -> None:
+        """Hand out a task, unless the rank has its share of those that are left, or that many."""
+        if self.held[rank] < most and len(self.tasks) > self.held[rank] * self.world.size:
             self.held[rank] += 1
             self.world._tell(rank, self.tasks.pop(), TASK)
 
@@ -618,8 +624,7 @@ class _Lead:
         if what == "failed":
             self.failure = self.failure or result
         elif not self.failure:
-            if len(self.tasks) > (self.world.size if self.held[rank] else 0):
-                self.hand_out(rank)
+            self.hand_out(rank)
             self.take(result)
 
     def end(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import parallel
 from tests.running import REPO, Ended, ranks_of, run
-from tests.worlds import PIECE, TASKS
+from tests.worlds import EARLY, PIECE, TASKS
 from utils import CallError
 
 # --- what a launcher says --------------------------------------------------------------------
@@ -113,6 +113,41 @@ def test_bytes_of_any_size_reach_rank_0(tmp_path):
     ended = ranks_of(2, "worlds.py", tmp_path, "bytes")
     expected = b"".join(bytes([task + 1]) * (3 * PIECE) for task in range(2))
     assert ended.out.split() == [hashlib.sha256(expected).hexdigest()], ended.err
+
+
+def test_other_ranks_have_work_while_rank_0_does_something_else_first(tmp_path):
+    ended = ranks_of(2, "worlds.py", tmp_path, "head start")
+    assert (ended.status, ended.err) == (0, "")
+    told, found = map(json.loads, ended.out.splitlines())
+    assert told == {"early": EARLY, "taken": 0}
+    assert found == [[task, task**2] for task in range(TASKS)]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "ranks", "most", "held", "left"),
+    [
+        (3, 4, 3, [1, 1, 1], 0),
+        (4, 2, 3, [2], 2),
+        (7, 3, 3, [2, 2], 3),
+        (40, 2, 24, [14], 26),
+        (1000, 2, 24, [24], 976),
+        (1000, 3, 3, [3, 3], 994),
+    ],
+)
+def test_no_rank_gets_more_than_its_share(tasks, ranks, most, held, left):
+    told: list[object] = []
+
+    class Unheard(parallel.World):  # the arithmetic alone
+        def _tell(self, rank: int, what: object, tag: int) -> None:
+            told.append(what)
+
+    world = Unheard(None)
+    world.size = ranks
+    lead = parallel._Lead(world, list(range(tasks)), lambda task: task, told.append)
+    lead.hand_out_all(most)
+    assert list(lead.held.values()) == held
+    assert told == list(range(sum(held)))
+    assert len(lead.tasks) == left
 
 
 def failed_once(ended: Ended, message: str) -> None:

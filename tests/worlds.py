@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import sys
+from pathlib import Path
 from typing import Any
 
 import parallel
@@ -16,6 +18,8 @@ from utils import RunError
 
 TASKS = 40
 PIECE = 24 << 20
+#: Tasks that another rank gets before rank 0 looks up; and how long that is waited for, seconds.
+EARLY, PATIENCE = 12, 20.0
 
 
 def square(task: int) -> list[int]:
@@ -67,6 +71,30 @@ def large_bytes(world: parallel.World) -> None:
         print(hashlib.sha256(image).hexdigest())
 
 
+def head_start(world: parallel.World) -> None:
+    """Print what other ranks have done while rank 0 has not begun: it waits for `EARLY` tasks."""
+    early = Path("early")
+    world.on_root(lambda: os.mkfifo(early))
+    found: list[list[int]] = []
+
+    def work(task: int) -> list[int]:
+        if world.rank:
+            with open(early, "ab", buffering=0) as pipe:
+                pipe.write(b".")
+        return square(task)
+
+    def meanwhile() -> None:
+        pipe = os.open(early, os.O_RDWR)  # both, so that no end of file comes in between
+        came = 0
+        while came < EARLY and select.select([pipe], [], [], PATIENCE)[0]:
+            came += len(os.read(pipe, 1))
+        print(json.dumps({"early": came, "taken": len(found)}))
+
+    world.run(range(TASKS), work, found.append, meanwhile=meanwhile)
+    if world.rank == 0:
+        print(json.dumps(sorted(found)))
+
+
 def fail(world: parallel.World, scenario: str, at: int) -> None:
     """Fail on one rank in the way that the scenario names, amid the work of all."""
 
@@ -109,6 +137,8 @@ def main(scenario: str, at: int) -> int:
             every_task_once(world)
         elif scenario == "bytes":
             large_bytes(world)
+        elif scenario == "head start":
+            head_start(world)
         else:
             fail(world, scenario, at)
         world.close()
