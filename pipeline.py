@@ -120,7 +120,7 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
         def load() -> None:
             """Load what takes a while and rank 0 alone needs: HDF5, the pictures, the page."""
             if not config.dry_run:
-                for module in ("h5_store", "sanity", "report"):
+                for module in ("h5_store", "numpy.random", "sanity", "report"):
                     importlib.import_module(module)
 
         world.run(tasks, lambda made: made, take, prepare=survey, threads=threads, meanwhile=load)

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from h5_read import ORIENTATIONS
 from patching import MEAN_HU, TISSUE_HU, TISSUE_PART
-from report_figures import DIVERGING, OPTIONS, TABLE_ROWS, Facts, nice, number, paths_of
+from report_figures import (
+    DIVERGING,
+    OPTIONS,
+    TABLE_ROWS,
+    Facts,
+    median,
+    nice,
+    number,
+    paths_of,
+)
 from report_pictures import Coverage, Picture, Tiles
 from sanity import SLICE_HU
 from utils import Config, shown
@@ -111,7 +120,7 @@ def _header(facts: Facts) -> str:
         (number(totals["patches"], 0), f"pairs of patches, {p}\u00a0\u00d7\u00a0{p}\u00a0pixels"),
         (percent(totals["kept"], totals["windows"]), "of the windows kept"),
         *(
-            [(f"{np.median(spread_hu):.1f} HU", "noise removed, median of the patients")]
+            [(f"{median(spread_hu):.1f} HU", "noise removed, median of the patients")]
             if spread_hu
             else []
         ),

@@ -26,6 +26,7 @@ from report_figures import (
     WALL,
     Floats,
     Sample,
+    median,
     members_of,
     number,
 )
@@ -93,7 +94,7 @@ def wall(sample: Sample, plan: Plan, config: Config) -> tuple[list[Tiles], float
         groups.setdefault(plan.names[sample.pair[i]].patient, []).append(int(i))
     chosen = np.array(spread(groups.values(), WALL, generator(config.seed, "report wall")))
     low, full = sample.hu("input", chosen), sample.hu("target", chosen)
-    most = float(np.quantile(np.abs(low - full), 0.98))
+    most = float(np.quantile(np.abs(low - full), 0.98, method="nearest"))
     power = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
     reach = max(1.0, math.ceil(most / power)) * power
     tiles = [
@@ -105,7 +106,7 @@ def wall(sample: Sample, plan: Plan, config: Config) -> tuple[list[Tiles], float
 
 def _tiles(i: int, sample: Sample, plan: Plan, low: Floats, full: Floats, reach: float) -> Tiles:
     index, pair = int(sample.index[i]), int(sample.pair[i])
-    middle = float(np.median(full))
+    middle = median(full)
     grey = LUNG_HU if middle < -500 else SOFT_HU if middle < 300 else BONE_HU
     low, full = smaller(low, TILE_SIZE), smaller(full, TILE_SIZE)
     position = plan.pairs[pair].target.position_mm
