@@ -70,7 +70,7 @@ def draw(plan: Plan, file: str, side: str, config: Config, coverages: Mapping[in
         folder.mkdir(parents=True, exist_ok=True)
         for kind in ("lr_input_sub_img_rand_*", "hr_input_sub_img_rand_*", "coverage_*"):
             for old in folder.glob(f"{kind}.png"):
-                old.unlink()
+                old.unlink(missing_ok=True)  # a run beside this one may have been faster
         draw_sheets(plan, file, config, folder)
         for index, png in coverages.items():
             patient = shown(plan.names[index].patient)[:100]
@@ -143,7 +143,7 @@ def draw_sheets(plan: Plan, file: str, config: Config, folder: Path) -> None:
         for first in first_patches(plan.patches, config.seed):
             stop = min(plan.patches, first + SHEET[0] * SHEET[1])
             both = h5_read.read_patches(opened, slice(first, stop))
-            low, high = np.quantile(np.stack(both), (CLIPPED, 1 - CLIPPED))
+            low, high = np.quantile(np.stack(both), (CLIPPED, 1 - CLIPPED), method="nearest")
             for name, patches in zip(("lr", "hr"), both, strict=True):
                 path = folder / f"{name}_input_sub_img_rand_{first}.png"
                 path.write_bytes(as_png(sheet(patches, low, high)))

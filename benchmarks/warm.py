@@ -17,12 +17,14 @@ import select
 import sys
 from pathlib import Path
 
-PIECE = bytes(1 << 20)
 #: Bytes that are handed over at once, that are left free at first, and that are kept free then: not
 #: many, since what is free may go back to the host, but enough for the kernel to drop no file.
-PART, LEFT, FREE = 8 << 20, 160 << 20, 256 << 20
-#: Seconds between two looks at what is free.
-PAUSE = 0.003
+PART, LEFT, FREE = 8 << 20, 384 << 20, 256 << 20
+#: So many of them in whole large pages: after hours of use the rest is in smaller pieces.
+LARGE, FREE_LARGE = 2 << 20, 96 << 20
+#: Seconds between two looks at what is free: on a machine whose cores are all at work, each look
+#: takes from the contestant.
+PAUSE = 0.008
 
 
 def main() -> None:
@@ -31,20 +33,23 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
     try:
         told = os.open("/proc/meminfo", os.O_RDONLY)
+        pieces = os.open("/proc/buddyinfo", os.O_RDONLY)
     except OSError:  # no Linux: nothing is kept warm
         print("warm", flush=True)
         sys.stdin.read()
         return
-    parts = max(0, min(_free(told), _room_of_group()) - LEFT) // PART
+    parts = max(0, min(_free(told) + _kept_aside(), _room_of_group()) - LEFT) // PART
     with mmap.mmap(-1, max(parts, 1) * PART, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         with contextlib.suppress(OSError, AttributeError):  # a system without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
-        for _ in range(parts * PART // len(PIECE)):
-            memory.write(PIECE)
+        something = bytes(PART)
+        for _ in range(parts):
+            memory.write(something)
         given = 0
         print("warm", flush=True)
         while not select.select([sys.stdin], [], [], PAUSE)[0]:
-            more = min(max(0, FREE - _free(told)) // PART, parts - given)
+            missing = max(FREE - _free(told), FREE_LARGE - _free_large(pieces), 0)
+            more = min(-(-missing // PART), parts - given)
             if more:
                 memory.madvise(mmap.MADV_DONTNEED, given * PART, more * PART)
                 given += more
@@ -55,6 +60,26 @@ def _free(told: int) -> int:
     found = re.search(rb"MemFree: *(\d+) kB", os.pread(told, 200, 0))
     assert found
     return int(found[1]) << 10
+
+
+def _kept_aside() -> int:
+    """Return how many bytes more the cores keep for themselves of what was freed on them (proc(5)).
+
+    It may be a gigabyte, which comes back in pieces as soon as memory gets short.
+    """
+    counts = re.findall(r"\n +count: +(\d+)", Path("/proc/zoneinfo").read_text("ascii"))
+    return sum(map(int, counts)) * mmap.PAGESIZE
+
+
+def _free_large(pieces: int) -> int:
+    """Return how many free bytes are in large pages (proc(5): pieces of 1, 2, 4, ... pages)."""
+    total = 0
+    for zone in os.pread(pieces, 1 << 16, 0).splitlines():
+        if b"DMA" not in zone:  # which is kept for who can use no other
+            for order, number in enumerate(zone.split()[4:]):
+                size = mmap.PAGESIZE << order
+                total += int(number) * size if size >= LARGE else 0
+    return total
 
 
 def _room_of_group() -> int:
