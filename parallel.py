@@ -490,9 +490,12 @@ class World:
         shared = isinstance(error, SharedFailure)
         if self.rank == 0 or not shared:
             print(f"main.py: error: {message}", file=sys.stderr, flush=True)
+            if self.comm is not None:
+                # Until this rank enters MPI_Finalize no other leaves: MPICH's mpiexec was seen to
+                # lose what is on its way to it when the first of them has left with a status.
+                sys.stdout.flush()
+                time.sleep(LAST_WORDS)
         if self.comm is not None and self.size > 1 and not shared:
-            sys.stdout.flush()
-            time.sleep(LAST_WORDS)
             self.comm.Abort(status)
         # The same on every rank: MPICH's mpiexec was seen to lose the status of a single one.
         return status
