@@ -50,7 +50,7 @@ TASKS_AHEAD, HEAD_START = 3, 24
 NAP = 0.002
 #: How long a failed run waits for its other ranks to leave in good order, seconds.
 PATIENCE = 5.0
-#: How long a launcher gets to pass on what was printed before it kills all ranks, seconds.
+#: How long a launcher gets to pass on what was printed before it is told to end all, seconds.
 LAST_WORDS = 0.3
 
 
@@ -451,9 +451,8 @@ class World:
         assert self.comm is not None
         failure: SharedFailure | None = None
         while True:
-            # STOP overtakes the tasks that were handed out before it.
             with stopwatch.step("wait"):
-                message, status = self._look(0, STOP) or self._wait(source=0)
+                message, status = self._wait(source=0)
             told = message.recv()
             if status.tag == STOP:
                 for sender in self._senders:
@@ -463,7 +462,9 @@ class World:
                 if told:
                     raise told
                 return
-            if failure:
+            # A task with STOP behind it is of no use, but must be received: MPICH's MPI_Finalize
+            # fails where a message was not, this rank leaves first, and mpiexec kills the others.
+            if failure or self.comm.iprobe(0, STOP):
                 continue
             try:
                 report: tuple[str, object] = ("done", work(told))
@@ -490,12 +491,10 @@ class World:
         shared = isinstance(error, SharedFailure)
         if self.rank == 0 or not shared:
             print(f"main.py: error: {message}", file=sys.stderr, flush=True)
-            if self.comm is not None:
-                # Until this rank enters MPI_Finalize no other leaves: MPICH's mpiexec was seen to
-                # lose what is on its way to it when the first of them has left with a status.
-                sys.stdout.flush()
-                time.sleep(LAST_WORDS)
         if self.comm is not None and self.size > 1 and not shared:
+            # MPICH's mpiexec was seen to end before it had passed the message on.
+            sys.stdout.flush()
+            time.sleep(LAST_WORDS)
             self.comm.Abort(status)
         # The same on every rank: MPICH's mpiexec was seen to lose the status of a single one.
         return status

@@ -294,4 +294,6 @@ def main(told: str, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    import parallel
+
+    parallel.leave(main(sys.argv[1], sys.argv[2:]))

@@ -59,9 +59,7 @@ def test_a_rank_that_raises_ends_all_with_one_message(tmp_path, tree, output, st
     fault = Fault("raise", step, rank, mark=str(mark))
     ended = run(command(3, argv(tree.root, output, *options), fault), tmp_path)
     assert since(mark) < SOON
-    # All ranks leave with 1; but MPICH's mpiexec kills the later ones when the first has left, and
-    # then its own status is 9.
-    message = one_error(ended, f"rank {rank}: ", "made to fail")
+    message = one_error(ended, f"rank {rank}: ", "made to fail", status=1)
     if step not in ("planning", "taking"):
         assert any(made.input_file in message for made in tree.pairs)
     assert output.read_bytes() == EARLIER
@@ -134,8 +132,7 @@ def test_a_rank_that_leaves_early_ends_the_others_with_a_message(tmp_path, tree,
     ended = run(command(2, argv(tree.root, output, "--overwrite"), fault), tmp_path)
     assert since(mark) < SOON
     if how == "exit":
-        assert ended.status != 0
-        assert len(ended.errors) == 1
+        one_error(ended, status=1)
     elif (
         mpi_is_open()
     ):  # MPICH's mpiexec ends the others without a word, with the status of the first

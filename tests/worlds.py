@@ -148,4 +148,4 @@ def main(scenario: str, at: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    parallel.leave(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0))
