@@ -165,12 +165,12 @@ def measure(command: Sequence[str], work: Path) -> tuple[Run, str]:
 
 
 @contextlib.contextmanager
-def warm_memory(place: Place) -> Iterator[None]:
+def warm_memory(source: Path, place: Place) -> Iterator[None]:
     """Have the memory warm that a run will write to; see `warm`. A run to a disk needs none."""
     if place.on_disk:
         yield
         return
-    command = [sys.executable, str(HERE / "warm.py")]
+    command = [sys.executable, str(HERE / "warm.py"), str(source)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout

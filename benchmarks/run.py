@@ -86,7 +86,7 @@ def measure_job(
     for number in range(rounds):
         first = number % len(rows)
         for row in [*rows[first:], *rows[:first]]:
-            with contestants.warm_memory(place), tempfile.TemporaryDirectory() as work:
+            with contestants.warm_memory(source, place), tempfile.TemporaryDirectory() as work:
                 run = contestants.start(row.who, source, place, patches, Path(work))
             row.runs.append(run)
             told = f"{place.name}, {pairs} pairs, round {number + 1}: {row.who} {run.wall:.2f} s"

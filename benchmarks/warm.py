@@ -4,7 +4,7 @@
 A virtual machine may give what lies idle back to its host within seconds, and memory that comes
 from there costs ten times as much and more: a contestant shall pay neither for the pause before its
 turn nor for the length of it. A process of its own, since the peak memory of a process counts for
-what it starts.
+what it starts: `warm.py [FOLDER ...]`, with the folders that will be read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import mmap
 import os
 import re
 import select
+import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 #: Bytes that are handed over at once, that are left free at first, and that are kept free then: not
@@ -25,6 +28,16 @@ LARGE, FREE_LARGE = 2 << 20, 96 << 20
 #: Seconds between two looks at what is free: on a machine whose cores are all at work, each look
 #: takes from the contestant.
 PAUSE = 0.008
+#: Linux offers its host free memory, large pages of it, this many seconds after some got free
+#: (PAGE_REPORTING_DELAY in mm/page_reporting.c). Just then there is none to be had, and what there
+#: is comes back cold: no turn begins with that still to come.
+REST = 2.5
+#: What contestants load. The kernel drops cached files when memory gets short.
+LOADS = """
+import cv2, h5py, mpi4py, numpy.random, pydicom, xxhash
+mpi4py.rc.initialize = False
+import mpi4py.MPI
+"""
 
 
 def main() -> None:
@@ -46,13 +59,26 @@ def main() -> None:
         for _ in range(parts):
             memory.write(something)
         given = 0
+        _read_again(map(Path, sys.argv[1:]))
+        time.sleep(REST)
         print("warm", flush=True)
-        while not select.select([sys.stdin], [], [], PAUSE)[0]:
+        pause = 0.0
+        while not select.select([sys.stdin], [], [], pause)[0]:
             missing = max(FREE - _free(told), FREE_LARGE - _free_large(pieces), 0)
             more = min(-(-missing // PART), parts - given)
+            pause = 0.0 if more else PAUSE  # that part may not have been in large pages
             if more:
                 memory.madvise(mmap.MADV_DONTNEED, given * PART, more * PART)
                 given += more
+
+
+def _read_again(folders: Iterable[Path]) -> None:
+    """Have the kernel cache what the contestants load and read."""
+    subprocess.run([sys.executable, "-c", LOADS], stderr=subprocess.DEVNULL, check=False)
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.read_bytes()
 
 
 def _free(told: int) -> int:
