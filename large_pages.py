@@ -25,9 +25,9 @@ _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 #: times of it may be lent, and are charged at most: one page that took long, perhaps because the
 #: process had to wait for its core, proves nothing. And how many are charged where none came.
 WORTH, LENT, IN_VAIN = 0.0005, 16, 4
-#: After how many pages a large one is tried again when they proved dear; then twice as many, up to
-#: the last, until they have been cheap for a while.
-FIRST_PAUSE, LAST_PAUSE = 16, 256
+#: How much of it every small page pays back of what was lent: large ones are dear by turns, and
+#: trying them again makes the small ones dearer by no more than this.
+PAID_BACK = 1 / 8
 
 
 def has_small_pages(status: os.stat_result) -> bool:
@@ -58,24 +58,17 @@ class Thrift:
     """
 
     credit: float = WORTH * LENT
-    pause: int = FIRST_PAUSE
-    passed: int = 0
 
     def next_is_large(self) -> bool:
         """Tell whether the next page shall be a large one, and count it."""
         if self.credit >= 0:
             return True
-        self.passed += 1
-        if self.passed < self.pause:
-            return False
-        self.passed, self.pause, self.credit = 0, min(2 * self.pause, LAST_PAUSE), 0.0
-        return True
+        self.credit += WORTH * PAID_BACK
+        return False
 
     def charge(self, seconds: float) -> None:
         """Take note of what a large page has cost."""
         self.credit = min(self.credit + WORTH - min(seconds, WORTH * LENT), WORTH * LENT)
-        if self.credit == WORTH * LENT:
-            self.pause = FIRST_PAUSE
 
 
 class LargePages:
@@ -152,7 +145,8 @@ class LargePages:
         place = self._window + (page - self._first) * LARGE
         made = bool(_libc().madvise(place, LARGE, _MADV_COLLAPSE) == 0)
         self.made += made
-        self.thrift.charge(time.perf_counter() - begin if made else WORTH * IN_VAIN)
+        cost = time.perf_counter() - begin
+        self.thrift.charge(cost if made else max(cost, WORTH * IN_VAIN))
         return made
 
     def close(self) -> None:

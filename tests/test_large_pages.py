@@ -13,7 +13,7 @@ import pytest
 
 import blocks
 import large_pages
-from large_pages import FIRST_PAUSE, IN_VAIN, LARGE, LENT, WORTH, LargePages, Thrift
+from large_pages import IN_VAIN, LARGE, LENT, PAID_BACK, WORTH, LargePages, Thrift
 from tests.conftest import Tree
 from tests.faults import Fault, argv, command, mounted, one_error, run
 from tests.running import called, ranks
@@ -78,15 +78,29 @@ def test_cheap_pages_go_on_for_ever() -> None:
     assert thrift.credit == WORTH * LENT
 
 
-def test_dear_pages_are_tried_less_and_less_often() -> None:
+def test_dear_pages_are_tried_seldom() -> None:
     thrift = Thrift()
     tried = []
-    for page in range(1100):
+    for page in range(200):
         if thrift.next_is_large():
             tried.append(page)
             thrift.charge(WORTH * IN_VAIN)
-    # What is lent pays for five and a bit; then one after a pause of 16, 32, 64, ...
-    assert tried == [0, 1, 2, 3, 4, 5, 21, 53, 117, 245, 501, 757, 1013]
+    # What is lent pays for five and a bit; then one as soon as small pages have paid for the last.
+    after = 1 + round((IN_VAIN - 1) / PAID_BACK)
+    assert tried[:7] == [*range(6), 6 + 2 * 8]
+    assert set(np.diff(tried[6:])) == {after}
+
+
+@pytest.mark.parametrize("times", [2, IN_VAIN, 10, LENT, 100])
+def test_trying_dear_pages_makes_small_ones_no_dearer_than_it_may(times: int) -> None:
+    thrift, lost, small = Thrift(), 0.0, 0
+    while lost == 0 or small < 5000:
+        if thrift.next_is_large():
+            thrift.charge(WORTH * times)
+            lost += WORTH * (min(times, LENT) - 1)
+        else:
+            small += 1
+    assert lost <= WORTH * (LENT + LENT + small * PAID_BACK)
 
 
 def test_one_page_in_twenty_that_takes_long_proves_nothing() -> None:
@@ -105,19 +119,16 @@ def test_one_page_in_five_that_takes_long_ends_them() -> None:
         if thrift.next_is_large():
             large += 1
             thrift.charge(WORTH / 10 if large % 5 else 1.0)
-    assert large < 60
+    assert large < 80
 
 
 def test_pages_that_are_cheap_again_are_made_again() -> None:
-    thrift = Thrift()
-    thrift.charge(1.0)
-    thrift.charge(1.0)
-    assert [thrift.next_is_large() for _ in range(16)] == [False] * 15 + [True]
-    for _ in range(2 * LENT):
-        assert thrift.pause == 2 * FIRST_PAUSE
-        thrift.charge(WORTH / 2)
+    thrift = Thrift(credit=0.0)
+    thrift.charge(WORTH * 3)
+    assert [thrift.next_is_large() for _ in range(17)] == [False] * 16 + [True]
+    for _ in range(100):
+        thrift.charge(WORTH)
         assert thrift.next_is_large()
-    assert thrift.pause == FIRST_PAUSE
 
 
 def test_what_cheap_pages_saved_is_not_wasted_on_dear_ones() -> None:
