@@ -23,10 +23,11 @@ _PROT_NONE, _MAP_FIXED, _MADV_COLLAPSE = 0, 0x10, 25
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 #: Seconds that small pages take for a large one's bytes, at least: so many it may take. How many
 #: times of it may be lent, and are charged at most: one page that took long, perhaps because the
-#: process had to wait for its core, proves nothing. And how many are charged where none came.
+#: process had to wait for its core, proves nothing. And how many are charged at least where none
+#: came.
 WORTH, LENT, IN_VAIN = 0.0005, 16, 4
-#: How much of it every small page pays back of what was lent: large ones are dear by turns, and
-#: trying them again makes the small ones dearer by no more than this.
+#: How much of it every small page pays back: large ones are dear by turns, and to try them again
+#: makes the small ones dearer by no more than this, as far as it is charged.
 PAID_BACK = 1 / 8
 
 
@@ -55,12 +56,17 @@ class Thrift:
 
     They are not where memory is in pieces that have to be put together first, nor in a virtual
     machine that has to get it from its host again.
+
+    Attributes
+    ----------
+    credit : float
+        Seconds that large pages may still cost beyond their worth; below 0, none is made.
     """
 
     credit: float = WORTH * LENT
 
     def next_is_large(self) -> bool:
-        """Tell whether the next page shall be a large one, and count it."""
+        """Tell whether the next page shall be a large one; if not, it pays back."""
         if self.credit >= 0:
             return True
         self.credit += WORTH * PAID_BACK

@@ -259,16 +259,20 @@ class World:
             nap = min(NAP, nap + NAP / 20)
         return None
 
-    def _look(self, source: int, tag: int | None = None) -> Any:
+    def _look(self, source: int) -> Any:
         from mpi4py import MPI
 
         assert self.comm is not None
-        status = MPI.Status()
-        tag = MPI.ANY_TAG if tag is None else tag
+        status, look = MPI.Status(), self.comm.improbe
         # MPICH looks at what it knows of first and only then for more: what has come since the
         # last look is found by the second one.
-        message = self.comm.improbe(source, tag, status) or self.comm.improbe(source, tag, status)
+        message = look(source, MPI.ANY_TAG, status) or look(source, MPI.ANY_TAG, status)
         return (message, status) if message else None
+
+    def _is_to_stop(self) -> bool:
+        """Tell whether rank 0 has said stop, behind other messages perhaps (see `_look`)."""
+        assert self.comm is not None
+        return bool(self.comm.iprobe(0, STOP) or self.comm.iprobe(0, STOP))
 
     def _tell(self, rank: int, what: object, tag: int) -> None:
         """Send a small object without waiting for the receiver, who may be sending to us."""
@@ -464,7 +468,7 @@ class World:
                 return
             # A task with STOP behind it is of no use, but must be received: MPICH's MPI_Finalize
             # fails where a message was not, this rank leaves first, and mpiexec kills the others.
-            if failure or self.comm.iprobe(0, STOP):
+            if failure or self._is_to_stop():
                 continue
             try:
                 report: tuple[str, object] = ("done", work(told))
@@ -599,13 +603,13 @@ class _Lead:
             self.answer(found)
 
     def hand_out_all(self, most: int) -> None:
-        """Hand out so many tasks to each rank, as far as they go."""
-        for more in range(1, most + 1):
+        """Hand out up to `most` tasks to each rank, in turns."""
+        for number in range(1, most + 1):
             for rank in self.held:
-                self.hand_out(rank, more)
+                self.hand_out(rank, number)
 
     def hand_out(self, rank: int, most: int = TASKS_AHEAD) -> None:
-        """Hand out a task, unless the rank has its share of those that are left, or that many."""
+        """Hand out a task, unless the rank holds `most`, or its share of those that are left."""
         if self.held[rank] < most and len(self.tasks) > self.held[rank] * self.world.size:
             self.held[rank] += 1
             self.world._tell(rank, self.tasks.pop(), TASK)

@@ -118,7 +118,7 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
         tasks = planning.in_twos(findings.tasks)
 
         def load() -> None:
-            """Load what takes a while and rank 0 alone needs: HDF5, the pictures, the page."""
+            """Load what the others would wait for later: HDF5, random draws, pictures, the page."""
             if not config.dry_run:
                 for module in ("h5_store", "numpy.random", "sanity", "report"):
                     importlib.import_module(module)

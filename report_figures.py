@@ -88,7 +88,7 @@ def number(value: float, digits: int | None = None) -> str:
 
 
 def median(values: NDArray[Any] | Sequence[float]) -> float:
-    """Return what `numpy.median` does, which would load masked arrays first: 20 ms."""
+    """Return what `numpy.median` does without NaN, which loads masked arrays first: 20 ms."""
     ordered = np.sort(values, axis=None)
     return float(ordered[(ordered.size - 1) // 2 : ordered.size // 2 + 1].mean())
 

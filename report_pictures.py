@@ -94,6 +94,7 @@ def wall(sample: Sample, plan: Plan, config: Config) -> tuple[list[Tiles], float
         groups.setdefault(plan.names[sample.pair[i]].patient, []).append(int(i))
     chosen = np.array(spread(groups.values(), WALL, generator(config.seed, "report wall")))
     low, full = sample.hu("input", chosen), sample.hu("target", chosen)
+    # Any other method loads masked arrays first: 20 ms.
     most = float(np.quantile(np.abs(low - full), 0.98, method="nearest"))
     power = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
     reach = max(1.0, math.ceil(most / power)) * power

@@ -166,7 +166,7 @@ def measure(command: Sequence[str], work: Path) -> tuple[Run, str]:
 
 @contextlib.contextmanager
 def warm_memory(source: Path, place: Place) -> Iterator[None]:
-    """Have the memory warm that a run will write to; see `warm`. A run to a disk needs none."""
+    """Have the memory warm that a run to memory will write to, and cached what it reads: `warm`."""
     if place.on_disk:
         yield
         return

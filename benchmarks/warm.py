@@ -28,7 +28,7 @@ LARGE, FREE_LARGE = 2 << 20, 96 << 20
 #: Seconds between two looks at what is free: on a machine whose cores are all at work, each look
 #: takes from the contestant.
 PAUSE = 0.008
-#: Linux offers its host free memory, large pages of it, this many seconds after some got free
+#: Linux offers its host free memory, large pages of it, two seconds after some got free
 #: (PAGE_REPORTING_DELAY in mm/page_reporting.c). Just then there is none to be had, and what there
 #: is comes back cold: no turn begins with that still to come.
 REST = 2.5
@@ -55,9 +55,9 @@ def main() -> None:
     with mmap.mmap(-1, max(parts, 1) * PART, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         with contextlib.suppress(OSError, AttributeError):  # a system without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
-        something = bytes(PART)
+        zeros = bytes(PART)
         for _ in range(parts):
-            memory.write(something)
+            memory.write(zeros)
         given = 0
         _read_again(map(Path, sys.argv[1:]))
         time.sleep(REST)
@@ -101,7 +101,7 @@ def _free_large(pieces: int) -> int:
     """Return how many free bytes are in large pages (proc(5): pieces of 1, 2, 4, ... pages)."""
     total = 0
     for zone in os.pread(pieces, 1 << 16, 0).splitlines():
-        if b"DMA" not in zone:  # which is kept for who can use no other
+        if b" DMA " not in zone:  # which is kept for who can use no other
             for order, number in enumerate(zone.split()[4:]):
                 size = mmap.PAGESIZE << order
                 total += int(number) * size if size >= LARGE else 0

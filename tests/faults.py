@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+import parallel
 from tests.running import REPO, Ended, environment, mpiexec
 
 #: Seconds after which a run with a fault counts as hung.
@@ -282,7 +283,6 @@ def main(told: str, arguments: Sequence[str]) -> int:
     import importlib
 
     import main as tool
-    import parallel
 
     fault = Fault(**json.loads(told))
     if parallel.launcher_ranks(os.environ)[0] == fault.rank:
@@ -294,6 +294,4 @@ def main(told: str, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    import parallel
-
     parallel.leave(main(sys.argv[1], sys.argv[2:]))

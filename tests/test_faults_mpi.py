@@ -133,8 +133,7 @@ def test_a_rank_that_leaves_early_ends_the_others_with_a_message(tmp_path, tree,
     assert since(mark) < SOON
     if how == "exit":
         one_error(ended, status=1)
-    elif mpi_is_open():
-        # MPICH's mpiexec ends the others without a word, with the status of the first.
+    elif mpi_is_open():  # not so MPICH's mpiexec, which ends the others without a word
         assert ended.status != 0
         assert ended.err.strip()
     assert "Traceback" not in ended.err

@@ -87,17 +87,17 @@ def test_dear_pages_are_tried_seldom() -> None:
             thrift.charge(WORTH * IN_VAIN)
     # What is lent pays for five and a bit; then one as soon as small pages have paid for the last.
     after = 1 + round((IN_VAIN - 1) / PAID_BACK)
-    assert tried[:7] == [*range(6), 6 + 2 * 8]
+    assert tried[:7] == [*range(6), 6 + round(2 / PAID_BACK)]
     assert set(np.diff(tried[6:])) == {after}
 
 
-@pytest.mark.parametrize("times", [2, IN_VAIN, 10, LENT, 100])
+@pytest.mark.parametrize("times", [2, IN_VAIN, 10, LENT])
 def test_trying_dear_pages_makes_small_ones_no_dearer_than_it_may(times: int) -> None:
     thrift, lost, small = Thrift(), 0.0, 0
-    while lost == 0 or small < 5000:
+    while small < 5000:
         if thrift.next_is_large():
             thrift.charge(WORTH * times)
-            lost += WORTH * (min(times, LENT) - 1)
+            lost += WORTH * (times - 1)
         else:
             small += 1
     assert lost <= WORTH * (LENT + LENT + small * PAID_BACK)
@@ -112,7 +112,7 @@ def test_one_page_in_twenty_that_takes_long_proves_nothing() -> None:
             thrift.charge(WORTH / 10)
 
 
-def test_one_page_in_five_that_takes_long_ends_them() -> None:
+def test_one_page_in_five_that_takes_long_makes_them_rare() -> None:
     thrift = Thrift()
     large = 0
     for _ in range(1000):

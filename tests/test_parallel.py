@@ -174,6 +174,12 @@ def test_a_failure_of_rank_0_in_between_ends_all(tmp_path, scenario):
     failed_once(ranks_of(3, "worlds.py", tmp_path, scenario), "this slice is bad")
 
 
+def test_tasks_that_were_handed_out_before_a_failure_are_not_begun(tmp_path):
+    ended = ranks_of(2, "worlds.py", tmp_path, "stop")
+    failed_once(ended, "this slice is bad")
+    assert len(ended.out.splitlines()) == 1, ended.out
+
+
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_rank_that_fails_on_its_own_takes_the_others_along(tmp_path, at):
     failed_once(ranks_of(3, "worlds.py", tmp_path, "alone", str(at)), "this slice is bad")

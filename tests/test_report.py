@@ -130,6 +130,14 @@ def by_patient(file: str) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 10, (3, 5), (4, 4)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+def test_median_is_that_of_numpy(size, dtype):
+    values = np.random.default_rng(0).normal(0, 100, size).astype(dtype)
+    assert report_figures.median(values) == np.median(values)
+    assert report_figures.median(values.ravel().tolist()) == np.median(values.ravel().tolist())
+
+
 def test_counts_are_those_of_the_file(whole, tree, tmp_path):
     facts = figures_of(whole)
     every = job(tree.root, tmp_path / "all.h5", "--ds_augment", "--patch-size", "p24")

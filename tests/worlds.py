@@ -10,6 +10,7 @@ import json
 import os
 import select
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from utils import RunError
 
 TASKS = 40
 PIECE = 24 << 20
-#: Tasks that another rank gets before rank 0 looks up; and how long that is waited for, seconds.
+#: Tasks of another rank that rank 0 waits for before it looks up; and for how many seconds at most.
 EARLY, PATIENCE = 12, 20.0
 
 
@@ -84,7 +85,7 @@ def head_start(world: parallel.World) -> None:
         return square(task)
 
     def meanwhile() -> None:
-        pipe = os.open(early, os.O_RDWR)  # both, so that no end of file comes in between
+        pipe = os.open(early, os.O_RDWR)  # both, and never closed: writers wait for a reader
         came = 0
         while came < EARLY and select.select([pipe], [], [], PATIENCE)[0]:
             came += len(os.read(pipe, 1))
@@ -93,6 +94,28 @@ def head_start(world: parallel.World) -> None:
     world.run(range(TASKS), work, found.append, meanwhile=meanwhile)
     if world.rank == 0:
         print(json.dumps(sorted(found)))
+
+
+def stop(world: parallel.World) -> None:
+    """Fail on rank 0 while another is at its first task of many; print what that one begins."""
+    begun = Path("begun")
+    world.on_root(lambda: os.mkfifo(begun))
+
+    def work(task: int) -> int:
+        print(json.dumps({"begun": task}))
+        with open(begun, "ab", buffering=0) as pipe:
+            pipe.write(b".")
+        latest = time.monotonic() + PATIENCE
+        while not world._is_to_stop() and time.monotonic() < latest:
+            pass
+        return task
+
+    def meanwhile() -> None:
+        pipe = os.open(begun, os.O_RDWR)  # both, and never closed: writers wait for a reader
+        select.select([pipe], [], [], PATIENCE)
+        raise RunError("this slice is bad")
+
+    world.run(range(TASKS), work, lambda _: None, meanwhile=meanwhile)
 
 
 def fail(world: parallel.World, scenario: str, at: int) -> None:
@@ -139,6 +162,8 @@ def main(scenario: str, at: int) -> int:
             large_bytes(world)
         elif scenario == "head start":
             head_start(world)
+        elif scenario == "stop":
+            stop(world)
         else:
             fail(world, scenario, at)
         world.close()
