@@ -72,24 +72,39 @@ def large_bytes(world: parallel.World) -> None:
         print(hashlib.sha256(image).hexdigest())
 
 
+class Bell:
+    """Rung by other ranks; rank 0 waits for it."""
+
+    def __init__(self, world: parallel.World) -> None:
+        self.path = Path("bell")
+        world.on_root(lambda: os.mkfifo(self.path))
+
+    def ring(self) -> None:
+        """Ring once."""
+        with open(self.path, "ab", buffering=0) as pipe:
+            pipe.write(b".")
+
+    def wait(self, times: int) -> int:
+        """Return how often it was rung: so many times, unless it takes too long."""
+        pipe = os.open(self.path, os.O_RDWR)  # both, and never closed: writers wait for a reader
+        rung = 0
+        while rung < times and select.select([pipe], [], [], PATIENCE)[0]:
+            rung += len(os.read(pipe, 1))
+        return rung
+
+
 def head_start(world: parallel.World) -> None:
     """Print what other ranks have done while rank 0 has not begun: it waits for `EARLY` tasks."""
-    early = Path("early")
-    world.on_root(lambda: os.mkfifo(early))
+    bell = Bell(world)
     found: list[list[int]] = []
 
     def work(task: int) -> list[int]:
         if world.rank:
-            with open(early, "ab", buffering=0) as pipe:
-                pipe.write(b".")
+            bell.ring()
         return square(task)
 
     def meanwhile() -> None:
-        pipe = os.open(early, os.O_RDWR)  # both, and never closed: writers wait for a reader
-        came = 0
-        while came < EARLY and select.select([pipe], [], [], PATIENCE)[0]:
-            came += len(os.read(pipe, 1))
-        print(json.dumps({"early": came, "taken": len(found)}))
+        print(json.dumps({"early": bell.wait(EARLY), "taken": len(found)}))
 
     world.run(range(TASKS), work, found.append, meanwhile=meanwhile)
     if world.rank == 0:
@@ -98,21 +113,18 @@ def head_start(world: parallel.World) -> None:
 
 def stop(world: parallel.World) -> None:
     """Fail on rank 0 while another is at its first task of many; print what that one begins."""
-    begun = Path("begun")
-    world.on_root(lambda: os.mkfifo(begun))
+    bell = Bell(world)
 
     def work(task: int) -> int:
         print(json.dumps({"begun": task}))
-        with open(begun, "ab", buffering=0) as pipe:
-            pipe.write(b".")
+        bell.ring()
         latest = time.monotonic() + PATIENCE
         while not world._is_to_stop() and time.monotonic() < latest:
             pass
         return task
 
     def meanwhile() -> None:
-        pipe = os.open(begun, os.O_RDWR)  # both, and never closed: writers wait for a reader
-        select.select([pipe], [], [], PATIENCE)
+        bell.wait(1)
         raise RunError("this slice is bad")
 
     world.run(range(TASKS), work, lambda _: None, meanwhile=meanwhile)
