@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from h5_read import PATCH_COLUMNS, bulk_names
-from journal import Written
 from large_pages import LargePages
 from stopwatch import laps
 from utils import PIECE_BYTES, Config, Plan, RunError, quoted
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from parallel import Writer
     from patching import Block
 
+#: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: One write(2) call takes no more than 2^31 - 4096 bytes on Linux.
 WRITE_BYTES = 1 << 30
 
@@ -63,9 +64,9 @@ def named_errors(path: str) -> Iterator[None]:
 
 
 def _not_written(path: str, error: OSError) -> RunError:
-    if error.errno == errno.ENOSPC:
-        return RunError(f"no space left for {quoted(path)}")
     reason = error.strerror or str(error).split("\n")[0]
+    if error.errno in NO_SPACE:
+        return RunError(f"no space left for {quoted(path)}: {reason}")
     return RunError(f"cannot write {quoted(path)}: {reason}")
 
 
@@ -75,6 +76,14 @@ def block_ranges(plan: Plan, layout: Layout, index: int, config: Config) -> list
     wide = dict.fromkeys(("input", "target"), 4 * config.patch_size**2)
     wide |= {f"patch/{name}": np.dtype(kind).itemsize for name, kind in PATCH_COLUMNS.items()}
     return [(layout.offsets[n] + start * wide[n], patches * wide[n]) for n in bulk_names()]
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at that byte, however many a call takes."""
+    data = data.cast("B")
+    while data:
+        done = os.pwrite(descriptor, data[:WRITE_BYTES], offset)
+        data, offset = data[done:], offset + done
 
 
 class PartialFile:
@@ -125,11 +134,8 @@ class PartialFile:
         RunError
             The disk is full or broken.
         """
-        data = data.cast("B")
         try:
-            while data:
-                done = os.pwrite(self.descriptor, data[:WRITE_BYTES], offset)
-                data, offset = data[done:], offset + done
+            write_at(self.descriptor, data, offset)
         except OSError as error:
             raise _not_written(self.path, error) from error
 
@@ -151,8 +157,8 @@ class PartialFile:
         self.close()
 
 
-def write_block(writer: Writer, layout: Layout, block: Block, index: int, start: int) -> Written:
-    """Write the block of a pair at its place; return what `finish` is to write of it.
+def write_block(writer: Writer, layout: Layout, block: Block, index: int, start: int) -> int:
+    """Write the block of a pair at its place; return its checksum.
 
     Parameters
     ----------
@@ -196,4 +202,4 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, start:
             lap("sum")
             writer.write(layout.offsets[f"patch/{name}"] + start * column.itemsize, column.data)
             lap("write")
-    return Written(block.input_affine, block.target_affine, digest.intdigest())
+    return int(digest.intdigest())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import ahead
 import blocks
 import dicom_io
-import outputs
 import patching
-from journal import Written
+from checkpoint import BlockRecord
+from h5_read import pixel_digest
+from outputs import Output
 from parallel import World, Writer, about
 from progress import Progress
 from stopwatch import step
@@ -19,6 +20,9 @@ from utils import Affine, Config, Pair, PairPlan, Plan, shown
 
 if TYPE_CHECKING:
     from report_pictures import Coverage
+
+#: A block, and the digests of its two slices.
+PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Filled:
 
     file: int
     index: int
-    record: Written
+    record: BlockRecord
 
 
 @dataclass(frozen=True)
@@ -84,39 +88,57 @@ class Filler:
     """What a rank does with a task; the first part of it may be done before its turn."""
 
     config: Config
-    layouts: Sequence[blocks.Layout]
-    writers: Sequence[Writer]
+    layouts: Sequence[blocks.Layout | None]
+    writers: Sequence[Writer | None]
 
-    def prepare(self, task: PairTask | DrawTask) -> Drawn | tuple[PairTask, patching.Block]:
+    def prepare(self, task: PairTask | DrawTask) -> Drawn | tuple[PairTask, PreparedBlock]:
         """Draw what is to be drawn, or read and scale a pair."""
         if isinstance(task, DrawTask):
             return draw(task, self.config)
-        return task, block_of(task, self.config)
+        return task, prepare_block(task, self.config)
 
-    def work(self, prepared: Drawn | tuple[PairTask, patching.Block]) -> Filled | Drawn:
+    def work(self, prepared: Drawn | tuple[PairTask, PreparedBlock]) -> Filled | Drawn:
         """Cut and write a block."""
         if isinstance(prepared, Drawn):
             return prepared
-        task, block = prepared
+        task, (block, digests) = prepared
         layout, writer = self.layouts[task.file], self.writers[task.file]
-        record = blocks.write_block(writer, layout, block, task.index, task.start)
+        assert layout
+        assert writer
+        checksum = blocks.write_block(writer, layout, block, task.index, task.start)
+        record = BlockRecord(block.input_affine, block.target_affine, checksum, digests)
         return Filled(task.file, task.index, record)
 
 
 def fill(
-    plans: dict[str, Plan], claims: list[outputs.Claim], config: Config, world: World
+    plans: dict[str, Plan], output: Output | None, config: Config, world: World
 ) -> list[Drawings]:
     """Make every block that is not there yet and write it at its place; draw the slices to show.
+
+    Parameters
+    ----------
+    plans : dict of str to Plan
+        By side; on rank 0.
+    output : Output or None
+        None on other ranks.
+    config : Config
+    world : World
 
     Returns
     -------
     list of Drawings
         One for each file, on rank 0.
     """
-    layouts = world.share([claim.layout for claim in claims])
+    out_files = output.files if output else []
+    layouts = world.share([file.layout for file in out_files])
     direct = config.hand_over != "messages" and world.beside_root
-    files = [_open(layout, world.rank, direct) for layout in layouts]
-    pairs = to_make(plans, [range(len(c.plan.pairs)) if c.complete else c.done for c in claims])
+    files = [_open(layout, world.rank, direct) if layout else None for layout in layouts]
+    pairs = [
+        task
+        for number, file in enumerate(out_files)
+        if not file.complete
+        for task in pair_tasks(number, file.plan, file.done)
+    ]
     drawing = to_draw(plans, config, together=world.size > 1)
     # Long tasks first, small ones last: they leave no rank waiting for long.
     long = [task for task in drawing if len(task.slices) > 1]
@@ -132,9 +154,10 @@ def fill(
             if isinstance(result, Drawn):
                 drawings[result.file].put(result)
                 return
-            claim, index = claims[result.file], result.index
-            claim.note(index, result.record)
-            patches = claim.plan.starts[index + 1] - claim.plan.starts[index]
+            assert output
+            output.add(result.file, result.index, result.record)
+            starts = output.files[result.file].plan.starts
+            patches = starts[result.index + 1] - starts[result.index]
             progress.advance(patches * config.bytes_a_patch)
 
         world.run(tasks, filler.work, take, _name, filler.prepare, threads)
@@ -152,33 +175,43 @@ def _named(pair: Pair) -> str:
     return f"{shown(pair.input.file)}: "
 
 
-def block_of(task: PairTask, config: Config) -> patching.Block:
-    """Read the images of a pair and make its block, the patches of which are not cut yet."""
+def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
+    """Read the images of a pair and make its block, the patches of which are not cut yet.
+
+    Returns
+    -------
+    block : Block
+    digests : tuple of int
+        `h5_read.pixel_digest` of the input and the target.
+    """
     pair = task.pair
     read = dicom_io.Reader(config.input_folder)
     with step("read"):
-        images = [
-            read.hu(one) if config.in_hu else read.stored(one) for one in (pair.input, pair.target)
-        ]
-    return patching.make_block(
+        stored = read.stored(pair.input), read.stored(pair.target)
+        hu = read.hu(pair.input), read.hu(pair.target)
+        digests = pixel_digest(hu[0]), pixel_digest(hu[1])
+    images = hu if config.in_hu else stored
+    block = patching.make_block(
         pair, task.part, task.degradation, images[0], images[1], config, task.fixed
     )
+    return block, digests
 
 
-def to_make(plans: dict[str, Plan], done: Sequence[Container[int]]) -> list[PairTask]:
-    """Return the blocks that are to be made; rank 0 alone has plans.
+def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
+    """Return the blocks of a file that are still to be made.
 
     Parameters
     ----------
-    plans : dict of str to Plan
-    done : sequence of containers of int
-        The pairs of each file whose blocks are in it already.
+    file : int
+        Number of the file.
+    plan : Plan
+    done : container of int
+        The pairs whose blocks are in the file already.
     """
     return [
         PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.starts[i], plan.fixed)
-        for file, (plan, finished) in enumerate(zip(plans.values(), done, strict=True))
         for i, pair in enumerate(plan.pairs)
-        if i not in finished
+        if i not in done
     ]
 
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from h5_read import FORMAT, PATCH_COLUMNS, REST, open_file
 
 #: The newest `format_version` that is understood here.
-VERSION = 1
+VERSION = 2
 #: Columns of `pair/` that a patch's provenance has.
 PAIR_COLUMNS = ("patient", "input_file", "target_file", "position_mm", "degradation")
 

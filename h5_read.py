@@ -208,6 +208,24 @@ def denormalise(
     return out.astype(np.float32)
 
 
+def pixel_digest(hu: NDArray[np.float32]) -> int:
+    """Return what identifies the pixels of a slice, whatever file and rescaling they came from.
+
+    Parameters
+    ----------
+    hu : ndarray of float32, shape (rows, columns)
+        HU, contiguous.
+
+    Returns
+    -------
+    int
+        XXH3-64 of the pixels as little-endian float32.
+    """
+    import xxhash
+
+    return int(xxhash.xxh3_64_intdigest(np.ascontiguousarray(hu, "<f4").data))
+
+
 # --- is the file whole? ----------------------------------------------------------------------
 
 

@@ -1,53 +1,151 @@
-"""The h5 file: creating it and completing it. `blocks` fills it, and `h5_read` reads it.
+"""The header of the h5 file: everything but the rows of patches, built in memory by HDF5.
 
     input      (N, 1, p, p) torch or (N, p, p, 1) tf   float32, contiguous
     target     the same
     patch/     pair, scale, row, col, orientation       (N,): where every patch comes from
     left_out/  patient, files, reason, kind             what gives no patches, and why
-    pair/      a row a pair: names, position, patches, what undoes the normalisation, checksum
+    pair/      a row a pair: names, position, patches, what undoes the normalisation, checksum of
+               the block, digests of the two slices
     checksum   (16,) of all bytes that are in none of the datasets above that have a row a patch
     attrs      format, format_version, complete, seed, unit, configuration (JSON), orientations
 
 Every dataset is contiguous and has its size from the start, so a block's place is known before it
-is made, and any process may write it with a plain write at a byte offset: the HDF5 library is
-needed to create the file and to finish it only. All strings have a fixed length: HDF5 would keep
-others in a heap whose bytes are not always the same.
+is made, and any process may write it with a plain write at a byte offset. HDF5 itself never writes
+to the disk, where it crashes when the disk is full: it writes into a `SparseFile`, whose pages are
+then written like blocks. All strings have a fixed length: HDF5 would keep others in a heap whose
+bytes are not always the same.
 """
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-import large_pages
-from blocks import Layout
+from blocks import write_at
+from checkpoint import BlockRecord, configuration_difference
 from h5_read import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, bulk_names, rest_digest
-from journal import Written
-from utils import Config, LeftOut, Plan, RunError, quoted
+from utils import Affine, Config, LeftOut, Plan, shown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
 ALIGNMENT = 4096
 
 
-def make(path: str) -> h5py.File:
-    """Make an empty file.
+class SparseFile(io.RawIOBase):
+    """A file in memory that keeps only the pages that have been written."""
 
-    Raises
-    ------
-    FileExistsError
-        There is one: mode 'w' would empty a file that another process is writing.
+    PAGE_BYTES = 64 << 10
+
+    def __init__(self) -> None:
+        self.pages: dict[int, bytearray] = {}
+        self.size = self.position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}
+        self.position = start[whence] + offset
+        return self.position
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size; HDF5 only ever extends a file."""
+        self.size = self.position if size is None else size
+        return self.size
+
+    def write(self, data: Any) -> int:
+        """Write at the current position, and return the number of bytes."""
+        data = memoryview(data).cast("B")
+        for page, within, piece in self._pieces(data):
+            here = self.pages.setdefault(page, bytearray(self.PAGE_BYTES))
+            here[within : within + len(piece)] = piece
+        self.size = max(self.size, self.position)
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the current position: with zeros where nothing was written."""
+        for page, within, piece in self._pieces(memoryview(buffer).cast("B")):
+            here = self.pages.get(page)
+            piece[:] = here[within : within + len(piece)] if here else bytes(len(piece))
+        return len(buffer)
+
+    def _pieces(self, data: memoryview) -> Iterable[tuple[int, int, memoryview]]:
+        """Yield page, offset in it, and the part of `data` there; move the position behind it."""
+        while data:
+            page, within = divmod(self.position, self.PAGE_BYTES)
+            piece = data[: self.PAGE_BYTES - within]
+            yield page, within, piece
+            data, self.position = data[len(piece) :], self.position + len(piece)
+
+
+@dataclass(frozen=True)
+class Header:
+    """All bytes of a file but its blocks.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of the whole file.
+    offsets : dict of str to int
+        First byte of every dataset with a row a patch, and of the checksum of the rest.
+    extents : list of tuple of int
+        First byte and end of each of them.
+    bytes : SparseFile
     """
-    # Without HDF5's locks, which some network file systems lack: `outputs` keeps its own.
-    return h5py.File(
-        path, "x", locking=False, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
-    )
+
+    size: int
+    offsets: dict[str, int]
+    extents: list[tuple[int, int]]
+    bytes: SparseFile
+
+    def write(self, descriptor: int) -> None:
+        """Write the header to a file of the full size, leaving all blocks alone."""
+        at = 0
+        for start, stop in [*sorted(self.extents), (self.size, self.size)]:
+            for first in range(at, start, SparseFile.PAGE_BYTES):
+                self.bytes.seek(first)
+                data = self.bytes.read(min(SparseFile.PAGE_BYTES, start - first))
+                write_at(descriptor, memoryview(data), first)
+            at = stop
+        digest = rest_digest(descriptor, self.size, self.extents)
+        write_at(descriptor, memoryview(digest), self.offsets[REST])
+
+
+def header(plan: Plan, config: Config, records: Sequence[BlockRecord] | None = None) -> Header:
+    """Build the header of a file.
+
+    Parameters
+    ----------
+    plan : Plan
+    config : Config
+    records : sequence of BlockRecord, optional
+        One per pair; without them the header is that of a file that is not complete.
+    """
+    memory = SparseFile()
+    interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
+    with h5py.File(memory, "w", **interval) as file:
+        _create_contents(file, plan, config, records)
+        datasets = {name: file[name] for name in [*bulk_names(), REST]}
+        offsets = {name: int(one.id.get_offset()) for name, one in datasets.items()}
+        sizes = {name: one.dtype.itemsize * one.size for name, one in datasets.items()}
+    extents = [(start, start + sizes[name]) for name, start in offsets.items()]
+    return Header(memory.size, offsets, extents, memory)
 
 
 def configuration(path: str) -> str:
@@ -56,17 +154,10 @@ def configuration(path: str) -> str:
         return bytes(file.attrs["configuration"]).decode()
 
 
-def layout_of(path: str) -> Layout:
-    """Return where the bytes of a file lie."""
-    status = os.stat(path)
-    with h5py.File(path, "r", locking=False) as file:
-        offsets = {name: int(file[name].id.get_offset()) for name in [*bulk_names(), REST]}
-    small_pages = large_pages.has_small_pages(status)
-    return Layout(os.path.abspath(path), status.st_dev, status.st_ino, offsets, small_pages)
-
-
-def create_contents(file: h5py.File, plan: Plan, config: Config) -> None:
-    """Make all datasets in their final size, and write what is known before any patch is made."""
+def _create_contents(
+    file: h5py.File, plan: Plan, config: Config, records: Sequence[BlockRecord] | None
+) -> None:
+    """Create all datasets in their final size, and write all but the blocks."""
     p, n = config.patch_size, plan.patches
     shape = (n, 1, p, p) if config.tensor_format == "torch" else (n, p, p, 1)
     for name in ("input", "target"):
@@ -75,12 +166,12 @@ def create_contents(file: h5py.File, plan: Plan, config: Config) -> None:
     for name, kind in PATCH_COLUMNS.items():
         _contiguous(table, name, (n,), kind)
     _contiguous(file, REST, (16,), "|u1")
-    _write_pairs(file.create_group("pair"), plan)
+    _write_pairs(file.create_group("pair"), plan, records)
     _write_left_out(file.create_group("left_out"), plan.left_out)
     for name, value in {
         "format": FORMAT,
         "format_version": np.uint32(FORMAT_VERSION),
-        "complete": np.uint8(0),
+        "complete": np.uint8(records is not None),
         "seed": np.int64(config.seed),
         "unit": "hu" if config.in_hu else "stored",
         "configuration": config.as_json(),
@@ -114,11 +205,14 @@ def _write_left_out(group: h5py.Group, left_out: Sequence[LeftOut]) -> None:
     group.create_dataset("kind", data=_text(one.kind for one in left_out))
 
 
-def _write_pairs(group: h5py.Group, plan: Plan) -> None:
+def _write_pairs(group: h5py.Group, plan: Plan, records: Sequence[BlockRecord] | None) -> None:
     def side(get: str) -> list[Any]:
         return [getattr(pair, get) for pair in plan.pairs]
 
     inputs, targets = side("input"), side("target")
+    if records is None:
+        nothing = Affine(0.0, 0.0)
+        records = [BlockRecord(nothing, nothing, 0, (0, 0))] * len(plan.pairs)
     columns: dict[str, Any] = {
         "patient": _text([n.patient for n in plan.names]),
         "input_file": _text([n.input_file for n in plan.names]),
@@ -129,60 +223,60 @@ def _write_pairs(group: h5py.Group, plan: Plan) -> None:
         "first_patch": np.array(plan.starts[:-1], "<u8"),
         "patches": np.diff(np.array(plan.starts, "<u8")),
         "degradation": _text([d or "none" for d in plan.degradations]),
-        "checksum": np.zeros(len(plan.pairs), "<u8"),
+        "checksum": np.array([r.checksum for r in records], "<u8"),
     }
-    for name, slices in (("input", inputs), ("target", targets)):
+    for number, (name, slices) in enumerate((("input", inputs), ("target", targets))):
         columns[f"{name}_slope"] = [s.slope for s in slices]
         columns[f"{name}_intercept"] = [s.intercept for s in slices]
-        # Known only when the pair has been read: written by `finish`.
-        columns[f"{name}_offset"] = np.zeros(len(slices))
-        columns[f"{name}_divisor"] = np.zeros(len(slices))
+        affines = [getattr(record, f"{name}_affine") for record in records]
+        columns[f"{name}_offset"] = [a.offset for a in affines]
+        columns[f"{name}_divisor"] = [a.divisor for a in affines]
+        columns[f"{name}_digest"] = np.array([r.digests[number] for r in records], "<u8")
     for name, values in columns.items():
         group.create_dataset(name, data=np.asarray(values))
 
 
-def reserve(path: str) -> None:
-    """Take the disk space of the whole file now, so that a full disk is met before the work."""
-    with open(path, "r+b") as file:
-        status = os.fstat(file.fileno())
-        size = status.st_size
-        disk = os.statvfs(path)
-        free = disk.f_bavail * disk.f_frsize
-        full = size > free
-        try:
-            # In memory that would fill all pages with zeros, as much work as writing them.
-            if not full and large_pages.file_system(status)[0] not in ("tmpfs", "ramfs"):
-                os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            full = error.errno == errno.ENOSPC  # else a file system that cannot reserve
-        if full:
-            raise RunError(
-                f"no space for {quoted(path)}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
-            )
+#: Columns of `pair/` that are known only when the block has been written.
+_FILLED = ("checksum", "offset", "divisor", "digest")
 
 
-def complete(layout: Layout, records: list[Written]) -> None:
-    """Write what was learned on the way, mark the file complete, and sum up its other bytes.
+def difference(path: str, plan: Plan, config: Config) -> str:
+    """Return how a file differs from what a run would write; '' if it is of exactly this job.
 
     Parameters
     ----------
-    layout : Layout
-    records : list of Written
-        One for each pair.
+    path : str
+    plan : Plan
+        With the digests of all slices.
+    config : Config
     """
-    with h5py.File(layout.path, "r+", locking=False) as file:
-        table = file["pair"]
-        for name in ("input", "target"):
-            affines = [getattr(record, f"{name}_affine") for record in records]
-            table[f"{name}_offset"][...] = [a.offset for a in affines]
-            table[f"{name}_divisor"][...] = [a.divisor for a in affines]
-        table["checksum"][...] = np.array([r.checksum for r in records], "<u8")
-        file.attrs.modify("complete", np.uint8(1))
-        starts = {name: (layout.offsets[name], file[name]) for name in [*bulk_names(), REST]}
-        apart = [(at, at + d.dtype.itemsize * d.size) for at, d in starts.values()]
-    descriptor = os.open(layout.path, os.O_RDWR)
+    expected = header(plan, config).bytes
     try:
-        size = os.fstat(descriptor).st_size
-        os.pwrite(descriptor, rest_digest(descriptor, size, apart), layout.offsets[REST])
-    finally:
-        os.close(descriptor)
+        with (
+            h5py.File(path, "r", locking=False) as file,
+            h5py.File(expected, "r") as same,
+        ):
+            return _difference(file, same, plan)
+    except Exception as error:  # HDF5 and h5py raise anything over damaged bytes
+        return f"it is not a readable file of this tool ({type(error).__name__})"
+
+
+def _difference(file: h5py.File, expected: h5py.File, plan: Plan) -> str:
+    if file.attrs.get("format") != expected.attrs["format"] or not file.attrs["complete"]:
+        return "it is not a complete file of this tool"
+    if (version := int(file.attrs["format_version"])) != FORMAT_VERSION:
+        return f"it has format version {version}, which does not identify its scans"
+    then, now = (bytes(one.attrs["configuration"]).decode() for one in (file, expected))
+    if changed := configuration_difference(then, now):
+        return changed
+    names = [f"{group}/{column}" for group in ("pair", "left_out") for column in expected[group]]
+    for name in names:
+        old, new = file[name][()], expected[name][()]
+        same = (old.dtype, old.tobytes()) == (new.dtype, new.tobytes())
+        if not same and not name.endswith(_FILLED):
+            return f"the input changed: other values of {name}"
+    for number, side in enumerate(("input", "target")):
+        digests = np.array([both[number] for both in plan.digests], "<u8")
+        for pair in np.flatnonzero(file[f"pair/{side}_digest"][()] != digests):
+            return f"the input changed: other pixel values in {shown(plan.names[pair][1 + number])}"
+    return ""

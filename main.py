@@ -30,9 +30,6 @@ from utils import (
     shown,
 )
 
-#: An hour: what is done in more is too much to lose.
-MOST_SECONDS = 3600
-
 
 class _Parser(argparse.ArgumentParser):
     """Takes every option with dashes or underscores, and says what is wrong in one line."""
@@ -84,13 +81,6 @@ def _number(text: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted: a number")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value <= MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted: 0 to {MOST_SECONDS} seconds")
     return value
 
 
@@ -279,8 +269,9 @@ def _add_output(add: Callable[..., object]) -> None:
     add(
         "--resume",
         action="store_true",
-        help="go on with what a run left that was ended, or begin where there is nothing; "
-        "default: refuse to touch what a run left",
+        help="continue an interrupted run of the same job, or start over where there is nothing to "
+        "continue; nothing is done where the output is complete; default: refuse to touch what a "
+        "run left",
     )
     add(
         "--verify",
@@ -336,14 +327,6 @@ def _add_run(add: Callable[..., object]) -> None:
         default="auto",
         help="how ranks bring patches into the file. auto: those on rank 0's host write them at "
         "their place, others send them to rank 0; messages: all send; default: %(default)s",
-    )
-    add(
-        "--journal-seconds",
-        type=_seconds,
-        default=Config.journal_seconds,
-        metavar="S",
-        help="every how many seconds finished patches are made safe for --resume; "
-        "default: %(default)s",
     )
     add("--version", action="version", version=f"%(prog)s {__version__}")
 

@@ -1,23 +1,29 @@
-"""The fate of the output files: their names, who may write them, going on with them, finishing."""
+"""The output files of a run: their names, who may write them, resuming them, committing them."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import errno
-import fcntl
+import io
 import os
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import journal
-from blocks import Layout, block_ranges, named_errors
+import checkpoint
+import large_pages
+from blocks import NO_SPACE, Layout, block_ranges, named_errors
+from checkpoint import BlockRecord, Checkpoint, Entries, Job
 from h5_read import block_digest
-from journal import Journal, Written
-from utils import SIDES, CallError, Config, Plan, RunError, quoted
+from utils import SIDES, CallError, Config, Plan, RunError, quoted, shown
+
+if TYPE_CHECKING:
+    from h5_store import Header
 
 PARTIAL = ".partial"
+#: What a spreadsheet takes for a formula, at the beginning of a cell.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def files_of(config: Config) -> dict[str, str]:
@@ -34,6 +40,11 @@ def partial_path(fname: str) -> str:
     return fname + PARTIAL
 
 
+def checkpoint_path(config: Config) -> str:
+    """Return the checkpoint of a run: one for all its files."""
+    return config.output_fname + ".checkpoint"
+
+
 def key_path(config: Config) -> str:
     """Return where `--anonymize` keeps what the pseudonyms stand for."""
     return os.path.splitext(config.output_fname)[0] + "_key.csv"
@@ -48,109 +59,211 @@ def check(config: Config) -> None:
     Raises
     ------
     CallError
-        One exists and `--overwrite` is not given, is a folder, lies in a folder that is none or
-        that may not be written, or another run is at it, or was.
+        One exists and neither `--overwrite` nor `--resume` is given, is a folder, lies in a folder
+        that is none or that may not be written, or another run is writing it, or was.
     """
     files = files_of(config).values()
-    stale = [fname for fname in files if os.path.lexists(partial_path(fname))]
     for fname in files:
-        # A split run that was ended among its last renames has some files complete already.
-        ready = config.resume and bool(stale) and fname not in stale
-        _check_file(fname, config.overwrite or ready)
-    for fname in stale:
-        _check_partial(fname, config)
+        _check_file(fname, config.overwrite or config.resume)
+    _check_earlier_run([checkpoint_path(config), *map(partial_path, files)], config)
     key = key_path(config)
-    if config.anonymize and os.path.lexists(key) and not (config.overwrite or stale):
+    if config.anonymize and os.path.lexists(key) and not (config.overwrite or config.resume):
         raise CallError(
             f"{quoted(key)}, the key of the pseudonyms, exists; add --overwrite to replace it, or "
             "name another --output-fname"
         )
 
 
-def _check_file(fname: str, replace: bool) -> None:
+def _check_file(fname: str, may_exist: bool) -> None:
     path = Path(fname)
-    told = f"--output-fname {quoted(path)}"
+    option = f"--output-fname {quoted(path)}"
     if path.is_dir() or os.path.basename(fname) in ("", ".", ".."):
-        raise CallError(f"{told} is a folder; wanted: the name of a file")
+        raise CallError(f"{option} is a folder; expected the name of a file")
     if path.exists() and not path.is_file():
-        raise CallError(f"{told} is no regular file; it is never replaced")
-    if os.path.lexists(path) and not replace:
-        raise CallError(f"{told} exists; add --overwrite to replace it, or name another")
+        raise CallError(f"{option} is not a regular file; it is never replaced")
+    if os.path.lexists(path) and not may_exist:
+        raise CallError(
+            f"{option} exists; add --overwrite to replace it, --resume to complete the run that "
+            "made it, or name another"
+        )
     parent = next(p for p in path.absolute().parents if os.path.lexists(p))
     if not parent.is_dir():
-        raise CallError(f"{told}: {quoted(parent)} is no folder")
+        raise CallError(f"{option}: {quoted(parent)} is not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise CallError(f"{told}: the folder {quoted(parent)} is not writable")
+        raise CallError(f"{option}: the folder {quoted(parent)} is not writable")
 
 
-def _check_partial(fname: str, config: Config) -> None:
-    partial = partial_path(fname)
-    with named_errors(partial):
-        lock = _lock(partial)
-    if lock is None:
-        raise CallError(f"{quoted(partial)}: another run is writing it; wait for it to end")
-    os.close(lock)
+def _check_earlier_run(paths: Sequence[str], config: Config) -> None:
+    left = [path for path in paths if os.path.lexists(path)]
+    if not left:
+        return
+    with named_errors(paths[0]):
+        if checkpoint.is_locked(paths[0]):
+            raise CallError(f"{quoted(left[-1])}: another run is writing it; wait for it to end")
     if not config.resume:
         raise CallError(
-            f"{quoted(partial)} was left by a run that was ended; add --resume to go on with it, "
-            f"or remove it and {quoted(fname + journal.ENDING)}"
+            f"{quoted(left[-1])} was left by an interrupted run; add --resume to continue it, or "
+            f"remove {' and '.join(map(quoted, left))}"
         )
 
 
-def _lock(path: str) -> int | None:
-    """Return the file, open and locked against other runs, or None where one has locked it.
-
-    HDF5's own locks would be held only while HDF5 has the file open.
-    """
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
-        pass  # a file system without locks: that the name exists has to do
-    return descriptor
+def may_resume(config: Config) -> bool:
+    """Return whether there is something that `--resume` may continue, or find complete."""
+    files = files_of(config).values()
+    paths = [checkpoint_path(config), *files, *map(partial_path, files)]
+    return config.resume and any(map(os.path.lexists, paths))
 
 
-# --- from the partial file to the final name -------------------------------------------------
+# --- from the partial files to the final names -----------------------------------------------
 
 
-class Claim:
-    """Rank 0's hold on one output, from the start of its partial file to its final name.
-
-    It alone needs the HDF5 library: the other ranks need not load it.
-
-    Makes the partial file, or with `--resume` goes on with the one that is there.
+@dataclass
+class OutputFile:
+    """One file of a run.
 
     Attributes
     ----------
-    layout : Layout
-    done : dict of int to Written
+    plan : Plan
+    final : str
+        The name that it gets when it is complete.
+    size : int
+        Bytes of the whole file.
+    layout : Layout or None
+        None before the partial file is open, and for a file that was complete before this run.
+    done : dict of int to BlockRecord
         The finished blocks, by number of their pair.
     complete : bool
-        Whether the output has its final name.
+        Whether the file has its final name.
+    """
+
+    plan: Plan
+    final: str
+    size: int = 0
+    layout: Layout | None = None
+    done: dict[int, BlockRecord] = field(default_factory=dict)
+    complete: bool = False
+    _descriptor: int = -1
+
+    @property
+    def partial(self) -> str:
+        """The name until it is complete."""
+        return partial_path(self.final)
+
+    @property
+    def pairs_done(self) -> int:
+        """Number of pairs whose blocks are in the file."""
+        return len(self.plan.pairs) if self.complete else len(self.done)
+
+    def open(self, header: Header, flags: int = 0) -> None:
+        """Open the partial file, and note where its bytes lie."""
+        self._descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
+        status = os.fstat(self._descriptor)
+        self.size = header.size
+        path, small_pages = os.path.abspath(self.partial), large_pages.has_small_pages(status)
+        self.layout = Layout(path, status.st_dev, status.st_ino, header.offsets, small_pages)
+
+    def resume(self, header: Header, records: Mapping[int, BlockRecord], config: Config) -> None:
+        """Open the partial file of an interrupted run, if it is there in its full size."""
+        with contextlib.suppress(FileNotFoundError):
+            self.open(header)
+            if self.problem():
+                self.close()
+                return
+            assert self.layout is not None
+            for index, record in records.items():
+                # The disk may have lied: a block counts only if its bytes are there.
+                ranges = block_ranges(self.plan, self.layout, index, config)
+                if block_digest(self._descriptor, ranges) == record.checksum:
+                    self.done[index] = record
+
+    def create(self, header: Header) -> None:
+        """Create the partial file in its full size."""
+        self.open(header, os.O_CREAT | os.O_EXCL)
+        os.ftruncate(self._descriptor, self.size)
+
+    def reserve(self) -> None:
+        """Take the disk space of the whole file, where the file system can."""
+        # In memory that would fill all pages with zeros, as much work as writing them.
+        status = os.fstat(self._descriptor)
+        if large_pages.file_system(status)[0] in ("tmpfs", "ramfs"):
+            return
+        try:
+            os.posix_fallocate(self._descriptor, 0, self.size)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
+
+    def write_header(self, header: Header) -> None:
+        """Write everything but the blocks."""
+        header.write(self._descriptor)
+
+    def sync(self) -> None:
+        """Have all bytes on the disk."""
+        os.fsync(self._descriptor)
+
+    def problem(self) -> str:
+        """Return what another process has done to the partial file; '' if nothing."""
+        status = os.fstat(self._descriptor)
+        if not status.st_nlink:
+            return "was removed by another process"
+        if status.st_size != self.size:
+            return f"has {status.st_size} bytes, expected {self.size}: another process changed it"
+        return ""
+
+    def commit(self) -> None:
+        """Give the complete file its final name."""
+        with named_errors(self.final):
+            os.replace(self.partial, self.final)
+        self.complete = True
+
+    def close(self) -> None:
+        """Close the partial file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor, self.layout = -1, None
+
+    def is_resumable(self) -> bool:
+        """Return whether the open partial file has finished blocks and is intact."""
+        return self.layout is not None and bool(self.done) and not self.problem()
+
+
+class Output:
+    """All files of a run, from their partial files to their final names; on rank 0 alone.
+
+    Creates the partial files. With `--resume` it continues those of an interrupted run of the same
+    job, and leaves files alone that are complete.
+
+    Parameters
+    ----------
+    plans : dict of str to Plan
+        By side.
+    config : Config
+
+    Attributes
+    ----------
+    files : list of OutputFile
 
     Raises
     ------
     RunError
-        The file cannot be made, the disk has no space for it, or the partial file is of another
-        job. What this run has made is removed again.
+        The files cannot be created, the disk has no space for them, or what is there is of another
+        job. What this run has created is removed again.
     """
 
-    def __init__(self, plan: Plan, final: str, config: Config) -> None:
-        self.plan, self.config, self.final = plan, config, final
-        self.partial = partial_path(final)
-        self.done: dict[int, Written] = {}
-        self.complete = False
-        #: Whether the partial file is ours to remove if nothing is in it.
-        self._ours = False
-        self._lock: int | None = None
-        self._journal: Journal | None = None
-        folders = _missing_folders(self.partial)
+    def __init__(self, plans: Mapping[str, Plan], config: Config) -> None:
+        self.config = config
+        self.files = [OutputFile(plans[side], path) for side, path in files_of(config).items()]
+        self._key = key_text(plans.values()) if config.anonymize else b""
+        self._checkpoint: Checkpoint | None = None
+        #: Whether the partial files and the checkpoint are of this run.
+        self._owned = False
+        self._may_replace = config.overwrite
+        folders = _missing_folders(config.output_fname)
         try:
-            with named_errors(self.partial):
-                self.layout = self._open()
+            with named_errors(config.output_fname):
+                Path(config.output_fname).parent.mkdir(parents=True, exist_ok=True)
+                self._checkpoint = _locked_checkpoint(config)
+                self._open(self._checkpoint)
         except BaseException:
             self.release()
             for folder in folders:
@@ -158,156 +271,210 @@ class Claim:
                     os.rmdir(folder)
             raise
 
-    def _open(self) -> Layout:
-        import h5_store
-
-        if self.config.resume and os.path.lexists(self.partial):
-            return self._resume()
-        if self.config.resume and os.path.lexists(self.final):
-            self.complete = True
-            if h5_store.configuration(self.final) != self.config.as_json():
-                raise RunError(f"{quoted(self.final)} is of another job; remove it to go on")
-            return h5_store.layout_of(self.final)
-        return self._begin()
-
-    def _begin(self) -> Layout:
-        import h5_store
-
-        Path(self.partial).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            made = h5_store.make(self.partial)
-        except FileExistsError:
-            raise RunError(f"{quoted(self.partial)}: another run has begun to write it") from None
-        except OSError as error:
-            self._ours = error.errno in (errno.ENOSPC, errno.EDQUOT)  # it is there, but empty
-            raise
-        self._ours = True
-        with made:
-            h5_store.create_contents(made, self.plan, self.config)
-        self._lock = _lock(self.partial)
-        # Before the space, which some file systems can only reserve by writing all of it.
-        path = self.final + journal.ENDING
-        journal.begin(path, self.config.as_json(), _pair_lines(self.plan))
-        h5_store.reserve(self.partial)
-        self._take_notes(path, os.path.getsize(path))
-        return h5_store.layout_of(self.partial)
-
-    def _resume(self) -> Layout:
-        import h5_store
-
-        path = self.final + journal.ENDING
-        self._lock = _lock(self.partial)
-        if self._lock is None:
-            raise RunError(f"{quoted(self.partial)}: another run is writing it")
-        try:
-            entries = journal.read(path)
-        except FileNotFoundError:
+    def _open(self, checkpoint: Checkpoint) -> None:
+        plans = dict(zip(files_of(self.config), (file.plan for file in self.files), strict=True))
+        job = Job.of(self.config, plans)
+        entries = checkpoint.read()
+        changed = self._difference(entries, job)
+        if entries.job and changed and not self.config.overwrite:
             raise RunError(
-                f"{quoted(self.partial)} has no {quoted(path)} to go on from; remove it"
-            ) from None
-        changed = journal.difference(entries, self.config.as_json(), _pair_lines(self.plan))
-        if changed:
-            raise RunError(
-                f"{quoted(self.partial)} is of another job; to go on, undo it: {changed}"
+                f"{quoted(self.files[0].partial)} is of another job; undo the change to continue "
+                f"it, or add --overwrite to start over: {changed}"
             )
-        layout = h5_store.layout_of(self.partial)
-        for index, one in entries.done.items():
-            # The disk may have lied: a block counts only if its bytes are there.
-            ranges = block_ranges(self.plan, layout, index, self.config)
-            if block_digest(self._lock, ranges) == one.checksum:
-                self.done[index] = one
-        self._take_notes(path, entries.whole)
-        return layout
+        if entries.job and not changed:
+            self._may_replace |= entries.job.overwrite
+        import h5_store  # here, as other ranks need no HDF5
 
-    def _take_notes(self, path: str, whole: int) -> None:
-        self._journal = Journal(path, self.partial, self.config.journal_seconds, whole)
+        headers = [h5_store.header(file.plan, self.config) for file in self.files]
+        for number, (file, header) in enumerate(zip(self.files, headers, strict=True)):
+            if not changed:
+                records = {i: record for (one, i), record in entries.done.items() if one == number}
+                file.resume(header, records, self.config)
+            self._check_final(file)
+        self._check_key()
+        self._owned = True
+        self._remove_stale()
+        if changed:
+            checkpoint.begin(job)
+        else:
+            checkpoint.truncate(entries.size)
+        pairs = zip(self.files, headers, strict=True)
+        if new := [(file, header) for file, header in pairs if not (file.complete or file.layout)]:
+            self._create(new)
 
-    def note(self, index: int, written: Written) -> None:
-        """Take note that the block of a pair is in the file."""
-        self.done[index] = written
-        if self._journal:
-            self._journal.note(index, written)
-
-    def _end_notes(self) -> None:
-        if self._journal:
-            self._journal.close()
-            self._journal = None
-
-    def finish(self) -> None:
-        """Write what was learned on the way, mark the file complete, and have it on the disk."""
-        if self.complete:
-            return
-        import h5_store
-
-        notes = self._journal
-        self._end_notes()
-        if notes:
-            notes.check()
-        with named_errors(self.partial):
-            h5_store.complete(self.layout, [self.done[i] for i in range(len(self.plan.pairs))])
-            _sync(self.partial)
-        if os.path.lexists(self.final) and not self.config.overwrite:
-            raise RunError(f"{quoted(self.final)} was made by another run meanwhile")
-
-    def rename(self) -> None:
-        """Give the complete file its final name."""
-        if self.complete:
-            return
-        with named_errors(self.final):
-            os.replace(self.partial, self.final)
-            self.complete = True
-            _sync(os.path.dirname(os.path.abspath(self.final)))
-            os.unlink(self.final + journal.ENDING)
-
-    def release(self) -> str:
-        """Let go of the output; return what is kept of it, for a message.
-
-        A partial file without a finished block is removed: there is nothing to go on with.
-        """
-        self._end_notes()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        if self.complete:
-            return ""
-        if self.done or not self._ours:
-            return self.partial if self.done else ""
-        journals = (self.final + journal.ENDING, self.final + journal.ENDING + journal.NEW)
-        for path in (self.partial, *journals):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+    def _difference(self, entries: Entries, job: Job) -> str:
+        """Return how the interrupted run differs from this one; '' if it is of the same job."""
+        if not entries.job:
+            return "there is none"
+        if changed := entries.job.difference(job):
+            return changed
+        for (number, index), record in entries.done.items():
+            plan = self.files[number].plan
+            if plan.digests[index] != record.digests:
+                name = shown(plan.pairs[index].identity)
+                return f"the input changed: other pixel values in {name} or its target"
         return ""
 
+    def _check_final(self, file: OutputFile) -> None:
+        """Find out whether a file is complete already, and refuse to replace another job's."""
+        if not os.path.lexists(file.final):
+            return
+        import h5_store
 
-def finish(claims: Sequence[Claim]) -> None:
-    """Complete all files, and then give them their final names.
+        changed = "it exists"
+        if self.config.resume and not file.layout:
+            changed = h5_store.difference(file.final, file.plan, self.config)
+        if not changed:
+            file.complete = True
+        elif not self._may_replace:
+            raise RunError(
+                f"{quoted(file.final)} exists and is of another job; add --overwrite to replace "
+                f"it, or choose another name: {changed}"
+            )
 
-    The order makes a killed run leave the final names alone: data, checksums and marks are on the
-    disk before the first rename, and the renames are before the return.
-    """
-    for claim in claims:
-        claim.finish()
-    for claim in claims:
-        claim.rename()
-        claim.release()
+    def _check_key(self) -> None:
+        path = key_path(self.config)
+        if self._key and not self._may_replace and os.path.lexists(path):
+            with open(path, "rb") as file:
+                if file.read() != self._key:
+                    raise RunError(
+                        f"{quoted(path)} exists and is the key of another job; add --overwrite to "
+                        "replace it, or choose another name"
+                    )
+
+    def _remove_stale(self) -> None:
+        """Remove what an interrupted run left and this one does not continue."""
+        for path in [*(file.partial for file in self.files if not file.layout), self._new_key]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _create(self, new: Sequence[tuple[OutputFile, Header]]) -> None:
+        """Create partial files, all of them in their full size before the first byte is written."""
+        for file, header in new:
+            file.create(header)
+        reserve([file for file, _ in new])
+        for file, header in new:
+            file.write_header(header)
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs in all files."""
+        return sum(len(file.plan.pairs) for file in self.files)
+
+    @property
+    def pairs_done(self) -> int:
+        """Number of pairs whose blocks are in the files."""
+        return sum(file.pairs_done for file in self.files)
+
+    def add(self, number: int, index: int, record: BlockRecord) -> None:
+        """Record that the block of a pair is in the file of that number.
+
+        Raises
+        ------
+        RunError
+            Another process has removed or truncated the partial file, or the checkpoint cannot be
+            written.
+        """
+        file = self.files[number]
+        self._check_intact(file)
+        file.done[index] = record
+        assert self._checkpoint is not None
+        with named_errors(self._checkpoint.path):
+            self._checkpoint.add(number, index, record)
+
+    def _check_intact(self, file: OutputFile) -> None:
+        if problem := file.problem():
+            raise RunError(f"{quoted(file.partial)} {problem}; run again")
+
+    def finish(self) -> None:
+        """Complete all files, and give them and the key their final names.
+
+        The order makes a killed run leave the final names alone: all bytes are on the disk before
+        the first rename, and the renames before the checkpoint is removed.
+        """
+        import h5_store
+
+        assert self._checkpoint is not None
+        files = [file for file in self.files if not file.complete]
+        for file in files:
+            with named_errors(file.partial):
+                self._check_intact(file)
+                records = [file.done[i] for i in range(len(file.plan.pairs))]
+                file.write_header(h5_store.header(file.plan, self.config, records))
+                file.sync()
+        if self._key:
+            write_key(self._new_key, self._key)
+        for file in files:
+            if os.path.lexists(file.final) and not self._may_replace:
+                raise RunError(f"{quoted(file.final)} was made by another run meanwhile")
+        for file in files:
+            file.commit()
+            file.close()
+        with named_errors(self.config.output_fname):
+            if self._key:
+                os.replace(self._new_key, key_path(self.config))
+            _sync(os.path.dirname(os.path.abspath(self.config.output_fname)))
+            self._checkpoint.close(remove=True)
+        self._checkpoint = None
+
+    @property
+    def _new_key(self) -> str:
+        return key_path(self.config) + PARTIAL
+
+    def release(self) -> str:
+        """Unlock the output; return what can be resumed, for a message.
+
+        Where no block is finished everything is removed: there is nothing to resume.
+        """
+        if not self._checkpoint:
+            return ""
+        resumable = any(file.is_resumable() for file in self.files)
+        for file in self.files:
+            if file.layout and self._owned and not resumable and not file.problem():
+                os.unlink(file.partial)
+            file.close()
+        if self._owned:
+            with contextlib.suppress(OSError):
+                os.unlink(self._new_key)
+        empty = not self._owned and not self._checkpoint.read().size
+        self._checkpoint.close(remove=empty or (self._owned and not resumable))
+        self._checkpoint = None
+        if not resumable:
+            return ""
+        names = ", ".join(quoted(file.partial) for file in self.files if not file.complete)
+        return (
+            f"{self.pairs_done} of {self.pairs} pairs are complete in {names}; --resume continues"
+        )
+
+
+def reserve(files: Sequence[OutputFile]) -> None:
+    """Take the disk space of all files now, so that a full disk is met before the work."""
+    size = sum(file.size for file in files)
+    disk = os.statvfs(files[0].partial)
+    free = disk.f_bavail * disk.f_frsize
+    if size > free:
+        names = ", ".join(quoted(file.final) for file in files)
+        raise RunError(
+            f"no space left for {names}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
+        )
+    for file in files:
+        file.reserve()
+
+
+def _locked_checkpoint(config: Config) -> Checkpoint:
+    path = checkpoint_path(config)
+    try:
+        found = Checkpoint.lock(path, exclusive=not config.resume)
+    except FileExistsError:
+        found = None
+    if found is None:
+        raise RunError(f"{quoted(partial_path(config.output_fname))}: another run is writing it")
+    return found
 
 
 def _missing_folders(path: str) -> list[str]:
     """Return the folders above a path that are not there, the innermost first."""
     return [str(p) for p in Path(path).absolute().parents if not os.path.lexists(p)]
-
-
-def _pair_lines(plan: Plan) -> list[str]:
-    """Return a line for each pair that tells whether it is still the same."""
-    lines = []
-    for pair, part, start in zip(plan.pairs, plan.parts, plan.starts, strict=False):
-        files = " with ".join(
-            f"{one.file} ({one.stamp[0]} bytes, changed at {one.stamp[1]} ns)"
-            for one in (pair.input, pair.target)
-        )
-        kept = zlib.crc32(b"".join(part.kept))
-        lines.append(f"{files}, windows {kept:08x} from patch {start}")
-    return lines
 
 
 def _sync(path: str) -> None:
@@ -318,25 +485,33 @@ def _sync(path: str) -> None:
         os.close(descriptor)
 
 
-def write_key(names: dict[str, str], config: Config) -> None:
-    """Write what the pseudonyms stand for, readable by nobody but the owner.
+# --- the key of the pseudonyms ---------------------------------------------------------------
 
-    Parameters
-    ----------
-    names : dict of str to str
-        Real names by pseudonym.
-    config : Config
+
+def key_text(plans: Iterable[Plan]) -> bytes:
+    """Return what the pseudonyms stand for, as CSV.
+
+    A name that a spreadsheet would take for a formula has an apostrophe before it.
     """
-    path = key_path(config)
+    key: dict[str, str] = {}
+    for plan in plans:
+        for pair, names in zip(plan.pairs, plan.names, strict=True):
+            real = (pair.patient, pair.input.file, pair.target.file)
+            key |= dict(zip(names, real, strict=True))
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(("pseudonym", "name"))
+    for pseudonym, name in key.items():
+        rows.writerow((pseudonym, "'" * name.startswith(FORMULA) + name))
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def write_key(path: str, text: bytes) -> None:
+    """Write the key and sync it, readable by nobody but the owner."""
     with named_errors(path):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + PARTIAL)
         # The mode at creation, not afterwards: nobody may read it in between.
-        descriptor = os.open(path + PARTIAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(("pseudonym", "name"))
-            rows.writerows(names.items())
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(path + PARTIAL, path)

@@ -213,7 +213,7 @@ class World:
         self.comm = comm
         self.rank = comm.rank if comm else 0
         self.size = comm.size if comm else 1
-        self._writers: list[Writer] = []
+        self._writers: Sequence[Writer | None] = []
         self._senders: list[_Sender] = []
         self._behind: Behind | None = None
         self._sent: list[MPI.Request] = []
@@ -340,23 +340,25 @@ class World:
 
     # --- bytes for the file -------------------------------------------------------------------
 
-    def open_writers(self, local: Sequence[Writer | None], threads: int = 0) -> list[Writer]:
+    def open_writers(
+        self, local: Sequence[Writer | None], threads: int = 0
+    ) -> Sequence[Writer | None]:
         """Return what this rank writes its blocks with, one for each file.
 
         Parameters
         ----------
         local : sequence of Writer or None
             The files themselves, where this rank sees the very files that rank 0 has made. Bytes
-            for the others go to rank 0, who must have them all.
+            for the others go to rank 0. None on rank 0 for files without a block to write.
         threads : int
             As for `run`: with any, a serial run writes in a thread.
         """
         if self.rank == 0:
-            self._writers = [writer for writer in local if writer]
+            self._writers = local
             if self.comm or not threads:
                 return self._writers
             self._behind = Behind(BEHIND_MOST)
-            return [_Later(self._behind, writer) for writer in self._writers]
+            return [writer and _Later(self._behind, writer) for writer in local]
         self._senders = [_Sender(self.comm, file) for file in range(len(local))]
         return [writer or sender for writer, sender in zip(local, self._senders, strict=True)]
 
@@ -369,6 +371,7 @@ class World:
         if keep:
             with stopwatch.step("write"):
                 writer = self._writers[file]
+                assert writer
                 lent = writer.lend(offset, length)
                 if lent is None:
                     writer.write(offset, memoryview(data))

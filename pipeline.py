@@ -18,12 +18,13 @@ import patients
 import planning
 import preview
 import stopwatch
+from outputs import Output
 from pairing import PatientPairs
 from parallel import World
 from planning import Findings
 from progress import Progress
 from stopwatch import step
-from utils import Config, Plan, Tally, quoted, say, shown
+from utils import Config, Plan, Tally, say, shown
 
 #: glibc takes the largest block that was ever freed, up to 32 MB, as the size below which freed
 #: memory is kept for reuse (mallopt(3), M_MMAP_THRESHOLD). Else every image would be made in new
@@ -38,19 +39,19 @@ def run(config: Config, world: World) -> None:
     tally = Tally()
     if not config.dry_run:
         world.on_root(lambda: outputs.check(config))
+    identify = world.share(world.rank == 0 and not config.dry_run and outputs.may_resume(config))
     findings = find(config, world, tally)
-    plans = make_plans(findings, config, world, tally)
+    plans = make_plans(findings, config, world, tally, identify)
     if config.dry_run:
         world.on_root(lambda: preview.show(plans, findings, config, world.size, tally))
         return
-    claims = world.on_root(lambda: allocate(plans, config)) or []
+    output = world.on_root(lambda: allocate(plans, config))
     try:
-        drawings = filling.fill(plans, claims, config, world)
-        world.on_root(lambda: finish(plans, claims, config))
+        drawings = filling.fill(plans, output, config, world)
+        world.on_root(lambda: finish(output))
     except BaseException as error:
-        kept = [path for claim in claims if (path := claim.release())]
-        if kept:
-            error.add_note(f"what was done is in {', '.join(map(quoted, kept))}; --resume goes on")
+        if output and (note := output.release()):
+            error.add_note(note)
         raise
     world.on_root(lambda: show(plans, findings, config, tally, drawings))
     if config.profile:
@@ -103,8 +104,13 @@ def find(config: Config, world: World, tally: Tally) -> Findings:
 # --- plan ------------------------------------------------------------------------------------
 
 
-def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -> dict[str, Plan]:
-    """Look at the pixels as far as needed, and give every pair its place; by side, on rank 0."""
+def make_plans(
+    findings: Findings, config: Config, world: World, tally: Tally, identify: bool = False
+) -> dict[str, Plan]:
+    """Look at the pixels as far as needed, and give every pair its place; by side, on rank 0.
+
+    With `identify`, the plans have the digests of all slices.
+    """
     collector = planning.Collector(findings, config)
     with Progress("planning", len(findings.tasks), config.quiet) as progress:
 
@@ -114,7 +120,7 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
                 progress.advance()
 
         threads = ahead.threads_for(task.pair for task in findings.tasks)
-        survey = planning.surveyor(config)
+        survey = planning.surveyor(config, identify)
         tasks = planning.in_twos(findings.tasks)
 
         def load() -> None:
@@ -130,29 +136,18 @@ def make_plans(findings: Findings, config: Config, world: World, tally: Tally) -
 # --- allocate, finish, show ------------------------------------------------------------------
 
 
-def allocate(plans: dict[str, Plan], config: Config) -> list[outputs.Claim]:
-    """Make the partial files in their full size, or go on with those that are there."""
-    claims: list[outputs.Claim] = []
-    try:
-        for side, path in outputs.files_of(config).items():
-            claims.append(outputs.Claim(plans[side], path, config))
-    except BaseException:
-        for claim in claims:
-            claim.release()
-        raise
-    return claims
+def allocate(plans: dict[str, Plan], config: Config) -> Output:
+    """Create the partial files in their full size, or continue those that are there."""
+    output = Output(plans, config)
+    if output.pairs_done and not config.quiet:
+        print(f"{output.pairs_done} of {output.pairs} pairs were already complete", flush=True)
+    return output
 
 
-def finish(plans: dict[str, Plan], claims: list[outputs.Claim], config: Config) -> None:
-    """Complete the files, and with `--anonymize` the key of the pseudonyms."""
-    if config.anonymize:
-        key: dict[str, str] = {}
-        for plan in plans.values():
-            for pair, names in zip(plan.pairs, plan.names, strict=True):
-                real = (pair.patient, pair.input.file, pair.target.file)
-                key |= dict(zip(names, real, strict=True))
-        outputs.write_key(key, config)
-    outputs.finish(claims)
+def finish(output: Output | None) -> None:
+    """Complete the files, and give them their final names."""
+    if output:
+        output.finish()
 
 
 def show(

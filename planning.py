@@ -20,6 +20,7 @@ import dicom_io
 import outputs
 import patching
 import splitting
+from h5_read import pixel_digest
 from pairing import UNPAIRED, PatientPairs, Sample, misfits
 from stopwatch import step
 from utils import (
@@ -74,7 +75,8 @@ class Survey:
     target_sample: Sample | None = None
     other_samples: tuple[Sample, ...] = ()
     figures: Figures | None = None
-    digests: tuple[str, ...] = ()
+    digests: tuple[int, ...] = ()
+    persons: tuple[str, ...] = ()
     ranges: tuple[tuple[float, float], ...] = ()
     problem: LeftOut | None = None
 
@@ -189,8 +191,8 @@ def in_twos(tasks: Sequence[SurveyTask]) -> list[tuple[SurveyTask, ...]]:
     return [tuple(tasks[i : i + 2]) for i in range(0, len(tasks), 2)]
 
 
-def surveyor(config: Config) -> Callable[[Sequence[SurveyTask]], list[Survey]]:
-    """Return the function that looks at a few pairs."""
+def surveyor(config: Config, identify: bool) -> Callable[[Sequence[SurveyTask]], list[Survey]]:
+    """Return the function that looks at a few pairs; `identify` asks for the digests of slices."""
     split = config.split is not None or config.split_file is not None
 
     @lru_cache
@@ -214,9 +216,10 @@ def surveyor(config: Config) -> Callable[[Sequence[SurveyTask]], list[Survey]]:
         out = Survey(task.index, task.pair.patient)
         pair = task.pair
         try:
-            if split:
-                stored = [read.stored(one) for one in (pair.input, pair.target)]
-                out.digests = tuple(d for d in map(_pixel_digest, stored) if d)
+            if split or identify:
+                images = read.hu(pair.input), read.hu(pair.target)
+                out.digests = tuple(map(pixel_digest, images))
+                out.persons = tuple(map(_person, images, out.digests))
             if not task.chosen:
                 return out
             if config.dry_run:
@@ -244,13 +247,9 @@ def surveyor(config: Config) -> Callable[[Sequence[SurveyTask]], list[Survey]]:
     return survey
 
 
-def _pixel_digest(stored: NDArray[np.float32]) -> str:
-    """Return what tells identical images; '' for a constant one, which anybody may have."""
-    import xxhash
-
-    if stored.min() == stored.max():
-        return ""
-    return f"identical pixels {xxhash.xxh3_128_hexdigest(stored.data)}"
+def _person(hu: NDArray[np.float32], digest: int) -> str:
+    """Return what identifies a person by an image: nothing by a constant one."""
+    return "" if hu.min() == hu.max() else f"identical pixels {digest:016x}"
 
 
 def figures_of(image: NDArray[np.float32]) -> Figures:
@@ -302,8 +301,7 @@ class Collector:
     def take(self, survey: Survey) -> None:
         """Take note of one survey."""
         patient = survey.patient
-        self.findings.persons[patient].update(survey.digests)
-        survey.digests = ()
+        self.findings.persons[patient].update(filter(None, survey.persons))
         if survey.index < 0:  # a pair that is not chosen may be as bad as it likes
             return
         self.surveys[survey.index] = survey
@@ -387,7 +385,14 @@ def assemble(
             if sides[one.patient] == side
         ]
         plans[side] = Plan(
-            pairs, parts, starts, [kinds[i] for i in here], [names[i] for i in here], fixed, aside
+            pairs,
+            parts,
+            starts,
+            [kinds[i] for i in here],
+            [names[i] for i in here],
+            fixed,
+            aside,
+            [surveys[i].digests for i in here],
         )
         _check_patches(side, plans[side], config)
     count(plans, tally)

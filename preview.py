@@ -138,8 +138,8 @@ def _seconds_a_pair(plan: Plan, config: Config) -> float:
     """Make a few blocks, write them nowhere, and return how long one takes."""
     few = min(TRIALS, len(plan.pairs))
     begin = time.perf_counter()
-    for task in filling.to_make({"": plan}, [range(few, len(plan.pairs))]):
-        block = filling.block_of(task, config)
+    for task in filling.pair_tasks(0, plan, range(few, len(plan.pairs))):
+        block, _ = filling.prepare_block(task, config)
         most = max((piece.stop - piece.start for piece in block.pieces()), default=0)
         room = np.empty((most, block.size, block.size), np.float32)
         for side, piece in itertools.product(block.views, block.pieces()):

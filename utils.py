@@ -110,14 +110,12 @@ class Config:
     quiet: bool = False
     verbose: bool = False
     hand_over: str = "auto"
-    journal_seconds: float = 5.0
     argv: tuple[str, ...] = ()
 
     #: Where and how a run is done; all other fields decide what the file holds.
     HOW = (
         *("input_folder", "output_fname", "split_file", "mpi_run", "overwrite", "resume"),
-        *("dry_run", "profile", "quiet", "verbose", "hand_over", "journal_seconds"),
-        "argv",
+        *("dry_run", "profile", "quiet", "verbose", "hand_over", "argv"),
     )
 
     @property
@@ -288,6 +286,9 @@ class Plan:
         The normalisation, where it is the same for every image.
     left_out : list of LeftOut
         What of these patients gives no patches.
+    digests : list of tuple of int
+        `h5_read.pixel_digest` of the input and the target of each pair; empty tuples where planning
+        did not need them.
     """
 
     pairs: list[Pair]
@@ -297,6 +298,7 @@ class Plan:
     names: list[Names]
     fixed: Affine | None = None
     left_out: list[LeftOut] = field(default_factory=list)
+    digests: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def patches(self) -> int:

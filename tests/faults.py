@@ -42,8 +42,10 @@ STEPS = {
     "writing": ("blocks", "write_block"),
     "handing over": ("parallel", "_Sender.write"),
     "taking": ("blocks", "PartialFile.write"),
-    "reserving": ("h5_store", "reserve"),
+    "reserving": ("outputs", "reserve"),
+    "creating": ("outputs", "OutputFile.create"),
     "renaming": ("os", "replace"),
+    "reporting": ("sanity", "draw"),
     "drawing": ("sanity", "coverage_pairs"),
 }
 
@@ -66,7 +68,7 @@ class Fault:
     mark : str
         A file that is made at the moment of the fault, with the process id in it.
     after : str
-        A journal in which a finished block must stand first.
+        A checkpoint in which a finished block must stand first.
     """
 
     how: str
@@ -87,10 +89,10 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = HANG) -> 
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
-def finished_blocks(journal: Path) -> int:
-    """Return how many blocks a journal names."""
+def finished_blocks(checkpoint: Path) -> int:
+    """Return how many blocks a checkpoint names."""
     try:
-        return journal.read_bytes().count(b'\n["done"')
+        return checkpoint.read_bytes().count(b'\n["done"')
     except FileNotFoundError:
         return 0
 
@@ -99,9 +101,9 @@ def finished_blocks(journal: Path) -> int:
 
 
 def argv(root: Path, output: str | Path, *options: str | Path) -> list[str]:
-    """Return the arguments of a small job, whose blocks are noted in the journal at once."""
+    """Return the arguments of a small job."""
     where = ["--input-folder", root, "--output-fname", output]
-    return [str(a) for a in (*where, "--patch-size", "p24", "--journal-seconds", "0.02", *options)]
+    return [str(a) for a in (*where, "--patch-size", "p24", *options)]
 
 
 def command(n: int, arguments: Sequence[str], fault: Fault | None = None) -> list[str]:
@@ -245,7 +247,7 @@ def without_locks() -> str | None:
 def happen(fault: Fault) -> None:
     """Let the fault happen, in the process that it is for."""
     if fault.after:
-        wait_for(lambda: finished_blocks(Path(fault.after)), "a finished block in the journal")
+        wait_for(lambda: finished_blocks(Path(fault.after)), "a finished block in the checkpoint")
     if fault.mark:
         Path(fault.mark).write_text(str(os.getpid()))
     if fault.how == "raise":

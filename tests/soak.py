@@ -50,7 +50,7 @@ class Soak:
     def __init__(self, folder: Path, seed: int, ranks: list[int]) -> None:
         self.folder, self.ranks = folder, ranks
         self.rng = random.Random(seed)
-        self.killed = self.chains = self.anew = self.kept = self.late = 0
+        self.killed = self.chains = self.kept = self.late = 0
         self.problems: list[str] = []
         write_tree(folder / "scans", PATIENTS, shape=(96, 96))
         self.whole = b""
@@ -69,8 +69,8 @@ class Soak:
 
     def kill(self, n: int, output: Path, resume: bool) -> Ended:
         """Begin or go on with an output, and kill the run at a random moment, if it still runs."""
-        rng, journal = self.rng, Path(f"{output}.journal")
-        before = finished_blocks(journal)
+        rng, checkpoint = self.rng, Path(f"{output}.checkpoint")
+        before = finished_blocks(checkpoint)
         self.kept += before
         with Run(self.words(n, output, *["--resume"] * resume), self.folder) as running:
             latest = time.monotonic() + rng.uniform(0, 1.1 * self.seconds[n])
@@ -79,7 +79,7 @@ class Soak:
                 latest += 2 * self.seconds[n]
                 while (
                     running.process.poll() is None
-                    and finished_blocks(journal) <= blocks
+                    and finished_blocks(checkpoint) <= blocks
                     and time.monotonic() < latest
                 ):
                     time.sleep(0.001)
@@ -118,23 +118,15 @@ class Soak:
                 ended = self.kill(n, output, resume)
             else:
                 ended = run(self.words(n, output, *["--resume"] * resume), self.folder)
-            if not self.as_told(ended, output) and ended.status and not killed:
+            if ended.status and not killed:
                 self.problems.append(f"{output}: {n} ranks: {ended.err}")
                 return
-            resume = Path(f"{output}.partial").exists()
+            resume = True
         if output.read_bytes() != self.whole:
             self.problems.append(f"{output}: other bytes than the unbroken run's")
             return
         for path in self.folder.glob(f"{output.name}*"):
             path.unlink()
-
-    def as_told(self, ended: Ended, output: Path) -> bool:
-        """Remove a partial file that no journal belongs to, where the message says so."""
-        if "to go on from; remove it" not in ended.err:
-            return False
-        Path(f"{output}.partial").unlink()
-        self.anew += 1
-        return True
 
 
 def main() -> int:
@@ -156,7 +148,7 @@ def main() -> int:
     print(
         f"{soak.killed} runs killed in {soak.chains} chains (ranks {told.ranks}, "
         f"seed {told.seed}), {soak.kept} finished blocks found when going on, "
-        f"{soak.anew} begun anew for want of a journal, {soak.late} killed too late: "
+        f"{soak.late} killed too late: "
         f"{len(soak.problems)} problems"
     )
     for problem in soak.problems:

@@ -267,6 +267,7 @@ def test_a_result_is_taken_after_its_bytes_were_written(threads):
     file = Slow()
     world = parallel.World(None)
     (writer,) = world.open_writers([file], threads)
+    assert writer
     taken: list[int] = []
 
     def work(task: int) -> int:
@@ -289,6 +290,7 @@ def test_a_write_that_fails_fails_the_run_and_no_later_result_is_taken(threads):
     file = Slow(full_at=20)
     world = parallel.World(None)
     (writer,) = world.open_writers([file], threads)
+    assert writer
     taken: list[int] = []
 
     def work(task: int) -> int:

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -20,7 +20,8 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-import h5_store
+import outputs
+from outputs import OutputFile
 from tests.editing import edit
 from tests.faults import (
     EARLIER,
@@ -49,8 +50,8 @@ from tests.scans import SHAPE, write_patient, write_slice, write_tree
     ids=["SIGTERM", "Ctrl-C"],
 )
 def test_a_signal_ends_a_run_in_one_line(tmp_path, tree, output, number, status, word):
-    mark, journal = tmp_path / "mark", Path(f"{output}.journal")
-    fault = Fault("hold", "writing", call=3, mark=str(mark), after=str(journal))
+    mark, checkpoint = tmp_path / "mark", Path(f"{output}.checkpoint")
+    fault = Fault("hold", "writing", call=3, mark=str(mark), after=str(checkpoint))
     with Run(command(0, argv(tree.root, output, "--overwrite"), fault), tmp_path) as running:
         wait_for(mark.exists, "the third block")
         sent = time.monotonic()
@@ -60,7 +61,7 @@ def test_a_signal_ends_a_run_in_one_line(tmp_path, tree, output, number, status,
     one_error(ended, word, f"{output}.partial", "--resume", status=status)
     assert len(ended.err.splitlines()) == 1
     assert output.read_bytes() == EARLIER
-    assert left(output.parent) == {f"{output.name}{end}" for end in ("", ".partial", ".journal")}
+    assert left(output.parent) == {f"{output.name}{end}" for end in ("", ".partial", ".checkpoint")}
     no_process_left(output)
 
 
@@ -114,22 +115,23 @@ def test_space_that_runs_out_while_writing_is_named(tmp_path, tree, ranks):
         no_process_left(output)
 
 
-def test_space_that_runs_out_for_the_journal_is_named(tmp_path, monkeypatch):
+def test_space_that_runs_out_for_the_checkpoint_is_named(tmp_path, monkeypatch):
     write_tree(tmp_path / "many", {"A": 80})
 
-    def reserve_and_fill(path: str) -> None:
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    def reserve_and_fill(files: Sequence[OutputFile]) -> None:
+        for file in files:
+            with open(file.partial, "r+b") as partial:
+                os.posix_fallocate(partial.fileno(), 0, file.size)
         with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(4096))
 
-    monkeypatch.setattr(h5_store, "reserve", reserve_and_fill)
+    monkeypatch.setattr(outputs, "reserve", reserve_and_fill)
     with mounted(tmp_path / "disk", "size=16m") as disk:
         output = disk / "x.h5"
         ended = called(tmp_path, *argv(tmp_path / "many", output))
-        one_error(ended, "No space left", f"{output}.journal", "--resume", status=1)
-        assert left(disk) == {"filler", "x.h5.partial", "x.h5.journal"}
+        one_error(ended, "no space left", f"{output}.checkpoint", "--resume", status=1)
+        assert left(disk) == {"filler", "x.h5.partial", "x.h5.checkpoint"}
         (disk / "filler").unlink()
         assert called(tmp_path, *argv(tmp_path / "many", output, "--resume")).errors == []
         assert left(disk) >= {"x.h5", "x.html", "x.json"}
@@ -158,7 +160,7 @@ def test_an_output_that_names_a_folder_is_refused_at_the_start(tmp_path, tree, n
 def test_an_output_that_is_no_regular_file_is_never_replaced(tmp_path, tree):
     os.mkfifo(tmp_path / "x.h5")
     ended = called(tmp_path, *argv(tree.root, tmp_path / "x.h5", "--overwrite"))
-    one_error(ended, "x.h5", "no regular file", status=2)
+    one_error(ended, "x.h5", "not a regular file", status=2)
     assert (tmp_path / "x.h5").is_fifo()
 
 
@@ -179,23 +181,23 @@ def test_of_two_runs_with_one_output_the_second_is_refused(tmp_path, tree, outpu
 
 
 def test_a_stale_partial_file_is_named_and_left_alone(tmp_path, tree, output):
-    journal = Path(f"{output}.journal")
+    checkpoint = Path(f"{output}.checkpoint")
     arguments = argv(tree.root, output, "--overwrite")
-    run(command(0, arguments, Fault("kill", "writing", call=2, after=str(journal))), tmp_path)
+    run(command(0, arguments, Fault("kill", "writing", call=2, after=str(checkpoint))), tmp_path)
     before = {name: (output.parent / name).read_bytes() for name in left(output.parent)}
     assert len(before) == 3
     for more in ([], ["--seed", "1"]):
         ended = called(tmp_path, *arguments, *more)
-        one_error(ended, f"{output}.partial", "--resume", "remove", str(journal), status=2)
+        one_error(ended, f"{output}.partial", "--resume", "remove", str(checkpoint), status=2)
     assert {name: (output.parent / name).read_bytes() for name in left(output.parent)} == before
 
 
 def test_a_partial_file_that_was_removed_as_told_is_made_again(tmp_path, tree, output, whole):
-    journal = Path(f"{output}.journal")
+    checkpoint = Path(f"{output}.checkpoint")
     arguments = argv(tree.root, output, "--overwrite")
-    run(command(0, arguments, Fault("kill", "writing", call=2, after=str(journal))), tmp_path)
+    run(command(0, arguments, Fault("kill", "writing", call=2, after=str(checkpoint))), tmp_path)
     Path(f"{output}.partial").unlink()
-    journal.unlink()
+    checkpoint.unlink()
     assert called(tmp_path, *arguments).status == 0
     assert output.read_bytes() == whole
 

@@ -63,7 +63,7 @@ def test_a_rank_that_raises_ends_all_with_one_message(tmp_path, tree, output, st
     if step not in ("planning", "taking"):
         assert any(made.input_file in message for made in tree.pairs)
     assert output.read_bytes() == EARLIER
-    assert (f"{output.name}.partial" in left(output.parent)) == ("--resume goes on" in message)
+    assert (f"{output.name}.partial" in left(output.parent)) == ("--resume continues" in message)
     no_process_left(output)
 
 
@@ -87,8 +87,8 @@ def test_a_rank_that_is_killed_while_planning_ends_all(tmp_path, tree, output, r
 def test_what_was_done_when_a_rank_is_killed_while_filling_is_gone_on_with(
     tmp_path, tree, output, whole, rank, call, then
 ):
-    mark, journal = tmp_path / "mark", Path(f"{output}.journal")
-    fault = Fault("kill", "patching", rank, call, str(mark), str(journal))
+    mark, checkpoint = tmp_path / "mark", Path(f"{output}.checkpoint")
+    fault = Fault("kill", "patching", rank, call, str(mark), str(checkpoint))
     arguments = argv(tree.root, output, "--overwrite")
     ended = run(command(2, arguments, fault), tmp_path)
     assert since(mark) < SOON
@@ -96,8 +96,8 @@ def test_what_was_done_when_a_rank_is_killed_while_filling_is_gone_on_with(
     assert "Traceback" not in ended.err
     no_process_left(output)
     assert output.read_bytes() == EARLIER
-    assert left(output.parent) == {f"{output.name}{end}" for end in ("", ".partial", ".journal")}
-    assert finished_blocks(journal)
+    assert left(output.parent) == {f"{output.name}{end}" for end in ("", ".partial", ".checkpoint")}
+    assert finished_blocks(checkpoint)
     ended = run(command(then, [*arguments, "--resume"]), tmp_path)
     assert (ended.status, ended.errors) == (0, [])
     assert output.read_bytes() == whole

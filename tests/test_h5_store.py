@@ -11,10 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import xxhash
 
 import blocks
+import h5_read
 import h5_store
 import patching
+from checkpoint import BlockRecord
 from dicom_io import read_pixels
 from parallel import World
 from patching import Block
@@ -52,22 +55,31 @@ def made_blocks(plan: Plan, config: Config) -> Iterator[Block]:
 
 
 def laid_out(plan: Plan, config: Config) -> blocks.Layout:
-    """Make the file with room for every patch; return where its bytes lie."""
-    Path(config.output_fname).parent.mkdir(parents=True)
-    with h5_store.make(config.output_fname) as file:
-        h5_store.create_contents(file, plan, config)
-    return h5_store.layout_of(config.output_fname)
+    """Create the file with room for every patch; return where its bytes lie."""
+    path = Path(config.output_fname)
+    path.parent.mkdir(parents=True)
+    header = h5_store.header(plan, config)
+    with open(path, "x+b") as file:
+        file.truncate(header.size)
+        header.write(file.fileno())
+    status = path.stat()
+    return blocks.Layout(str(path), status.st_dev, status.st_ino, header.offsets, False)
 
 
 def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
     """Make the file, its blocks in that order; return the blocks in the plan's order."""
     made = list(made_blocks(plan, config))
     layout = laid_out(plan, config)
-    written = {}
+    checksums = {}
     with blocks.PartialFile(layout) as file:
         for i in order:
-            written[i] = blocks.write_block(file, layout, made[i], i, plan.starts[i])
-    h5_store.complete(layout, [written[i] for i in range(len(made))])
+            checksums[i] = blocks.write_block(file, layout, made[i], i, plan.starts[i])
+    records = [
+        BlockRecord(block.input_affine, block.target_affine, checksums[i], (2 * i, 2 * i + 1))
+        for i, block in enumerate(made)
+    ]
+    with open(layout.path, "r+b") as whole:
+        h5_store.header(plan, config, records).write(whole.fileno())
     return made
 
 
@@ -154,6 +166,22 @@ def test_the_pair_table_holds_what_undoes_the_normalisation(scans, tmp_path):
             assert divisors == [np.ptp(image) for image in images]
 
 
+def test_the_pair_table_holds_the_digests_of_both_slices(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path)
+    write(plan, config, [2, 1, 0])
+    with h5py.File(config.output_fname) as file:
+        assert file["pair/input_digest"].dtype == file["pair/target_digest"].dtype == "<u8"
+        assert file["pair/input_digest"][...].tolist() == [0, 2, 4]
+        assert file["pair/target_digest"][...].tolist() == [1, 3, 5]
+
+
+def test_a_digest_is_of_the_pixels_in_hu_alone():
+    hu = np.arange(-6, 6, dtype=np.float32).reshape(3, 4)
+    assert h5_read.pixel_digest(hu) == xxhash.xxh3_64_intdigest(hu.astype("<f4").tobytes())
+    assert h5_read.pixel_digest(np.asfortranarray(hu)) == h5_read.pixel_digest(hu)
+    assert h5_read.pixel_digest(hu + 1) != h5_read.pixel_digest(hu)
+
+
 def test_attributes_say_how_the_file_was_made(scans, tmp_path):
     plan, config = planned(scans.root, tmp_path, seed=7)
     write(plan, config, [0, 1, 2])
@@ -183,11 +211,25 @@ def test_before_the_end_the_file_is_not_marked_complete(scans, tmp_path):
         assert file.attrs["complete"] == 0
 
 
-def test_a_file_that_is_there_is_not_emptied(tmp_path):
-    (tmp_path / "mine").write_bytes(b"weeks of work")
-    with pytest.raises(FileExistsError):
-        h5_store.make(str(tmp_path / "mine"))
-    assert (tmp_path / "mine").read_bytes() == b"weeks of work"
+def test_the_header_alone_is_no_larger_than_its_tables(scans, tmp_path):
+    plan, config = planned(scans.root, tmp_path)
+    header = h5_store.header(plan, config)
+    assert header.size > 1_000_000
+    assert sum(map(len, header.bytes.pages.values())) <= 4 * h5_store.SparseFile.PAGE_BYTES
+
+
+def test_a_sparse_file_reads_what_was_written_and_zeros_elsewhere():
+    page = h5_store.SparseFile.PAGE_BYTES
+    file, plain = h5_store.SparseFile(), bytearray(4 * page)
+    for offset, length in ((page - 3, 7), (0, 1), (2 * page, page + 1), (page - 1, 2)):
+        data = bytes(i % 255 + 1 for i in range(length))
+        file.seek(offset)
+        assert file.write(data) == length
+        plain[offset : offset + length] = data
+    assert file.size == 3 * page + 1
+    file.seek(-file.size, 2)
+    assert file.read(4 * page) == plain
+    assert file.truncate(5 * page) == 5 * page == file.seek(0, 2)
 
 
 def test_a_process_that_sees_another_file_does_not_write(scans, tmp_path):

@@ -417,7 +417,7 @@ def test_an_output_that_is_a_link_is_replaced_and_what_it_names_is_left_alone(tm
     assert not (tmp_path / "x.h5").is_symlink()
 
 
-@pytest.mark.parametrize("end", [".partial", ".journal", ".journal.new"])
+@pytest.mark.parametrize("end", [".partial", ".checkpoint"])
 def test_a_link_under_a_name_that_a_run_uses_is_not_written_through(tmp_path, tree, end):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine").write_bytes(EARLIER)
@@ -482,12 +482,6 @@ def test_the_limit_of_memory_is_measured():
 def test_two_dashes_for_a_value_are_refused(option):
     with pytest.raises(ToolError):
         main.parse(["--input-folder", "in", f"{option}=--"])
-
-
-@pytest.mark.parametrize("seconds", ["-1", "1e300"])
-def test_seconds_that_nothing_can_wait_for_are_refused(seconds):
-    with pytest.raises(ToolError):
-        main.parse(["--input-folder", "in", "--journal-seconds", seconds])
 
 
 @pytest.mark.parametrize(

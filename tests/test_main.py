@@ -276,7 +276,7 @@ def test_an_output_below_a_file(tmp_path, tree):
     ended = refused(
         tmp_path, "--input-folder", tree.root, "--output-fname", tmp_path / "file" / "x.h5"
     )
-    one_line(ended, "file", "no folder")
+    one_line(ended, "file", "is not a folder")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -296,9 +296,9 @@ def test_an_output_that_an_ended_run_has_left_half_done(tmp_path, tree):
 
 
 def test_an_output_that_another_run_is_writing(tmp_path, tree):
-    partial = tmp_path / "x.h5.partial"
+    partial, checkpoint = tmp_path / "x.h5.partial", tmp_path / "x.h5.checkpoint"
     partial.write_bytes(b"half")
-    with partial.open("r+b") as file:
+    with checkpoint.open("w+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         how = ["--input-folder", tree.root, "--output-fname", tmp_path / "x.h5"]
         one_line(refused(tmp_path, *how), "x.h5.partial", "another run")

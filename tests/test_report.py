@@ -356,7 +356,7 @@ def test_what_was_left_out_and_warned_of_is_told(hostile):
 def test_the_same_job_gives_the_same_bytes(whole):
     first = [path.read_bytes() for path in whole.write()]
     assert [path.read_bytes() for path in whole.write()] == first
-    how = " --mpi_run --resume --journal_seconds 2 --hand-over=messages --quiet"
+    how = " --mpi_run --resume --hand-over=messages --quiet"
     assert [path.read_bytes() for path in whole.write(command=whole.command + how)] == first
 
 

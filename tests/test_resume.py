@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
 import pytest
 
-import journal
+from checkpoint import Checkpoint, Entries
 from tests.conftest import Tree
 from tests.editing import flip
 from tests.faults import (
@@ -46,10 +47,10 @@ def whole(scans: Tree, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def killed(scans: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with what a run left that was killed at its fourth block."""
     output = tmp_path_factory.mktemp("killed") / "out" / "x.h5"
-    fault = Fault("kill", "writing", call=4, after=f"{output}.journal")
+    fault = Fault("kill", "writing", call=4, after=f"{output}.checkpoint")
     ended = run(command(0, argv(scans.root, output), fault), output.parent.parent)
     assert ended.status == -9
-    assert left(output.parent) == {"x.h5.partial", "x.h5.journal"}
+    assert left(output.parent) == {"x.h5.partial", "x.h5.checkpoint"}
     return output.parent
 
 
@@ -88,7 +89,7 @@ def files(pairs: list[Made]) -> list[str]:
 
 
 def test_finished_blocks_are_not_made_again(output, scans, whole, made):
-    finished = finished_blocks(Path(f"{output}.journal"))
+    finished = finished_blocks(Path(f"{output}.checkpoint"))
     assert 1 <= finished <= 3
     assert resumed(output, scans).errors == []
     assert sorted(made) == sorted(files(scans.pairs[finished:]))
@@ -103,8 +104,8 @@ def test_another_number_of_ranks_makes_the_same_bytes(output, scans, whole, n):
     assert output.read_bytes() == whole
 
 
-def test_a_block_that_is_not_as_the_journal_says_is_made_again(output, scans, whole, made):
-    finished = finished_blocks(Path(f"{output}.journal"))
+def test_a_block_that_is_not_as_the_checkpoint_says_is_made_again(output, scans, whole, made):
+    finished = finished_blocks(Path(f"{output}.checkpoint"))
     data, first = Path(f"{output}.partial").read_bytes(), scans.pairs[0].target
     row = first[:24, :24].astype("<f4").tobytes()[: 24 * 4]
     flip(Path(f"{output}.partial"), data.index(row) + 5)
@@ -113,21 +114,21 @@ def test_a_block_that_is_not_as_the_journal_says_is_made_again(output, scans, wh
     assert output.read_bytes() == whole
 
 
-def test_a_run_that_is_killed_again_is_gone_on_with_again(output, scans, whole):
-    before = finished_blocks(Path(f"{output}.journal"))
-    fault = Fault("kill", "writing", call=3, after=f"{output}.journal")
+def test_a_run_that_is_killed_again_is_continued_again(output, scans, whole):
+    before = finished_blocks(Path(f"{output}.checkpoint"))
+    fault = Fault("kill", "writing", call=3, after=f"{output}.checkpoint")
     arguments = argv(scans.root, output, "--resume")
     assert run(command(0, arguments, fault), output.parent).status == -9
-    assert finished_blocks(Path(f"{output}.journal")) >= before
+    assert finished_blocks(Path(f"{output}.checkpoint")) >= before
     assert resumed(output, scans).errors == []
     assert output.read_bytes() == whole
 
 
 def test_a_run_that_was_killed_before_its_last_step_is_completed(tmp_path, scans, whole, made):
     output = tmp_path / "x.h5"
-    fault = Fault("kill", "renaming", call=2)  # the first one is the journal's
+    fault = Fault("kill", "renaming")
     assert run(command(0, argv(scans.root, output), fault), tmp_path).status == -9
-    assert left(tmp_path) == {"x.h5.partial", "x.h5.journal"}
+    assert left(tmp_path) == {"x.h5.partial", "x.h5.checkpoint"}
     assert resumed(output, scans).errors == []
     assert made == []
     assert output.read_bytes() == whole
@@ -143,7 +144,7 @@ def test_of_a_split_run_every_file_is_gone_on_with(tmp_path, scans):
     folders = [tmp_path / name for name in ("whole", "killed")]
     arguments = [argv(scans.root, folder / "x.h5", *SPLIT) for folder in folders]
     assert called(folders[0], *arguments[0]).errors == []
-    fault = Fault("kill", "renaming", call=4)  # of two journals, of train, of val
+    fault = Fault("kill", "renaming", call=2)
     assert run(command(0, arguments[1], fault), folders[1]).status == -9
     assert "x_train.h5" in left(folders[1])
     assert "x_val.h5.partial" in left(folders[1])
@@ -196,10 +197,24 @@ def changed(tmp_path: Path, scans: Tree, output: Path) -> tuple[Tree, Path]:
     return Tree(root, scans.pairs), root / scans.pairs[4].input_file
 
 
-def test_other_bytes_in_a_slice_are_refused_with_its_name(tmp_path, scans, output):
+def test_other_pixels_in_a_slice_of_a_finished_block_are_refused_with_its_name(
+    tmp_path, scans, output
+):
+    copy = changed(tmp_path, scans, output)[0]
+    path = copy.root / scans.pairs[0].input_file
+    flip(path, path.stat().st_size - 100)
+    assert scans.pairs[0].input_file in refused(output, copy)
+
+
+def test_other_pixels_in_a_slice_that_is_still_to_be_read_are_taken(tmp_path, scans, output, made):
     copy, path = changed(tmp_path, scans, output)
     flip(path, path.stat().st_size - 100)
-    assert scans.pairs[4].input_file in refused(output, copy)
+    finished = finished_blocks(Path(f"{output}.checkpoint"))
+    assert called(tmp_path, *argv(copy.root, tmp_path / "whole.h5")).errors == []
+    made.clear()
+    assert resumed(output, copy).errors == []
+    assert sorted(made) == sorted(files(scans.pairs[finished:]))
+    assert output.read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
 def test_another_slice_is_refused_with_its_name(tmp_path, scans, output):
@@ -217,55 +232,73 @@ def test_a_copy_of_the_scans_with_its_times_is_the_same_input(tmp_path, scans, o
     assert output.read_bytes() == whole
 
 
-def test_a_partial_file_without_a_journal_is_refused(output, scans):
-    Path(f"{output}.journal").unlink()
-    message = refused(output, scans)
-    assert f"{output}.journal" in message
-    assert "remove it" in message
+def test_a_partial_file_without_a_checkpoint_is_made_anew(output, scans, whole, made):
+    Path(f"{output}.checkpoint").unlink()
+    one_error(called(output.parent, *argv(scans.root, output)), f"{output}.partial", status=2)
+    assert resumed(output, scans).errors == []
+    assert sorted(made) == sorted(files(scans.pairs))
+    assert output.read_bytes() == whole
+    assert kept(output.parent) == {"x.h5"}
+
+
+def test_a_checkpoint_without_a_partial_file_is_begun_anew(output, scans, whole, made):
+    Path(f"{output}.partial").unlink()
+    assert resumed(output, scans).errors == []
+    assert sorted(made) == sorted(files(scans.pairs))
+    assert output.read_bytes() == whole
+    assert kept(output.parent) == {"x.h5"}
 
 
 def test_a_finished_file_of_another_job_is_not_taken_for_this_one(tmp_path, scans):
     output = tmp_path / "x.h5"
     assert called(tmp_path, *argv(scans.root, output)).errors == []
     before = output.read_bytes()
-    one_error(called(tmp_path, *argv(scans.root, output, "--resume")), "exists", status=2)
+    one_error(called(tmp_path, *argv(scans.root, output)), "exists", status=2)
     one_error(resumed(output, scans, "--seed", "3"), "x.h5")
     assert output.read_bytes() == before
 
 
-# --- damage to the journal and the partial file ----------------------------------------------
+# --- damage to the checkpoint and the partial file -------------------------------------------
 
 
-def test_a_journal_is_right_wherever_it_was_cut_short(tmp_path, scans, killed):
-    data = (killed / "x.h5.journal").read_bytes()
-    path = tmp_path / "journal"
+def entries_of(path: Path) -> Entries:
+    found = Checkpoint.lock(str(path), exclusive=False)
+    assert found
+    try:
+        return found.read()
+    finally:
+        found.close(remove=False)
+
+
+def test_a_checkpoint_is_right_wherever_it_was_cut_short(tmp_path, killed):
+    data = (killed / "x.h5.checkpoint").read_bytes()
+    path = tmp_path / "checkpoint"
     path.write_bytes(data)
-    entries = journal.read(str(path))
-    assert entries.whole == len(data)
-    lines = data.splitlines(keepends=True)
-    ends = [sum(map(len, lines[: i + 1])) for i in range(len(lines))]
-    for keep in range(ends[len(PAIRS)], len(data) + 1, 7):
+    whole = entries_of(path)
+    assert whole.size == len(data)
+    ends = list(itertools.accumulate(map(len, data.splitlines(keepends=True)), initial=0))
+    for keep in range(0, len(data) + 1, 7):
         path.write_bytes(data[:keep])
-        found = journal.read(str(path))
-        assert found.whole == max(end for end in ends if end <= keep)
-        assert found.done.items() <= entries.done.items()
+        found = entries_of(path)
+        assert found.size == max(end for end in ends if end <= keep)
+        assert found.done.items() <= whole.done.items()
+        assert found.job == (whole.job if keep >= ends[1 + sum(PAIRS.values())] else None)
 
 
-def test_a_journal_with_a_flipped_bit_counts_up_to_it(tmp_path, killed):
-    path = tmp_path / "journal"
-    shutil.copy(killed / "x.h5.journal", path)
-    size = path.stat().st_size
-    whole = journal.read(str(path)).done
-    for offset in range(0, size, 11):
+def test_a_checkpoint_with_a_flipped_bit_counts_up_to_it(tmp_path, killed):
+    path = tmp_path / "checkpoint"
+    shutil.copy(killed / "x.h5.checkpoint", path)
+    whole = entries_of(path).done
+    for offset in range(0, path.stat().st_size, 11):
         flip(path, offset, offset % 8)
-        found = journal.read(str(path))
-        assert found.whole <= offset
+        found = entries_of(path)
+        assert found.size <= offset
         assert found.done.items() <= whole.items()
         flip(path, offset, offset % 8)
 
 
-def test_a_journal_whose_last_line_was_cut_short_is_gone_on_with(output, scans, whole, made):
-    path = Path(f"{output}.journal")
+def test_a_checkpoint_whose_last_line_was_cut_short_is_continued(output, scans, whole, made):
+    path = Path(f"{output}.checkpoint")
     finished = finished_blocks(path)
     path.write_bytes(path.read_bytes()[:-9])
     assert resumed(output, scans).errors == []
@@ -273,17 +306,106 @@ def test_a_journal_whose_last_line_was_cut_short_is_gone_on_with(output, scans, 
     assert output.read_bytes() == whole
 
 
-def test_a_partial_file_that_is_damaged_ends_in_one_line_or_in_the_right_bytes(
-    output, scans, whole
-):
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.1, 0.5])
+def test_a_partial_file_that_was_cut_short_is_made_anew(output, scans, whole, part):
     partial = Path(f"{output}.partial")
-    saved, notes = partial.read_bytes(), Path(f"{output}.journal").read_bytes()
-    for keep in (0, 100, 3000, len(saved) // 2):
-        partial.write_bytes(saved[:keep])
-        Path(f"{output}.journal").write_bytes(notes)
-        ended = resumed(output, scans)
-        if ended.status == 0:
-            assert output.read_bytes() == whole
-            output.unlink()
-        else:
-            one_error(ended, f"{output}.partial")
+    data = partial.read_bytes()
+    partial.write_bytes(data[: int(part * len(data))])
+    assert resumed(output, scans).errors == []
+    assert output.read_bytes() == whole
+
+
+# --- complete already ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), SPLIT, ("--anonymize",)], ids=["", "split", "anonymize"])
+def test_a_complete_output_of_the_same_job_is_left_alone(tmp_path, scans, made, options):
+    arguments = argv(scans.root, tmp_path / "x.h5", *options)
+    assert called(tmp_path, *arguments).errors == []
+    made.clear()
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in tmp_path.glob("x*.[hc]*")}
+    for more in (["--resume"], ["--resume", "--overwrite"]):
+        ended = called(tmp_path, *arguments, *more)
+        assert (ended.status, ended.errors, made) == (0, [], [])
+        assert "7 of 7 pairs were already complete" in ended.out
+    after = {path: (path.stat().st_ino, path.read_bytes()) for path in tmp_path.glob("x*.[hc]*")}
+    assert {p: data for p, (_, data) in after.items()} == {p: d for p, (_, d) in before.items()}
+    assert all(after[p] == one for p, one in before.items() if p.suffix == ".h5")
+
+
+def test_how_much_was_complete_is_printed(output, scans):
+    finished = finished_blocks(Path(f"{output}.checkpoint"))
+    assert f"{finished} of 7 pairs were already complete" in resumed(output, scans).out
+
+
+@pytest.mark.parametrize("options", [(), ("--anonymize",)], ids=["", "anonymize"])
+def test_an_output_of_other_scans_of_the_same_names_is_not_taken_for_complete(
+    tmp_path, scans, options
+):
+    copy, path = changed(tmp_path, scans, tmp_path)
+    flip(path, path.stat().st_size - 100)
+    output, key = tmp_path / "x.h5", tmp_path / "x_key.csv"
+    assert called(tmp_path, *argv(copy.root, tmp_path / "whole.h5", *options)).errors == []
+    assert called(tmp_path, *argv(scans.root, output, *options)).errors == []
+    before = output.read_bytes(), key.read_bytes() if options else b""
+    message = one_error(called(tmp_path, *argv(copy.root, output, "--resume", *options)), "x.h5")
+    assert "other pixel values" in message
+    assert (output.read_bytes(), key.read_bytes() if options else b"") == before
+    assert left(tmp_path).isdisjoint({"x.h5.partial", "x.h5.checkpoint"})
+    arguments = argv(copy.root, output, "--resume", "--overwrite", *options)
+    assert called(tmp_path, *arguments).errors == []
+    assert output.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_partial_file_of_another_job_is_replaced_with_overwrite(output, scans, tmp_path):
+    assert called(tmp_path, *argv(scans.root, tmp_path / "y.h5", "--seed", "3")).errors == []
+    assert resumed(output, scans, "--overwrite", "--seed", "3").errors == []
+    assert output.read_bytes() == (tmp_path / "y.h5").read_bytes()
+    assert kept(output.parent) == {"x.h5"}
+
+
+def test_all_files_of_a_split_are_of_one_run(tmp_path, scans):
+    """Killed before the second file is created, beside two files of an earlier job."""
+    old, new, out = (tmp_path / name for name in ("old", "new", "out"))
+    names = ("x_train.h5", "x_val.h5")
+    assert called(old, *argv(scans.root, old / "x.h5", *SPLIT, "--seed", "5")).errors == []
+    assert called(new, *argv(scans.root, new / "x.h5", *SPLIT)).errors == []
+    shutil.copytree(old, out)
+    arguments = argv(scans.root, out / "x.h5", *SPLIT)
+    fault = Fault("kill", "creating", call=2)
+    assert run(command(0, [*arguments, "--overwrite"], fault), out).status == -9
+    assert {name for name in left(out) if "partial" in name} == {"x_train.h5.partial"}
+    # The interrupted run was allowed to replace both.
+    assert called(out, *arguments, "--resume").errors == []
+    for name in names:
+        assert (out / name).read_bytes() == (new / name).read_bytes()
+        assert (old / name).read_bytes() != (new / name).read_bytes()
+    assert kept(out) == set(names)
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_a_run_that_was_killed_among_its_renames_is_completed(tmp_path, scans, made, renamed):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    options = (*SPLIT, "--anonymize")
+    arguments = argv(scans.root, out / "x.h5", *options)
+    assert called(whole, *argv(scans.root, whole / "x.h5", *options)).errors == []
+    made.clear()
+    fault = Fault("kill", "renaming", call=1 + renamed)
+    assert run(command(0, arguments, fault), out).status == -9
+    assert "x_key.csv" not in left(out)
+    assert called(out, *arguments, "--resume").errors == []
+    assert made == []
+    for name in ("x_train.h5", "x_val.h5", "x_key.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert left(out) == left(whole)
+
+
+def test_a_run_that_was_killed_before_its_report_gets_it(tmp_path, scans, whole, made):
+    output = tmp_path / "x.h5"
+    fault = Fault("kill", "reporting")
+    assert run(command(0, argv(scans.root, output), fault), tmp_path).status == -9
+    assert kept(tmp_path) == left(tmp_path) == {"x.h5"}
+    assert resumed(output, scans).errors == []
+    assert made == []
+    assert output.read_bytes() == whole
+    assert left(tmp_path) == {"x.h5", "x.html", "x.json", "sanity_check"}

@@ -61,6 +61,7 @@ def large_bytes(world: parallel.World) -> None:
             image[offset : offset + len(data)] = data
 
     (writer,) = world.open_writers([Memory() if world.rank == 0 else None])
+    assert writer
 
     def work(task: int) -> int:
         data = bytes([task + 1]) * (3 * PIECE)
