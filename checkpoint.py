@@ -142,7 +142,7 @@ class Checkpoint:
             if not _lock(descriptor):
                 os.close(descriptor)
                 return None
-            if _is_at(path, descriptor):
+            if is_at(path, descriptor):
                 return cls(path, descriptor)
             os.close(descriptor)  # the run that had locked it has just removed it
 
@@ -197,7 +197,7 @@ class Checkpoint:
 
     def close(self, remove: bool) -> None:
         """Unlock the checkpoint, and remove it if there is nothing to resume."""
-        if remove and _is_at(self.path, self._descriptor):
+        if remove and is_at(self.path, self._descriptor):
             os.unlink(self.path)
         os.close(self._descriptor)
 
@@ -224,7 +224,8 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _is_at(path: str, descriptor: int) -> bool:
+def is_at(path: str, descriptor: int) -> bool:
+    """Return whether an open file is the one at a path."""
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
     except FileNotFoundError:

@@ -216,6 +216,11 @@ class OutputFile:
             os.replace(self.partial, self.final)
         self.complete = True
 
+    def remove(self) -> None:
+        """Remove the partial file, unless another one has taken its name."""
+        if self.layout and checkpoint.is_at(self.partial, self._descriptor):
+            os.unlink(self.partial)
+
     def close(self) -> None:
         """Close the partial file."""
         if self._descriptor >= 0:
@@ -430,8 +435,8 @@ class Output:
             return ""
         resumable = any(file.is_resumable() for file in self.files)
         for file in self.files:
-            if file.layout and self._owned and not resumable and not file.problem():
-                os.unlink(file.partial)
+            if self._owned and not resumable:
+                file.remove()
             file.close()
         if self._owned:
             with contextlib.suppress(OSError):

@@ -68,7 +68,8 @@ def write(
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(
-            f"{quoted(file)} is complete, but its page {quoted(paths[0])} cannot be made: {reason}"
+            f"{quoted(file)} is complete, but its page {quoted(paths[0])} cannot be made: "
+            f"{reason}; --resume completes the report"
         ) from error
     return paths
 

@@ -78,7 +78,7 @@ def draw(plan: Plan, file: str, side: str, config: Config, coverages: Mapping[in
     except OSError as error:
         raise RunError(
             f"{quoted(file)} is complete, but its pictures cannot be written to {quoted(folder)}: "
-            f"{error.strerror}"
+            f"{error.strerror}; --resume completes the report"
         ) from error
     return folder
 

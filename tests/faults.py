@@ -44,6 +44,7 @@ STEPS = {
     "taking": ("blocks", "PartialFile.write"),
     "reserving": ("outputs", "reserve"),
     "creating": ("outputs", "OutputFile.create"),
+    "syncing": ("outputs", "OutputFile.sync"),
     "renaming": ("os", "replace"),
     "reporting": ("sanity", "draw"),
     "drawing": ("sanity", "coverage_pairs"),

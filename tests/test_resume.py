@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tests.conftest import Tree
 from tests.editing import flip
 from tests.faults import (
     Fault,
+    Run,
     argv,
     command,
     finished_blocks,
@@ -20,6 +23,7 @@ from tests.faults import (
     left,
     one_error,
     run,
+    wait_for,
 )
 from tests.running import Ended, called
 from tests.scans import Made, phantom, write_slice, write_tree
@@ -381,6 +385,69 @@ def test_all_files_of_a_split_are_of_one_run(tmp_path, scans):
         assert (out / name).read_bytes() == (new / name).read_bytes()
         assert (old / name).read_bytes() != (new / name).read_bytes()
     assert kept(out) == set(names)
+
+
+@pytest.mark.parametrize("step", ["syncing", "renaming"])
+def test_file_and_key_are_replaced_together_or_not_at_all(tmp_path, scans, step):
+    output, key = tmp_path / "x.h5", tmp_path / "x_key.csv"
+    arguments = argv(scans.root, output, "--anonymize")
+    assert (
+        called(tmp_path, *argv(scans.root, output, "--anonymize", "--random_N", "1")).errors == []
+    )
+    before = output.read_bytes(), key.read_bytes()
+    one_error(run(command(0, [*arguments, "--overwrite"], Fault("raise", step)), tmp_path))
+    assert (output.read_bytes(), key.read_bytes()) == before
+    assert kept(tmp_path) == {"x.h5", "x_key.csv", "x.h5.partial", "x.h5.checkpoint"}
+    assert called(tmp_path, *arguments, "--resume").errors == []
+    assert kept(tmp_path) == {"x.h5", "x_key.csv"}
+    assert len(output.read_bytes()) > len(before[0])
+    assert len(key.read_text().splitlines()) == 1 + 2 + 2 * 7
+
+
+def test_a_name_that_a_spreadsheet_takes_for_a_formula_is_escaped_in_the_key(tmp_path):
+    names = ["=cmd|' !A1", "+1", "-2", "@x", "plain"]
+    write_tree(tmp_path / "scans", dict.fromkeys(names, 1))
+    arguments = argv(tmp_path / "scans", tmp_path / "x.h5", "--anonymize")
+    assert called(tmp_path, *arguments).errors == []
+    with open(tmp_path / "x_key.csv", newline="", encoding="utf-8") as file:
+        cells = [name for _, name in csv.reader(file)]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert {f"'{name}" for name in names[:-1]} | {"plain"} <= set(cells)
+
+
+def test_of_two_runs_that_resume_the_second_is_refused(output, scans, whole, tmp_path):
+    mark = tmp_path / "mark"
+    arguments = argv(scans.root, output, "--resume")
+    with Run(command(0, arguments, Fault("hold", "writing", mark=str(mark))), tmp_path) as first:
+        wait_for(mark.exists, "the first block")
+        for more in ([], ["--overwrite"]):
+            ended = called(tmp_path, *arguments, *more)
+            one_error(ended, f"{output}.partial", "another run is writing it", status=2)
+        mark.unlink()
+        ended = first.ended()
+    assert (ended.status, ended.errors) == (0, [])
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("harm", "word"),
+    [(os.unlink, "removed"), (lambda path: os.truncate(path, 5000), "bytes, expected")],
+    ids=["removed", "truncated"],
+)
+def test_a_partial_file_that_another_process_harms_is_not_called_resumable(
+    output, scans, whole, tmp_path, harm, word
+):
+    mark = tmp_path / "mark"
+    arguments = argv(scans.root, output, "--resume")
+    with Run(command(0, arguments, Fault("hold", "writing", mark=str(mark))), tmp_path) as first:
+        wait_for(mark.exists, "the first block")
+        harm(f"{output}.partial")
+        mark.unlink()
+        message = one_error(first.ended(), f"{output}.partial", word, "another process", status=1)
+    assert "--resume" not in message
+    assert left(output.parent) == set()
+    assert called(tmp_path, *arguments).errors == []
+    assert output.read_bytes() == whole
 
 
 @pytest.mark.parametrize("renamed", [0, 1, 2])

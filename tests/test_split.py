@@ -243,6 +243,19 @@ def test_identical_pixels_of_any_slice_join(tmp_path, side):
     assert len({sides_of(tmp_path)[name] for name in "AC"}) == 1
 
 
+def test_identical_hu_join_whatever_the_rescaling_and_the_tags(tmp_path):
+    root = four(tmp_path / "scans")
+    for side in ("quarter_3mm", "full_3mm"):
+        image = phantom((64, 80), 77)[side == "full_3mm"]
+        write_slice(root / f"A/{side}/0001.dcm", image, z=-147)
+        again = (image + 1000).astype(np.uint16)
+        write_slice(root / f"C/{side}/0001.dcm", again, z=-147, bits_stored=16, intercept=-2024)
+    ended = run(root, *THIRDS, "--anatomy-check", "off", "--intensity", "hu")
+    assert ended.status == 0, ended.err
+    assert "A and C are the same person: same identical pixels" in ended.out
+    assert len({sides_of(tmp_path)[name] for name in "AC"}) == 1
+
+
 def test_identical_pixels_join_though_the_file_is_compressed_and_the_pair_not_drawn(tmp_path):
     root = tmp_path / "scans"
     for name in "ABCD":
