@@ -33,7 +33,9 @@ def ext4(folder: Path, size: int) -> Iterator[Path]:
     image = folder.with_suffix(".img")
     image.write_bytes(bytes(size))
     folder.mkdir()
-    for words in (["mkfs.ext4", "-q", "-m0", image], ["mount", "-o", "loop", image, folder]):
+    make: list[str | Path] = ["mkfs.ext4", "-q", "-m0", image]
+    mount: list[str | Path] = ["mount", "-o", "loop", image, folder]
+    for words in (make, mount):
         if not shutil.which(str(words[0])) or subprocess.run(words, check=False).returncode:
             pytest.skip("may not mount a disk here")
     try:
