@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from h5_read import PATCH_COLUMNS, bulk_names
-from large_pages import LargePages
 from stopwatch import laps
 from utils import PIECE_BYTES, Config, Plan, RunError, quoted
 
@@ -43,15 +42,12 @@ class Layout:
         Of that file, so that a rank can tell whether it sees the same one.
     offsets : dict of str to int
         First byte of every dataset with a row a patch, and of the checksum of the rest.
-    small_pages : bool
-        Whether it lies on a memory file system that holds files in small pages.
     """
 
     path: str
     device: int
     inode: int
     offsets: dict[str, int]
-    small_pages: bool
 
 
 @contextlib.contextmanager
@@ -94,9 +90,7 @@ class PartialFile:
     def __init__(self, layout: Layout) -> None:
         self.path = layout.path
         with named_errors(self.path):
-            access = os.O_RDWR if layout.small_pages else os.O_WRONLY
-            self.descriptor = os.open(layout.path, access)
-        self.large = LargePages(self.descriptor) if layout.small_pages else None
+            self.descriptor = os.open(layout.path, os.O_WRONLY)
 
     @classmethod
     def seen(cls, layout: Layout) -> PartialFile | None:
@@ -108,23 +102,6 @@ class PartialFile:
             return cls(layout)
         except (OSError, RunError):
             return None
-
-    def lend(self, offset: int, size: int) -> memoryview | None:
-        """Return the file's own memory for bytes of that place, if it can be had.
-
-        All of them must be put in, or be written if None is returned: see `LargePages.lend`.
-
-        Raises
-        ------
-        RunError
-            The disk is full or broken.
-        """
-        if not self.large:
-            return None
-        try:
-            return self.large.lend(offset, size)
-        except OSError as error:
-            raise _not_written(self.path, error) from error
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at that byte.
@@ -141,8 +118,6 @@ class PartialFile:
 
     def close(self) -> None:
         """Close it; what was written may still be on its way to the disk."""
-        if self.large:
-            self.large.close()
         os.close(self.descriptor)
 
     def __enter__(self) -> PartialFile:
@@ -184,18 +159,15 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, start:
         for side, piece in itertools.product(("input", "target"), block.pieces(writer.piece_bytes)):
             offset = layout.offsets[side] + (start + piece.start) * a_patch
             size = (piece.stop - piece.start) * a_patch
-            lent = writer.lend(offset, size)
-            if lent is None and (writer.keeps or len(room) < size):
+            if writer.keeps or len(room) < size:
                 room = np.empty(size, np.uint8).data
-            data = room[:size] if lent is None else lent
-            lap("write")
+            data = room[:size]
             block.cut(side, piece, np.frombuffer(data, np.float32))
             lap("cut")
             digest.update(data)
             lap("sum")
-            if lent is None:
-                writer.write(offset, data)
-                lap("write")
+            writer.write(offset, data)
+            lap("write")
         for name, kind in PATCH_COLUMNS.items() if n else ():
             column = np.ascontiguousarray(columns[name], kind)
             digest.update(column.data)

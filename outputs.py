@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import checkpoint
-import large_pages
 from blocks import NO_SPACE, Layout, block_ranges, named_errors
 from checkpoint import BlockRecord, Checkpoint, Entries, Job
 from h5_read import block_digest
@@ -159,8 +158,8 @@ class OutputFile:
         self._descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
         status = os.fstat(self._descriptor)
         self.size = header.size
-        path, small_pages = os.path.abspath(self.partial), large_pages.has_small_pages(status)
-        self.layout = Layout(path, status.st_dev, status.st_ino, header.offsets, small_pages)
+        path = os.path.abspath(self.partial)
+        self.layout = Layout(path, status.st_dev, status.st_ino, header.offsets)
 
     def resume(self, header: Header, records: Mapping[int, BlockRecord], config: Config) -> None:
         """Open the partial file of an interrupted run, if it is there in its full size."""
@@ -183,10 +182,6 @@ class OutputFile:
 
     def reserve(self) -> None:
         """Take the disk space of the whole file, where the file system can."""
-        # In memory that would fill all pages with zeros, as much work as writing them.
-        status = os.fstat(self._descriptor)
-        if large_pages.file_system(status)[0] in ("tmpfs", "ramfs"):
-            return
         try:
             os.posix_fallocate(self._descriptor, 0, self.size)
         except OSError as error:

@@ -36,8 +36,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 TASK, STOP, ROOT, REPORT, WRITE, BYTES = range(1, 7)
-#: Bytes of one message to rank 0, no more than the file lends memory for at once; and how many of
-#: them may be on their way from one rank.
+#: Bytes of one message to rank 0, and how many of them may be on their way from one rank.
 MESSAGE_BYTES = 2 << 20
 PENDING_BYTES = 64 << 20
 #: Bytes of one write behind the back of a serial run, and how many of them may wait for it.
@@ -67,12 +66,6 @@ class Writer(Protocol):
 
     piece_bytes: int
     keeps: bool
-
-    def lend(self, offset: int, size: int) -> memoryview | None:
-        """Return the file's own memory for bytes of that place: all put in, they need no `write`.
-
-        It is good until more is asked for. None where it cannot be had.
-        """
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at that byte."""
@@ -372,11 +365,7 @@ class World:
             with stopwatch.step("write"):
                 writer = self._writers[file]
                 assert writer
-                lent = writer.lend(offset, length)
-                if lent is None:
-                    writer.write(offset, memoryview(data))
-                else:
-                    lent[:] = data
+                writer.write(offset, memoryview(data))
 
     # --- shared work --------------------------------------------------------------------------
 
@@ -516,9 +505,6 @@ class _Sender:
         self.comm, self.file = comm, file
         self.pending: list[tuple[int, list[Any]]] = []
 
-    def lend(self, offset: int, size: int) -> memoryview | None:
-        return None
-
     def write(self, offset: int, data: memoryview) -> None:
         data = data.cast("B")
         for start in range(0, len(data), MESSAGE_BYTES):
@@ -545,9 +531,6 @@ class _Later:
 
     def __init__(self, behind: Behind, writer: Writer) -> None:
         self.behind, self.writer = behind, writer
-
-    def lend(self, offset: int, size: int) -> memoryview | None:
-        return self.writer.lend(offset, size)
 
     def write(self, offset: int, data: memoryview) -> None:
         def job() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +45,6 @@ class Run:
     peaks: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Place:
-    """A folder to write to, the made-up input for it, and whether it is of a disk."""
-
-    name: str
-    folder: Path
-    on_disk: bool
-
-
 def mpiexec() -> list[str]:
     """Return what starts ranks: the mpiexec beside this interpreter, else the one on PATH."""
     beside = Path(sys.executable).with_name("mpiexec")
@@ -70,20 +61,16 @@ def mpi_version() -> str:
     return f"{numbers[1]} {numbers[2]}" if numbers else text.split("\n", maxsplit=1)[0]
 
 
-def names(ranks: Sequence[int], place: Place) -> list[str]:
-    """Return the contestants of a place, in the order of their first turn."""
-    out = [FLOOR, HAND]
-    if place.on_disk:
-        # The tool returns when its file is on the disk; the others say so only when asked.
-        out += [f"{FLOOR} + fsync", f"{HAND} + fsync"]
-    return [*out, SERIAL, *(_ranks(n) for n in ranks)]
+def names(ranks: Sequence[int]) -> list[str]:
+    """Return the contestants in the order of their first turn."""
+    return [FLOOR, HAND, SERIAL, *(_ranks(n) for n in ranks)]
 
 
 def _ranks(number: int) -> str:
     return f"{number} rank{'s' if number > 1 else ''}"
 
 
-def start(name: str, source: Path, place: Place, patches: int, work: Path) -> Run:
+def start(name: str, source: Path, folder: Path, patches: int, work: Path) -> Run:
     """Run a contestant to its end and remove what it wrote.
 
     Parameters
@@ -92,7 +79,7 @@ def start(name: str, source: Path, place: Place, patches: int, work: Path) -> Ru
         One of `names`.
     source : Path
         The input folder.
-    place : Place
+    folder : Path
         Where it writes.
     patches : int
         How many it is to make: the floor writes as many bytes.
@@ -104,20 +91,18 @@ def start(name: str, source: Path, place: Place, patches: int, work: Path) -> Ru
     RuntimeError
         It failed, or made another number of patches.
     """
-    output = place.folder / "output.h5"
-    program, *fsync = name.split(" + ")
-    options = [f"--{option}" for option in fsync]
-    if program == FLOOR:
+    output = folder / "output.h5"
+    if name == FLOOR:
         size = str(patches * PATCH_BYTES)
-        command = [sys.executable, str(HERE / "floor.py"), str(source), str(output), size, *options]
-    elif program == HAND:
-        command = [sys.executable, str(HERE / "hand_script.py"), str(source), str(output), *options]
+        command = [sys.executable, str(HERE / "floor.py"), str(source), str(output), size]
+    elif name == HAND:
+        command = [sys.executable, str(HERE / "hand_script.py"), str(source), str(output)]
     else:
         job = ["--input-folder", str(source), "--output-fname", str(output), *JOB]
         command = [sys.executable, str(MAIN), *job]
-        if program != SERIAL:
+        if name != SERIAL:
             rank = [sys.executable, str(HERE / "rank.py"), str(work), *job, "--mpi_run"]
-            command = [*mpiexec(), "-n", program.split()[0], *rank]
+            command = [*mpiexec(), "-n", name.split(maxsplit=1)[0], *rank]
     try:
         run, printed = measure(command, work)
     finally:
@@ -125,7 +110,7 @@ def start(name: str, source: Path, place: Place, patches: int, work: Path) -> Ru
         output.unlink(missing_ok=True)
         os.sync()
     made = re.search(r"^(?:patches +(\d+)|(\d+) patches)$", printed, re.MULTILINE)
-    if program != FLOOR and patches and (not made or int(made[1] or made[2]) != patches):
+    if name != FLOOR and patches and (not made or int(made[1] or made[2]) != patches):
         raise RuntimeError(f"{name} did not make {patches} patches:\n{printed}")
     return run
 
@@ -164,29 +149,9 @@ def measure(command: Sequence[str], work: Path) -> tuple[Run, str]:
     return Run(wall, used.ru_utime + used.ru_stime, (used.ru_maxrss * 1024,)), printed
 
 
-@contextlib.contextmanager
-def warm_memory(source: Path, place: Place) -> Iterator[None]:
-    """Have the memory warm that a run to memory will write to, and cached what it reads: `warm`."""
-    if place.on_disk:
-        yield
-        return
-    command = [sys.executable, str(HERE / "warm.py"), str(source)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin
-        assert process.stdout
-        if not process.stdout.readline():
-            raise RuntimeError("no memory to keep warm")
-        try:
-            yield
-        finally:
-            process.stdin.close()
-    if process.returncode:
-        raise RuntimeError("the memory that was kept warm was taken away")
-
-
-def count_patches(source: Path, place: Place) -> int:
+def count_patches(source: Path, folder: Path) -> int:
     """Return how many patches the job makes of an input folder, by running it once."""
-    output = place.folder / "output.h5"
+    output = folder / "output.h5"
     job = ["--input-folder", str(source), "--output-fname", str(output), *JOB]
     with tempfile.TemporaryDirectory() as work:
         try:

@@ -27,13 +27,12 @@ def read_all(folder: str, buffer: memoryview) -> int:
     return total
 
 
-def write(path: str, total: int, buffer: memoryview, fsync: bool) -> None:
-    """Write that many bytes, from the buffer over and over."""
+def write(path: str, total: int, buffer: memoryview) -> None:
+    """Write that many bytes, from the buffer over and over, and have them on the disk."""
     with open(path, "wb", buffering=0) as file:
         while total:
             total -= file.write(buffer[: min(total, len(buffer))])
-        if fsync:
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,12 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", help="read every file below it")
     parser.add_argument("output", help="the file to write")
     parser.add_argument("bytes", type=int, help="how many bytes to write")
-    parser.add_argument("--fsync", action="store_true", help="wait until they are on the disk")
     options = parser.parse_args(argv)
     # Written to, not only asked for: the machine hands out memory at the first touch.
     buffer = memoryview(bytearray(b"\1") * BUFFER_BYTES)
     read_all(options.folder, buffer)
-    write(options.output, options.bytes, buffer, options.fsync)
+    write(options.output, options.bytes, buffer)
     return 0
 
 

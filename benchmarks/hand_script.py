@@ -139,13 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("folder", type=Path, help="one sub-folder a patient, as for main.py")
     parser.add_argument("output", type=Path, help="the h5 file to make")
-    parser.add_argument("--fsync", action="store_true", help="wait until it is on the disk")
     parser.add_argument("--check", type=Path, metavar="FILE", help="compare with this h5 file")
     options = parser.parse_args(argv)
     print(f"{make(options.folder, options.output)} patches")
-    if options.fsync:
-        with open(options.output, "rb") as file:
-            os.fsync(file.fileno())
+    with open(options.output, "rb") as file:
+        os.fsync(file.fileno())
     if options.check:
         problems = check(options.output, options.check)
         print("\n".join(problems) or "the same patches")

@@ -13,7 +13,6 @@ from typing import Any
 from benchmarks.contestants import FLOOR, HAND, PATCH_BYTES, Run, mpi_version
 
 HEADINGS = (
-    "where",
     "pairs",
     "who",
     "MB/s",
@@ -33,15 +32,14 @@ class Row:
 
     Attributes
     ----------
-    where, who : str
-        The place written to, and the contestant.
+    who : str
+        The contestant.
     pairs, patches : int
         Of the job.
     runs : list of Run
         One a round.
     """
 
-    where: str
     pairs: int
     who: str
     patches: int
@@ -80,7 +78,7 @@ def machine() -> str:
 
 def rival(rows: Sequence[Row], row: Row, who: str) -> Row:
     """Return the row of another contestant at the same job."""
-    return next(r for r in rows if (r.where, r.pairs, r.who) == (row.where, row.pairs, who))
+    return next(r for r in rows if (r.pairs, r.who) == (row.pairs, who))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -90,7 +88,6 @@ def table(rows: Sequence[Row]) -> str:
         best = min(row.runs, key=lambda run: run.wall)
         lines.append(
             (
-                row.where,
                 str(row.pairs),
                 row.who,
                 f"{row.rate:.0f}",
@@ -106,40 +103,47 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def slopes(rows: Sequence[Row]) -> str:
+    """Return the marginal cost per pair between the smallest and the largest job, as Markdown."""
+    fewest, most = (pick(row.pairs for row in rows) for pick in (min, max))
+    lines = [
+        "| who | wall, ms per further pair | CPU, ms per further pair |",
+        "| --- | --- | --- |",
+    ]
+    for row in rows:
+        if row.pairs == fewest < most:
+            large = next(r for r in rows if (r.pairs, r.who) == (most, row.who))
+            costs = (large.best - row.best, large.cpu - row.cpu)
+            wall, cpu = (f"{1000 * cost / (most - fewest):.2f}" for cost in costs)
+            lines.append(f"| {row.who} | {wall} | {cpu} |")
+    return "\n".join(lines)
+
+
 def as_data(rows: Sequence[Row], text: str) -> dict[str, Any]:
     """Return all that was measured as plain data."""
     return {"machine": text, "rows": [asdict(row) for row in rows]}
 
 
 def draw(rows: Sequence[Row], text: str, path: Path) -> None:
-    """Draw the throughput of every contestant over the number of pairs, a panel a place."""
+    """Draw the throughput of every contestant over the number of pairs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    places = list(dict.fromkeys(row.where for row in rows))
-    # One colour for each, in every panel.
-    colours = {who: f"C{i}" for i, who in enumerate(dict.fromkeys(row.who for row in rows))}
-    figure = Figure(figsize=(1 + 5.5 * len(places), 5.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(6.5, 5.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(places), squeeze=False, sharey=True)[0]
-    for panel, place in zip(panels, places, strict=True):
-        for who in dict.fromkeys(row.who for row in rows if row.where == place):
-            line = [row for row in rows if (row.where, row.who) == (place, who)]
-            rival_style = "--" if who.startswith((FLOOR, HAND)) else "-"
-            rates = [row.rate for row in line]
-            pairs = [row.pairs for row in line]
-            panel.plot(pairs, rates, rival_style, color=colours[who], marker="o", label=who)
-        panel.set(title=f"to {place}", xlabel="pairs", xscale="log", yscale="log")
-        ticks = sorted({row.pairs for row in rows})
-        panel.set_xticks(ticks, [str(n) for n in ticks])
-        panel.xaxis.minorticks_off()
-        panel.yaxis.set_major_formatter("{x:.0f}")
-        panel.yaxis.set_minor_formatter("{x:.0f}")
-        panel.grid(alpha=0.3)
-    lines = {
-        who: line for p in panels for line, who in zip(*p.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, fontsize=8)
-    panels[0].set_ylabel("patches, MB/s (best round)")
+    axes = figure.subplots()
+    for who in dict.fromkeys(row.who for row in rows):
+        line = [row for row in rows if row.who == who]
+        style = "--" if who in (FLOOR, HAND) else "-"
+        rates, pairs = [row.rate for row in line], [row.pairs for row in line]
+        axes.plot(pairs, rates, style, marker="o", label=who)
+    axes.set(xlabel="pairs", ylabel="patches, MB/s (best round)", xscale="log", yscale="log")
+    ticks = sorted({row.pairs for row in rows})
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_minor_formatter("{x:.0f}")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(text, fontsize=8)
     figure.savefig(path, metadata={"Software": None})

@@ -6,7 +6,7 @@
 
 All contestants take turns within a round, each round begins with another one, and the best round of
 each counts: a shared machine is not equally fast at all times, and ratios say more than seconds.
-Before a turn on a memory file system, all free memory of the machine is used: see `warm`.
+All of them return when their file is on the disk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -25,7 +24,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import contestants, inputs, results
-from large_pages import has_small_pages
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,24 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--pairs", nargs="+", type=int, default=[16, 160, 640], metavar="N", help="sizes of jobs")
+    add("--pairs", nargs="+", type=int, default=[160, 640], metavar="N", help="sizes of jobs")
     add("--ranks", nargs="*", type=int, default=[1, 2, 4], metavar="N", help="besides serial")
     add("--rounds", type=int, default=3, metavar="N", help="turns of each contestant")
-    add(
-        "--where",
-        nargs="+",
-        choices=("disk", "memory"),
-        default=["disk", "memory"],
-        help="what to write to: disk is $TMPDIR or the repository's",
-    )
-    add(
-        "--memory",
-        nargs="+",
-        type=Path,
-        default=[Path("/dev/shm")],
-        metavar="DIR",
-        help="folders of memory file systems",
-    )
     add(
         "--output",
         type=Path,
@@ -65,9 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def measure_job(
-    source: Path, pairs: int, place: contestants.Place, ranks: Sequence[int], rounds: int
+    source: Path, pairs: int, folder: Path, ranks: Sequence[int], rounds: int
 ) -> list[results.Row]:
-    """Let all contestants do one job at one place, in turns.
+    """Let all contestants do one job, in turns.
 
     Parameters
     ----------
@@ -75,39 +58,23 @@ def measure_job(
         The input folder.
     pairs : int
         How many it holds.
-    place : Place
+    folder : Path
+        Where they write.
     ranks : sequence of int
         Numbers of ranks.
     rounds : int
     """
-    patches = contestants.count_patches(source, place)
-    names = contestants.names(ranks, place)
-    rows = [results.Row(place.name, pairs, name, patches, []) for name in names]
+    patches = contestants.count_patches(source, folder)
+    rows = [results.Row(pairs, name, patches, []) for name in contestants.names(ranks)]
     for number in range(rounds):
         first = number % len(rows)
         for row in [*rows[first:], *rows[:first]]:
-            with contestants.warm_memory(source, place), tempfile.TemporaryDirectory() as work:
-                run = contestants.start(row.who, source, place, patches, Path(work))
+            with tempfile.TemporaryDirectory() as work:
+                run = contestants.start(row.who, source, folder, patches, Path(work))
             row.runs.append(run)
-            told = f"{place.name}, {pairs} pairs, round {number + 1}: {row.who} {run.wall:.2f} s"
-            print(told, file=sys.stderr, flush=True)
+            line = f"{pairs} pairs, round {number + 1}: {row.who} {run.wall:.2f} s"
+            print(line, file=sys.stderr, flush=True)
     return rows
-
-
-def places(wanted: Sequence[str], scratch: Path, memory: Sequence[Path]) -> list[contestants.Place]:
-    """Return where to write; memory file systems only where they are."""
-    out = []
-    if "disk" in wanted:
-        out.append(contestants.Place("disk", scratch, on_disk=True))
-    for system in memory if "memory" in wanted else ():
-        if os.access(system, os.W_OK):
-            folder = Path(tempfile.mkdtemp(prefix="patches_bench_", dir=system))
-            small = has_small_pages(system.stat())
-            name = "memory" if small else "memory, large pages"
-            if name in [place.name for place in out]:
-                name = f"{name}, {system}"
-            out.append(contestants.Place(name, folder, on_disk=False))
-    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,19 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = f"{results.machine()}; scans: {source.name}; rounds: {options.rounds}"
     rows: list[results.Row] = []
     with tempfile.TemporaryDirectory(prefix=".bench_", dir=near) as scratch:
-        to_try = places(options.where, Path(scratch), options.memory)
-        try:
-            for pairs in options.pairs:
-                folder = Path(scratch, f"pairs_{pairs}")
-                inputs.link_pairs(source, folder, pairs)
-                for place in to_try:
-                    rows += measure_job(folder, pairs, place, options.ranks, options.rounds)
-        finally:
-            for place in to_try:
-                if not place.on_disk:
-                    shutil.rmtree(place.folder)
-    rows.sort(key=lambda row: (row.where, row.pairs))
-    shown = f"{text}\n\n{results.table(rows)}\n"
+        for pairs in options.pairs:
+            folder = Path(scratch, f"pairs_{pairs}")
+            inputs.link_pairs(source, folder, pairs)
+            rows += measure_job(folder, pairs, Path(scratch), options.ranks, options.rounds)
+    rows.sort(key=lambda row: row.pairs)
+    shown = f"{text}\n\n{results.table(rows)}\n\n{results.slopes(rows)}\n"
     print(shown, end="")
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "table.md").write_text(shown, "utf-8")

@@ -249,9 +249,6 @@ class Slow:
 
     piece_bytes, keeps = 100, False
 
-    def lend(self, offset: int, size: int) -> None:
-        """Lend nothing."""
-
     def __init__(self, full_at: int = 1000) -> None:
         self.written: list[int] = []
         self.full_at = full_at

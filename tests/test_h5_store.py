@@ -63,7 +63,7 @@ def laid_out(plan: Plan, config: Config) -> blocks.Layout:
         file.truncate(header.size)
         header.write(file.fileno())
     status = path.stat()
-    return blocks.Layout(str(path), status.st_dev, status.st_ino, header.offsets, False)
+    return blocks.Layout(str(path), status.st_dev, status.st_ino, header.offsets)
 
 
 def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:

@@ -54,9 +54,6 @@ def large_bytes(world: parallel.World) -> None:
     class Memory:
         piece_bytes, keeps = PIECE, False
 
-        def lend(self, offset: int, size: int) -> None:
-            """Lend nothing."""
-
         def write(self, offset: int, data: memoryview) -> None:
             image[offset : offset + len(data)] = data
 
