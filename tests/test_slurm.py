@@ -135,7 +135,7 @@ def test_two_ranks_give_the_bytes_of_the_serial_run_and_the_same_job_again_is_co
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_job_and_the_same_job_again_continues(job, whole, rank):
     mark = job.folder / "mark"
-    fault = Fault("kill", "patching", rank, call=2, mark=str(mark))
+    fault = Fault("kill", "patching", rank, mark=str(mark))
     assert job.run(fault=fault) == "FAILED", job.log
     assert mark.exists()
     assert len(job.errors) <= 1
