@@ -146,6 +146,22 @@ def test_a_killed_rank_ends_the_job_and_the_same_job_again_continues(job, whole,
     assert kept(job.output.parent) == {"mine.h5"}
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_raises_ends_the_job_with_one_message(job, rank):
+    assert job.run(fault=Fault("raise", "patching", rank)) == "FAILED", job.log
+    (line,) = job.errors
+    assert f"rank {rank}: " in line
+    assert "made to fail" in line
+    no_process_left(job.output)
+
+
+def test_an_invalid_call_ends_the_job_with_one_message(job):
+    job.arguments.append("--patch-size=p1")
+    assert job.run() == "FAILED", job.log
+    (line,) = job.errors
+    assert "p1" in line
+
+
 def continued(job: Job, whole: bytes) -> bool:
     """Tell whether the file is right, and some of its blocks, not all, were made by a first run."""
     counts = [int(count) for count in COUNT.findall(job.log)]
