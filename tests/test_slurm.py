@@ -78,7 +78,7 @@ class Job:
 
     @property
     def checkpoint(self) -> Path:
-        return Path(f"{self.output}.journal")
+        return Path(f"{self.output}.checkpoint")
 
     @property
     def log(self) -> str:
