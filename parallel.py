@@ -150,19 +150,6 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> World:
     return World(MPI.COMM_WORLD)
 
 
-def unlink_shared_memory() -> None:
-    """Remove the name of MPICH's shared memory, which every rank of this host has opened by now.
-
-    MPICH removes it at the end of a run. Killed ranks would leave it; and when SLURM starts their
-    job again on this host, the new ranks choose the same name and fail on what the old ones left.
-    """
-    with contextlib.suppress(OSError):  # another rank was first; or this is not Linux
-        with open("/proc/self/maps") as maps:
-            names = re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read(), re.MULTILINE)
-        for name in set(names):
-            os.unlink(name)
-
-
 def leave(status: int) -> NoReturn:
     """End this process once all it printed is out and MPI knows, without Python's tidying up.
 
@@ -182,6 +169,19 @@ def leave(status: int) -> NoReturn:
         # MPICH takes its leave of mpiexec when the C library ends the process.
         ctypes.CDLL(None).exit(status)
     os._exit(status)
+
+
+def unlink_shared_memory() -> None:
+    """Remove the name of MPICH's shared memory, which every rank of this host has opened by now.
+
+    MPICH removes it at the end of a run. Killed ranks would leave it; and when SLURM starts their
+    job again on this host, the new ranks choose the same name and fail on what the old ones left.
+    """
+    with contextlib.suppress(OSError):  # another rank was first; or this is not Linux
+        with open("/proc/self/maps") as maps:
+            names = re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read(), re.MULTILINE)
+        for name in set(names):
+            os.unlink(name)
 
 
 def _failure(error: BaseException, what: str) -> ToolError:

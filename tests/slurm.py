@@ -102,8 +102,8 @@ class Slurm:
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
     def cancel_all(self) -> None:
-        """End all jobs at once."""
-        self.call("scancel", "--signal=KILL", "--full", "--user=root")
+        """Call scancel for all jobs, and wait for their end."""
+        self.call("scancel", "--user=root")
         wait_for(lambda: not self.call("squeue", "--noheader"), "the end of all jobs", SOON)
 
 
