@@ -171,19 +171,6 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def unlink_shared_memory() -> None:
-    """Remove the name of MPICH's shared memory, which every rank of this host has opened by now.
-
-    MPICH removes it at the end of a run. Killed ranks would leave it; and when SLURM starts their
-    job again on this host, the new ranks choose the same name and fail on what the old ones left.
-    """
-    with contextlib.suppress(OSError):  # another rank was first; or this is not Linux
-        with open("/proc/self/maps") as maps:
-            names = re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read(), re.MULTILINE)
-        for name in set(names):
-            os.unlink(name)
-
-
 def _failure(error: BaseException, what: str) -> ToolError:
     """Turn an error that nobody foresaw into one line; `what` says what it was about."""
     if isinstance(error, ToolError):
@@ -235,7 +222,7 @@ class World:
         self.beside_root = self._shares_root_host()
         self._open = True
         if self.size > 1:
-            unlink_shared_memory()
+            self._unlink_shared_memory()
             atexit.register(self._check_left)
 
     def _check_left(self) -> None:
@@ -256,6 +243,20 @@ class World:
         here: bool = host.allreduce(self.rank == 0, MPI.LOR)
         host.Free()
         return here
+
+    @staticmethod
+    def _unlink_shared_memory() -> None:
+        """Remove the name of MPICH's shared memory, which every rank of this host has opened by now.
+
+        MPICH removes it at the end of a run. Killed ranks would leave it; and when SLURM starts
+        their job again on this host, the new ranks choose the same name and fail on what the old
+        ones left.
+        """
+        with contextlib.suppress(OSError):  # another rank was first; or this is not Linux
+            with open("/proc/self/maps") as maps:
+                names = re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read(), re.MULTILINE)
+            for name in set(names):
+                os.unlink(name)
 
     # --- waiting and talking ------------------------------------------------------------------
 
