@@ -246,7 +246,7 @@ class World:
 
     @staticmethod
     def _unlink_shared_memory() -> None:
-        """Remove the name of MPICH's shared memory, which all ranks of this host have opened by now.
+        """Remove the name of MPICH's shared memory, which all ranks of this host have open now.
 
         MPICH removes it at the end of a run. Killed ranks would leave it; and when SLURM starts
         their job again on this host, the new ranks choose the same name and fail on what the old

@@ -125,13 +125,13 @@ def test_ranks_leave_no_shared_memory_when_they_are_killed(tmp_path, tree, outpu
     mark = tmp_path / "mark"
     fault = Fault("hold", "patching", 1, mark=str(mark))
     with Run(command(2, argv(tree.root, output, "--overwrite"), fault), tmp_path) as running:
-        wait_for(lambda: mark.exists() and mark.read_text(), "rank 1 to hold")
-        maps = Path(f"/proc/{mark.read_text()}/maps").read_text().splitlines()
-        running.process.kill()
-    segments = {line.split(maxsplit=5)[5] for line in maps if "/dev/shm/mpich" in line}
+        pid = int(wait_for(lambda: mark.exists() and mark.read_text(), "rank 1 to hold"))
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        os.kill(pid, signal.SIGKILL)
+        assert running.ended().status != 0
+    segments = {line.split(maxsplit=5)[5] for line in maps if "/dev/shm/mpich_shm" in line}
     assert segments or mpi_is_open()
     assert all(name.endswith("(deleted)") for name in segments), segments
-    no_process_left(output)
 
 
 # --- a rank leaves early without an error ----------------------------------------------------
