@@ -19,6 +19,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -221,6 +222,7 @@ class World:
         self.beside_root = self._shares_root_host()
         self._open = True
         if self.size > 1:
+            self._unlink_shared_memory()
             atexit.register(self._check_left)
 
     def _check_left(self) -> None:
@@ -241,6 +243,20 @@ class World:
         here: bool = host.allreduce(self.rank == 0, MPI.LOR)
         host.Free()
         return here
+
+    @staticmethod
+    def _unlink_shared_memory() -> None:
+        """Remove the name of MPICH's shared memory, which all ranks of this host have open now.
+
+        MPICH removes it at the end of a run. Killed ranks would leave it; and when SLURM starts
+        their job again on this host, the new ranks choose the same name and fail on what the old
+        ones left.
+        """
+        with contextlib.suppress(OSError):  # another rank was first; or this is not Linux
+            with open("/proc/self/maps") as maps:
+                names = re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read(), re.MULTILINE)
+            for name in set(names):
+                os.unlink(name)
 
     # --- waiting and talking ------------------------------------------------------------------
 

@@ -121,6 +121,19 @@ def test_a_signal_to_the_launcher_ends_all(tmp_path, tree, output, number):
     no_process_left(output)
 
 
+def test_ranks_leave_no_shared_memory_when_they_are_killed(tmp_path, tree, output):
+    mark = tmp_path / "mark"
+    fault = Fault("hold", "patching", 1, mark=str(mark))
+    with Run(command(2, argv(tree.root, output, "--overwrite"), fault), tmp_path) as running:
+        pid = int(wait_for(lambda: mark.exists() and mark.read_text(), "rank 1 to hold"))
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        os.kill(pid, signal.SIGKILL)
+        assert running.ended().status != 0
+    segments = {line.split(maxsplit=5)[5] for line in maps if "/dev/shm/mpich_shm" in line}
+    assert segments or mpi_is_open()
+    assert all(name.endswith("(deleted)") for name in segments), segments
+
+
 # --- a rank leaves early without an error ----------------------------------------------------
 
 
