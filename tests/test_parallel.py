@@ -193,8 +193,8 @@ def test_rank_0_alone_loads_the_hdf5_library(tmp_path, tree):
     script.write_text(
         "import os, sys\n"
         f"sys.path.insert(0, {str(REPO)!r})\n"
-        "import main, parallel\n"
-        "status = main.main(sys.argv[1:])\n"
+        "import main, parallel, streams\n"
+        "status = streams.run(main.main)\n"
         "rank, _ = parallel.launcher_ranks(os.environ)\n"
         "open(f'{rank}', 'w').write(str('h5py' in sys.modules))\n"
         "parallel.leave(status)\n"
