@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import math
 import os
@@ -478,7 +479,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _unconnected(error)
     _prepare_signals(world)
     try:
-        request: Request = parallel.agree(world, asked)
+        request: Request = parallel.agree(world, _loaded(asked))
         status = _fulfil(request, world)
         world.close()
     except BaseException as error:
@@ -502,6 +503,16 @@ def _request(words: Sequence[str]) -> Request | ToolError:
         return request
     except Exception as error:  # whatever it is, the other ranks have to know
         return parallel.failure_of(error)
+
+
+def _loaded(asked: Request | ToolError) -> Request | ToolError:
+    """Load what a run needs, so that a rank that lacks a library tells the others."""
+    if isinstance(asked, Config):
+        try:
+            importlib.import_module("pipeline")
+        except Exception as error:  # with too little memory, of any kind
+            return parallel.not_loaded(error)
+    return asked
 
 
 def _unconnected(error: ToolError) -> int:

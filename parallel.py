@@ -228,16 +228,22 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def not_loaded(error: BaseException, what: str = "") -> RunError:
+    """Turn an error while libraries load into one line; `what` says what it was about."""
+    hint = "is there enough memory (ulimit -v)?"
+    if isinstance(error, ModuleNotFoundError):
+        hint = "install requirements.txt"
+    return RunError(f"{what}cannot load a library: {_reason(error)}; {hint}")
+
+
 def failure_of(error: BaseException, what: str = "") -> ToolError:
     """Turn an error that nobody foresaw into one line; `what` says what it was about."""
     if isinstance(error, ToolError):
         return error
     if isinstance(error, ImportError):
-        hint = "is there enough memory (ulimit -v)?"
-        if isinstance(error, ModuleNotFoundError):
-            hint = "install requirements.txt"
-        return RunError(f"{what}cannot load a library: {_reason(error)}; {hint}")
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return not_loaded(error, what)
+    no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or no_thread:
         return RunError(f"{what}out of memory: {_reason(error)}")
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
