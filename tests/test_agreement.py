@@ -152,6 +152,7 @@ def test_processes_that_mpi_does_not_connect_fail_and_the_first_says_why(
         advice = "srun --mpi=pm" if name == "srun" else "mpiexec of the MPI that mpi4py uses"
         one_error(ended, f"{name} started 4 processes, but MPI finds 1", advice)
         assert ("mpiexec" in ended.err) == (name == "mpiexec")
+        assert len(ended.err.splitlines()) == 1  # no warning of mpi4py beside it
     assert left(tmp_path / "out") == set()
 
 
