@@ -99,8 +99,9 @@ class Behind:
     def do(self, job: Callable[[], object]) -> None:
         """Have a job done."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="behind")
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="behind")
+            thread.start()
+            self._thread = thread
         self._check()
         self._jobs.put(job)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -23,10 +24,14 @@ BLUR_PART = NOISE_PART = 0.4
 NOISE_LEVEL = 0.01
 
 
+_IMPORT = threading.Lock()
+
+
 @functools.cache
 def opencv() -> ModuleType:
     """Import OpenCV where it is used: whoever only reads a file needs none."""
-    import cv2
+    with _IMPORT:  # where its import fails in one thread, another would get a part of the module
+        import cv2
 
     # The ranks are the parallelism: threads in each of them would only fight for the cores.
     cv2.setNumThreads(1)

@@ -451,6 +451,6 @@ def say(tally: Tally, config: Config) -> None:
         if not config.quiet and (number or name in ("patients", "pairs", "patches")):
             print(f"{name:28} {number}")
     for line in tally.left_out:
-        print(f"left out: {line}")
+        print(shown(f"left out: {line}"))
     for warning in tally.warnings:
-        print(f"warning: {warning}")
+        print(shown(f"warning: {warning}"))

@@ -172,23 +172,6 @@ def test_more_ranks_than_pairs_work(tmp_path):
     assert output.read_bytes() == (tmp_path / "serial.h5").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
-        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"},
-        {"SLURM_NTASKS": "4"},
-    ],
-    ids=["the other MPI's mpiexec", "srun without its plugin", "no launcher"],
-)
-def test_a_launcher_that_mpi_knows_nothing_of_is_explained(tmp_path, tree, variables):
-    arguments = [*argv(tree.root, tmp_path / "out" / "x.h5"), "--mpi_run"]
-    ended = run(command(0, arguments), tmp_path / "cwd", variables)
-    one_error(ended, "4 ranks", "MPI of 1", "mpiexec", status=2)
-    assert left(tmp_path / "cwd") == set()
-    assert left(tmp_path / "out") == set()
-
-
 #: A slice with a quarter of a million windows takes longer to draw than to cut.
 NO_PICTURES = Fault("skip", "drawing")
 

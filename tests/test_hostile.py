@@ -482,23 +482,3 @@ def test_the_limit_of_memory_is_measured():
 def test_two_dashes_for_a_value_are_refused(option):
     with pytest.raises(ToolError):
         main.parse(["--input-folder", "in", f"{option}=--"])
-
-
-@pytest.mark.parametrize(
-    "stored",
-    [
-        '{"hu_window": 3}',
-        '{"hu_window": ["a", "b"]}',
-        '{"split": ["a", 0, 1]}',
-        '{"split": [1]}',
-        '{"edge": "round"}',
-        '{"patch_size": "p24"}',
-        '{"seed": 1e400}',
-        "[" * 5000 + "]" * 5000,
-    ],
-    ids=lambda stored: stored[:20],
-)
-def test_a_stored_configuration_that_holds_nonsense_is_refused(tmp_path, stored):
-    (tmp_path / "stored.json").write_text(stored)
-    with pytest.raises(ToolError):
-        main.parse(["--input-folder", "in", "--config", str(tmp_path / "stored.json")])
