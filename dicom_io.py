@@ -11,7 +11,7 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,31 +119,73 @@ def read_slice(root: str, file: str) -> Slice:
     BadFile
         Not a DICOM file, not a CT slice, or one that the tool has no rule for.
     """
+    with _opened(root, file) as stream:
+        stamp = _stamp(stream)
+        if stamp[0] > MOST_FILE_BYTES:
+            raise _too_large(file, f"{stamp[0]} bytes", f"{MOST_FILE_BYTES}")
+        if not stamp[0]:  # as are those of /proc, which may have no end
+            raise _refuse(file, "is empty", "a CT slice")
+        head = os.read(stream.fileno(), HEAD_BYTES)
+        if len(head) < stamp[0]:
+            try:
+                return _parse(file, head, stamp)
+            except BadFile:
+                pass  # perhaps a header that is longer than most: judged by the whole file
+        return _parse(file, head + (stream.read() or b""), stamp)
+
+
+@contextlib.contextmanager
+def _opened(root: str, file: str) -> Iterator[io.FileIO]:
+    """Open a slice for reading; turn errors of the system into a `BadFile`."""
+
+    def without_waiting(path: str, flags: int) -> int:  # for the writer of a FIFO
+        return os.open(path, flags | os.O_NONBLOCK)
+
     try:
-        # A pipe among the slices must not be waited for.
-        with open(os.path.join(root, file), "rb", buffering=0, opener=_open_at_once) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
+        with open(os.path.join(root, file), "rb", buffering=0, opener=without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise _refuse(file, "is no regular file", "a CT slice")
-            stamp = status.st_size, status.st_mtime_ns
-            if status.st_size > MOST_FILE_BYTES:
-                raise _too_large(file, f"{status.st_size} bytes", f"{MOST_FILE_BYTES}")
-            head = stream.read(HEAD_BYTES)
-            if len(head) < status.st_size:
-                try:
-                    return _parse(file, head, stamp)
-                except BadFile:
-                    pass  # perhaps a header that is longer than most: judged by the whole file
-            return _parse(file, head + stream.readall(), stamp)
+            yield stream
     except OSError as error:
         raise BadFile(file, f"cannot be read: {error.strerror}") from None
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+def _stamp(stream: io.FileIO) -> tuple[int, int, int]:
+    """Return size, modification time and status change time of an open file, ns.
+
+    The status change time (ctime) also reveals a rewritten file whose modification time was set
+    back, as nothing can set it. It comes from the file server, so all hosts see the same. The inode
+    number is left out: some network file systems number files anew on every host or mount.
+    """
+    status = os.fstat(stream.fileno())
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _parse(file: str, data: bytes, stamp: tuple[int, int]) -> Slice:
+@contextlib.contextmanager
+def _unchanged(root: str, one: Slice) -> Iterator[io.FileIO]:
+    """Open a slice for its pixels, and check that no byte changed since its header was read.
+
+    Raises
+    ------
+    RunError
+        It changed. Not a `BadFile`, which a run may leave out: what was read before is wrong, too.
+    """
+
+    def check(stream: io.FileIO) -> None:
+        if _stamp(stream) != one.stamp:
+            raise RunError(
+                f"{shown(one.file)}: changed while it was being used: its size, modification time "
+                "or status change time is not what it was when its header was read; run again "
+                "when nothing writes to the scans"
+            )
+
+    with _opened(root, one.file) as stream:
+        check(stream)
+        yield stream
+        check(stream)
+
+
+def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
     """Read the header from the first bytes of a file.
 
     A length in a damaged file may claim gigabytes: from bytes in memory, no more can be read than
@@ -171,8 +213,7 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int]) -> Slice:
     except BadFile:
         raise
     except InvalidDicomError:
-        found = "is no DICOM file" if data else "is empty"
-        raise BadFile(file, f"{found}; wanted: a CT slice") from None
+        raise _refuse(file, "is no DICOM file", "a CT slice") from None
     except Exception as error:  # whatever a parser meets in a damaged file
         # Its words stay out: they may quote any tag, names among them.
         raise BadFile(file, f"has a damaged header ({type(error).__name__})") from None
@@ -242,7 +283,7 @@ def _persons(dataset: Header) -> tuple[str, ...]:
 
 
 def _slice_of(
-    dataset: Header, file: str, syntax: str, tail: bytes, offset: int, stamp: tuple[int, int]
+    dataset: Header, file: str, syntax: str, tail: bytes, offset: int, stamp: tuple[int, int, int]
 ) -> Slice:
     """Turn a header into a `Slice`, refusing what the tool has no rule for."""
 
@@ -447,23 +488,28 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
     Raises
     ------
     RunError
-        The file is gone or damaged, or no decoder reads its transfer syntax.
+        The file is gone or damaged, changed since its header was read, or no decoder reads its
+        transfer syntax.
     """
-    path = os.path.join(root, one.file)
-    shape = (one.rows, one.columns)
+    with _unchanged(root, one) as stream:
+        if one.pixel_offset is None:
+            data = stream.read()
+        else:
+            size = one.rows * one.columns * np.dtype(one.dtype).itemsize
+            data = _bytes_at(stream, one, one.pixel_offset, size)
     if one.pixel_offset is None:
-        stored = _decode(path, one)
+        stored = _decode(data, one)
     else:
-        try:
-            flat = np.fromfile(path, one.dtype, one.rows * one.columns, offset=one.pixel_offset)
-        except OSError as error:
-            raise BadFile(one.file, f"cannot be read: {error.strerror}") from None
-        if len(flat) != one.rows * one.columns:
-            raise _refuse(
-                one.file, f"{flat.nbytes} bytes of pixels", f"{shape[0]} x {shape[1]} pixels"
-            )
-        stored = _without_unused_bits(flat, one.bits_stored)
-    return _padding_to_air(stored.reshape(shape), one)
+        stored = _without_unused_bits(np.frombuffer(data, one.dtype), one.bits_stored)
+    return _padding_to_air(stored.reshape(one.rows, one.columns), one)
+
+
+def _bytes_at(stream: io.FileIO, one: Slice, offset: int, size: int) -> bytes:
+    """Return that many bytes of a slice's file."""
+    data = os.pread(stream.fileno(), size, offset)
+    if len(data) != size:
+        raise _refuse(one.file, f"only {len(data)} bytes could be read at {offset}", f"{size}")
+    return data
 
 
 def _padding_to_air(stored: NDArray[Any], one: Slice) -> NDArray[np.float32]:
@@ -498,16 +544,14 @@ _FRAGILE = ("gdcm",)
 MOST_SECONDS = 20
 
 
-def _decode(path: str, one: Slice) -> NDArray[Any]:
-    """Decode a compressed or Deflated slice."""
+def _decode(data: bytes, one: Slice) -> NDArray[Any]:
+    """Decode a compressed or Deflated slice, given its file."""
     from pydicom import dcmread
     from pydicom.pixels.decoders.base import get_decoder
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with open(path, "rb") as stream:
-                data = stream.read(MOST_FILE_BYTES + 1)
             _check_inflated(one.file, data)
             dataset = dcmread(io.BytesIO(data))
             syntax = dataset.file_meta.TransferSyntaxUID
@@ -521,9 +565,6 @@ def _decode(path: str, one: Slice) -> NDArray[Any]:
             array = _apart(decode) if plugin in _FRAGILE else decode()
     except BadFile:
         raise
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise BadFile(one.file, f"cannot be read: {reason}") from None
     except Exception as error:  # decoders raise what they like
         raise BadFile(one.file, f"has pixels that do not decode ({type(error).__name__})") from None
     if array.shape != (one.rows, one.columns):
@@ -632,15 +673,10 @@ def read_sample(root: str, one: Slice) -> Sample:
     down, right = sample_steps(one.rows, one.columns)
     width = np.dtype(one.dtype).itemsize * one.columns
     rows = range(0, one.rows, down)
-    try:
-        with open(os.path.join(root, one.file), "rb", buffering=0) as file:
-            raw = b"".join(
-                os.pread(file.fileno(), width, one.pixel_offset + row * width) for row in rows
-            )
-    except OSError as error:
-        raise BadFile(one.file, f"cannot be read: {error.strerror}") from None
-    if len(raw) != width * len(rows):
-        raise _refuse(one.file, "fewer pixels than when its header was read", "a file at rest")
+    with _unchanged(root, one) as stream:
+        raw = b"".join(
+            _bytes_at(stream, one, one.pixel_offset + row * width, width) for row in rows
+        )
     flat = _without_unused_bits(np.frombuffer(raw, one.dtype), one.bits_stored)
     few = flat.reshape(len(rows), one.columns)[:, ::right]
     return _rounded(to_hu(_padding_to_air(few, one), one))

@@ -185,7 +185,8 @@ class Slice:
     persons : tuple of str
         Digests of what tells who was scanned; empty in a `Pair`.
     stamp : tuple of int
-        Bytes of the file and when it was changed last, ns: whether it is still the same.
+        Size of the file, bytes, modification time and status change time, ns: whether it is still
+        the same.
     kernel : str
         Convolution Kernel (0018,1210).
     exposure_mas, ctdi_mgy : float or None
@@ -209,7 +210,7 @@ class Slice:
     padding: tuple[int, int] | None = None
     event: str = ""
     persons: tuple[str, ...] = ()
-    stamp: tuple[int, int] = (0, 0)
+    stamp: tuple[int, int, int] = (0, 0, 0)
     kernel: str = ""
     exposure_mas: float | None = None
     ctdi_mgy: float | None = None
