@@ -60,6 +60,7 @@ _TAGS = [
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "SamplesPerPixel",
+    "PlanarConfiguration",
     "PhotometricInterpretation",
     "NumberOfFrames",
     "Rows",
@@ -77,9 +78,8 @@ _TAGS = [
     *_PERSON_TAGS,
     "StudyDate",
     "StudyTime",
+    "ExtendedOffsetTable",
 ]
-#: What the size of a decoded image hangs on.
-_FRAME_TAGS = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames")
 #: Kind of what `--bad-files` is about.
 BAD = "bad file"
 
@@ -200,6 +200,7 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
 
     import pydicom
     from pydicom.errors import InvalidDicomError
+    from pydicom.uid import UID
 
     try:
         with warnings.catch_warnings():
@@ -207,7 +208,7 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
             _check_inflated(file, data)
             stream = io.BytesIO(data)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
-            syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+            syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
             offset = stream.tell()
             return _slice_of(dataset, file, syntax, data[offset : offset + 12], offset, stamp)
     except BadFile:
@@ -291,13 +292,18 @@ def _slice_of(
         value = dataset.get(name, default)
         if value is None or value == "":
             raise _refuse(file, f"no {name}", "a CT slice with pixels")
+        if not isinstance(value, int):
+            raise _refuse(file, f"a {name} that is no integer", "an integer")
         return int(value)
 
     modality = str(dataset.get("Modality", ""))
     if modality != "CT":
         raise _refuse(file, f"Modality {quoted(modality[:CS_LETTERS])}", "CT")
-    if (samples := whole("SamplesPerPixel", 1)) != 1:
+    if (samples := whole("SamplesPerPixel")) != 1:
         raise _refuse(file, f"{samples} samples a pixel", "1")
+    dataset.get(
+        "PlanarConfiguration"
+    )  # of no effect, but pydicom reads no file where it is damaged
     if (frames := whole("NumberOfFrames", 1)) != 1:
         raise _refuse(file, f"{frames} frames", "one slice a file")
     photometric = str(dataset.get("PhotometricInterpretation", ""))
@@ -326,6 +332,8 @@ def _slice_of(
     pixel_offset = _native_offset(
         file, syntax, tail, offset, stamp[0], rows * columns * dtype.itemsize
     )
+    if "ExtendedOffsetTable" in dataset or (syntax == _EXPLICIT_BIG and dtype.itemsize == 1):
+        pixel_offset = None  # no table is expected; and bytes may be swapped (PS3.5 8.1.1)
     along, in_plane, orientation = _geometry(dataset)
     thickness = _numbers(dataset, "SliceThickness", 1)
     instance = _instance(dataset)
@@ -398,6 +406,8 @@ def _stored_type(file: str, whole: Callable[..., int], syntax: str) -> tuple[np.
     """Return the NumPy type of stored values and how many of its bits count."""
     allocated, signed = whole("BitsAllocated"), whole("PixelRepresentation")
     stored = whole("BitsStored")
+    if signed not in (0, 1):
+        raise _refuse(file, f"PixelRepresentation {signed}", "0 or 1")
     if allocated not in (8, 16) or not 1 <= stored <= allocated:
         raise _refuse(file, f"{stored} of {allocated} bits stored", "at most 16 of 8 or 16")
     if (high := whole("HighBit", stored - 1)) != stored - 1:
@@ -409,9 +419,10 @@ def _stored_type(file: str, whole: Callable[..., int], syntax: str) -> tuple[np.
 def _native_offset(
     file: str, syntax: str, tail: bytes, offset: int, size: int, wanted: int
 ) -> int | None:
-    """Return where native pixels begin; None for a compressed transfer syntax.
+    """Return where native pixels begin; None where pydicom has to read them.
 
-    `tail` is what follows the header: tag, VR and length of Pixel Data (7FE0,0010).
+    That is in compressed files and in those of unusual structure. `tail` is what follows the
+    header: tag, VR and length of Pixel Data (7FE0,0010).
     """
     order = ">" if syntax == _EXPLICIT_BIG else "<"
     tag = (0x7FE0, 0x0010)
@@ -425,7 +436,9 @@ def _native_offset(
     there = size - offset - head
     if length not in (wanted, wanted + wanted % 2) or there < wanted:
         raise _refuse(file, f"{min(length, there)} bytes of pixels", f"{wanted}")
-    return offset + head
+    # Elements behind the pixels may repeat some of the header.
+    usual = there == length and (syntax == _IMPLICIT_LITTLE or tail[4:6] in (b"OB", b"OW"))
+    return offset + head if usual else None
 
 
 def _check_decoder(file: str, syntax: str) -> None:
@@ -555,7 +568,7 @@ def _decode(data: bytes, one: Slice) -> NDArray[Any]:
             _check_inflated(one.file, data)
             dataset = dcmread(io.BytesIO(data))
             syntax = dataset.file_meta.TransferSyntaxUID
-            _check_frame(one, dataset, syntax)
+            _check_frame(one, data, dataset, syntax)
             decoder = get_decoder(syntax)
             plugin = next((p for p in _DECODERS if p in decoder.available_plugins), "")
 
@@ -607,19 +620,19 @@ def _apart(decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     return array
 
 
-def _check_frame(one: Slice, dataset: Dataset, syntax: str) -> None:
+def _check_frame(one: Slice, data: bytes, dataset: Dataset, syntax: str) -> None:
     """Refuse a compressed frame that would grow beyond what the header says."""
+    from pydicom import dcmread
     from pydicom.encaps import generate_frames
     from pydicom.uid import RLELossless
 
     if "PixelData" not in dataset:
         raise BadFile(one.file, "has pixels that do not decode: the file ends before they do")
     # Elements behind the pixels are read only now, and may repeat some of the header.
-    found = [int(dataset.get(name, 1)) for name in _FRAME_TAGS]
-    wanted = [one.rows, one.columns, 8 * np.dtype(one.dtype).itemsize, 1, 1]
-    if found != wanted:
-        raise _refuse(one.file, f"a header that says {found} and then something else", f"{wanted}")
-    if syntax == _DEFLATED:
+    before = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=_TAGS)
+    if any(before.get_item(tag) != dataset.get_item(tag) for tag in _TAGS):
+        raise _refuse(one.file, "elements of the header lie behind the pixels", "only before")
+    if syntax in (*_NATIVE, _DEFLATED):
         return
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
     pixels = one.rows * one.columns

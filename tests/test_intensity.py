@@ -173,7 +173,7 @@ def test_ct_headers_without_pixels_are_refused():
     without = sorted((SAMPLES / "test_files/dicomdirtests/TINY_ALPHA").rglob("IM*"))
     assert len(without) == 50
     reasons = {refusal(path).partition(": ")[2] for path in without}
-    assert reasons == {"PhotometricInterpretation ''; wanted: MONOCHROME2"}
+    assert reasons == {"no SamplesPerPixel; wanted: a CT slice with pixels"}
 
 
 @pytest.mark.parametrize("name", ["no_meta.dcm", "ExplVR_LitEndNoMeta.dcm", "rtstruct.dcm"])
