@@ -132,6 +132,7 @@ _TAGS: Mapping[int, tuple[str, tuple[bytes, ...]]] = {
     0x00280121: ("PixelPaddingRangeLimit", (b"US", b"SS")),
     0x00281052: ("RescaleIntercept", (b"DS",)),
     0x00281053: ("RescaleSlope", (b"DS",)),
+    0x00282110: ("LossyImageCompression", (b"CS",)),
     0x00283000: ("ModalityLUTSequence", (b"SQ",)),
 }
 

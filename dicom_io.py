@@ -35,6 +35,8 @@ MOST_RLE_PIXELS = 2048 * 2048
 CS_LETTERS = 16
 #: No scanner writes a slope or an intercept beyond, nor a slope below its inverse.
 MOST_RESCALE = 1e9
+#: Padding in lossy files is at most as bright as air, -1000 HU by definition.
+MAX_PADDING_HU = -1000.0
 #: Most headers are shorter than this.
 HEAD_BYTES = 64 << 10
 
@@ -74,6 +76,7 @@ _TAGS = [
     "PixelPaddingRangeLimit",
     "RescaleIntercept",
     "RescaleSlope",
+    "LossyImageCompression",
     "ModalityLUTSequence",
     *_PERSON_TAGS,
     "StudyDate",
@@ -88,6 +91,9 @@ _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _NATIVE = (_EXPLICIT_LITTLE, _IMPLICIT_LITTLE, _EXPLICIT_BIG)
+#: JPEG Baseline, JPEG Extended, JPEG-LS Near-lossless, JPEG 2000 and High-Throughput JPEG 2000: all
+#: that need not be lossless, of those that can be decoded (PS3.6 table A-1).
+_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 203))
 
 
 # --- headers ---------------------------------------------------------------------------------
@@ -353,7 +359,7 @@ def _slice_of(
         pixel_offset=pixel_offset,
         dtype=dtype.str,
         bits_stored=bits,
-        padding=_padding(dataset, dtype),
+        padding=_padding(file, dataset, syntax, dtype, slope[0], intercept[0]),
         event=_digest(event) if event else "",
         persons=_persons(dataset),
         stamp=stamp,
@@ -388,8 +394,16 @@ def _instance(dataset: Header) -> int | None:
     return int(value)
 
 
-def _padding(dataset: Header, dtype: np.dtype[Any]) -> tuple[int, int] | None:
-    """Return the range of stored values that mean 'no image here' (PS3.3 C.7.5.1.1.2)."""
+def _padding(
+    file: str, dataset: Header, syntax: str, dtype: np.dtype[Any], slope: float, intercept: float
+) -> tuple[int, int] | None:
+    """Return the range of stored values that mean 'no image here' (PS3.3 C.7.5.1.1.2).
+
+    Lossy compression changes padding, and leaves ringing at its edge. Where padding is no more than
+    air, in a file of a lossy transfer syntax or with Lossy Image Compression (0028,2110) 01, the
+    range is extended to all values below the lowest of a CT scale, -1024 HU: no tissue has those.
+    Padding of higher values cannot be told from tissue then, and the file is refused.
+    """
     value = dataset.get("PixelPaddingValue")
     if value is None or value == "":
         return None
@@ -398,8 +412,21 @@ def _padding(dataset: Header, dtype: np.dtype[Any]) -> tuple[int, int] | None:
     # The tag is read as signed or unsigned by its VR, which does not always follow the pixels'.
     bits = 8 * dtype.itemsize
     low = -(1 << (bits - 1)) if dtype.kind == "i" else 0
+    high = low + (1 << bits) - 1
     ends = [(end - low) % (1 << bits) + low for end in ends]
-    return min(ends), max(ends)
+    if syntax not in _LOSSY and str(dataset.get("LossyImageCompression", "")) != "01":
+        return min(ends), max(ends)
+    brightest = max(slope * end + intercept for end in ends)
+    if brightest > MAX_PADDING_HU:
+        raise _refuse(
+            file,
+            f"lossy compression with padding of {brightest:g} HU, which cannot be told from tissue",
+            f"padding of at most {MAX_PADDING_HU:g} HU, or lossless compression",
+        )
+    lowest_stored = (AIR_HU - intercept) / slope
+    if slope > 0:
+        return low, max(*ends, math.ceil(lowest_stored) - 1)
+    return min(*ends, math.floor(lowest_stored) + 1), high
 
 
 def _stored_type(file: str, whole: Callable[..., int], syntax: str) -> tuple[np.dtype[Any], int]:

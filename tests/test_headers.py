@@ -42,8 +42,9 @@ def test_the_length_of_the_file_meta_information_may_be_wrong(tmp_path, data, le
 
 def test_elements_that_a_wrong_length_claims_are_read(tmp_path):
     """Date and time of the study, which tell one person from another."""
-    times = {"StudyDate": "20200101", "StudyTime": "101010"}
-    data = write_slice(tmp_path / "plain.dcm", phantom(SHAPE, 1)[0], **times).read_bytes()
+    data = write_slice(
+        tmp_path / "plain.dcm", phantom(SHAPE, 1)[0], StudyDate="20200101", StudyTime="101010"
+    ).read_bytes()
     length = struct.pack("<L", data.index(b"\x08\0\x60\0CS") - 144)
     assert compare_with_pydicom(data[:140] + length + data[144:], tmp_path) == "accepted"
     persons = dicom_io.read_slice(str(tmp_path), "slice.dcm").persons
