@@ -312,9 +312,9 @@ def _slice_of(
     )  # of no effect, but pydicom reads no file where it is damaged
     if (frames := whole("NumberOfFrames", 1)) != 1:
         raise _refuse(file, f"{frames} frames", "one slice a file")
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        found = f"PhotometricInterpretation {quoted(photometric[:CS_LETTERS])}"
+    photometric = dataset.get("PhotometricInterpretation", "")
+    if not isinstance(photometric, str) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        found = f"PhotometricInterpretation {quoted(str(photometric)[:CS_LETTERS])}"
         raise _refuse(file, found, "MONOCHROME2")
     rows, columns = whole("Rows"), whole("Columns")
     if not (0 < rows <= MOST_PIXELS_A_SIDE and 0 < columns <= MOST_PIXELS_A_SIDE):
@@ -734,9 +734,19 @@ def _rounded(hu: NDArray[np.float32]) -> Sample:
 
 def to_hu(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
     """Return stored values in HU: slope x value + intercept (PS3.3 C.11.1.1.2), float32."""
-    if one.slope == 1:
-        return stored + np.float32(one.intercept)
-    return (stored * one.slope + one.intercept).astype(np.float32)
+    return _to_hu_in_place(stored.copy(), one)
+
+
+def _to_hu_in_place(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
+    if one.slope != 1:
+        stored *= np.float32(one.slope)
+    stored += np.float32(one.intercept)
+    return stored
+
+
+def read_hu(root: str, one: Slice) -> NDArray[np.float32]:
+    """Read a slice in HU; see `read_pixels`."""
+    return _to_hu_in_place(read_pixels(root, one), one)
 
 
 class Reader:
@@ -761,6 +771,12 @@ class Reader:
     def hu(self, one: Slice) -> NDArray[np.float32]:
         """Return a slice in HU."""
         return to_hu(self.stored(one), one)
+
+    def last_hu(self, one: Slice) -> NDArray[np.float32]:
+        """Return a slice in HU, as the last of the pair: no image is kept."""
+        stored = self.stored(one)
+        self.images.clear()
+        return _to_hu_in_place(stored, one)
 
     def sample(self, one: Slice) -> Sample:
         """Return the few pixels of a slice that the anatomy check looks at."""

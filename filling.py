@@ -155,13 +155,12 @@ def _named(pair: Pair) -> str:
 def block_of(task: PairTask, config: Config) -> patching.Block:
     """Read the images of a pair and make its block, the patches of which are not cut yet."""
     pair = task.pair
-    read = dicom_io.Reader(config.input_folder)
+    read = dicom_io.read_hu if config.in_hu else dicom_io.read_pixels
     with step("read"):
-        images = [
-            read.hu(one) if config.in_hu else read.stored(one) for one in (pair.input, pair.target)
-        ]
+        images = [read(config.input_folder, one) for one in (pair.target, pair.input)]
+    # Handed over: they are freed once they are normalised.
     return patching.make_block(
-        pair, task.part, task.degradation, images[0], images[1], config, task.fixed
+        pair, task.part, task.degradation, images.pop(), images.pop(), config, task.fixed
     )
 
 
