@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils import key
+from utils import key, sum_of
 
 Image = NDArray[np.float32]
 
@@ -162,7 +162,9 @@ def degrade(image: Image, kind: str, rng: np.random.Generator) -> Image:
     if kind == "blur":
         return np.asarray(opencv().blur(image, (3, 3)), np.float32)
     if kind == "noise":
-        level = NOISE_LEVEL * np.sqrt(np.mean(np.square(image, dtype=np.float64)))
+        squares = sum_of(lambda part: np.square(part, dtype=np.float64), image)
         noise = rng.standard_normal(image.shape, np.float32)
-        return image + np.float32(level) * noise
+        noise *= np.float32(NOISE_LEVEL * np.sqrt(squares / image.size))
+        noise += image
+        return noise
     return image

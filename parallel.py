@@ -521,6 +521,7 @@ class World:
                 with contextlib.closing(prepared):
                     for task, made in prepared:
                         self._when_written(functools.partial(take, named(work, task, made)))
+                        del made  # before the next one is made: it may hold images
                 if self._behind:
                     self._behind.settle()
             except Exception as error:
