@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import parallel
 from utils import (
@@ -24,6 +24,7 @@ from utils import (
     TENSOR_FORMATS,
     CallError,
     Config,
+    RunError,
     ToolError,
     __version__,
     quoted,
@@ -286,7 +287,8 @@ def _add_output(add: Callable[..., object]) -> None:
         "--verify",
         nargs="+",
         metavar="FILE",
-        help="check every byte of finished h5 files against the checksums in them, and do no more",
+        help="check every byte of finished h5 files against the checksums in them, with "
+        "--input-folder also that they were made from the scans in it, and do no more",
     )
 
 
@@ -348,7 +350,14 @@ def _add_run(add: Callable[..., object]) -> None:
     add("--version", action="version", version=f"%(prog)s {__version__}")
 
 
-def parse(argv: Sequence[str]) -> Config | list[str]:
+class FilesToVerify(NamedTuple):
+    """What `--verify` is about: h5 files, and the folder of the scans that they were made from."""
+
+    files: list[str]
+    input_folder: str | None
+
+
+def parse(argv: Sequence[str]) -> Config | FilesToVerify:
     """Return the configuration that the command line asks for, or the files to verify.
 
     Raises
@@ -375,7 +384,7 @@ def parse(argv: Sequence[str]) -> Config | list[str]:
         del options["config"]
     files: list[str] | None = options.pop("verify")
     if files:
-        return files
+        return FilesToVerify(files, options["input_folder"])
     if options["input_folder"] is None:
         raise CallError("--input-folder is needed (see --help)")
     options["overlap"] = _overlap(options["patch_size"], options["overlap"])
@@ -461,22 +470,31 @@ def _split(parts: tuple[float, ...], file: str | None) -> tuple[float, ...]:
     return parts
 
 
-def verify(files: Sequence[str]) -> int:
-    """Check finished files; return 1 if any is damaged."""
+def verify(files: Sequence[str], input_folder: str | None) -> int:
+    """Check finished files; return 1 if any is damaged, or was not made from the scans."""
     import h5_read
 
+    if input_folder is not None and not os.path.isdir(input_folder):
+        raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
     status = 0
     for file in files:
+        found = ["every byte as it was written"]
         try:
             damages = h5_read.verify(file)
+            if input_folder is not None and not damages:
+                import verification
+
+                found.append(verification.check_scans(file, input_folder))
         except OSError as error:
-            damages = [f"cannot be read: {error.strerror}"]
+            damages = [f"cannot be read: {error.strerror or error}"]
+        except RunError as error:
+            damages = [str(error)]
         for damage in damages:
-            print(f"main.py: error: {quoted(file)}: {damage}", file=sys.stderr, flush=True)
+            print(f"main.py: error: {quoted(file)}: {shown(damage)}", file=sys.stderr, flush=True)
         if damages:
             status = 1
         else:
-            print(f"{shown(file)}: every byte as it was written")
+            print(f"{shown(file)}: {'; '.join(found)}")
     return status
 
 
@@ -491,8 +509,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        if isinstance(config, list):
-            return verify(config)
+        if isinstance(config, FilesToVerify):
+            return verify(*config)
         world = parallel.connect(config.mpi_run, os.environ)
     except ToolError as error:
         # All ranks see the same bad call: one of them speaks, and fails. If another failed first,
