@@ -112,6 +112,11 @@ SCHEMA = {
     REST: Field("|u1", "byte"),
 }
 REST_BYTES = 16
+#: Names of HDF5's classes of types, in its order.
+CLASSES = (
+    *("integer", "float", "time", "string", "bitfield", "opaque", "compound", "reference"),
+    *("enumeration", "variable-length sequence", "array", "complex"),
+)
 #: Rows and columns of the largest slice that the tool reads.
 MAX_IMAGE_SIDE = 4096
 #: HDF5 decompresses whole chunks: the largest image is one of this size.
@@ -288,13 +293,12 @@ class PatchFile:
         return name
 
     def _check_attributes(self, complete: bool) -> None:
-        self.attributes: dict[str, Any] = {}
         if self._attribute("format") != FORMAT.encode():
             raise self.invalid("is no file of this tool; wanted: one that main.py made")
-        self.attributes["format_version"] = self._attribute("format_version")
-        if self.version > VERSION:
-            raise self.invalid(f"has format version {self.version}; known: up to {VERSION}")
-        self.attributes |= {name: self._attribute(name) for name in ATTRIBUTES}
+        self.attributes = {name: self._attribute(name) for name in ATTRIBUTES}
+        version = self.attributes["format_version"]
+        if version is not None and not 1 <= version <= VERSION:
+            raise self.invalid(f"has format version {version}; known: up to {VERSION}")
         unknown = [name for name, value in self.attributes.items() if value is None]
         if unknown or self.attributes["unit"] not in (b"hu", b"stored"):
             raise self.invalid(f"is damaged: attribute {(*unknown, 'unit')[0]} is not valid")
@@ -330,8 +334,8 @@ class PatchFile:
         shape, kind = found.shape, found.get_type()
         if not _has_type(kind, field.dtype) or not self._has_shape(shape, field):
             raise self.invalid(
-                f"has {name} of shape {shape} and {kind.get_size()} bytes a value; expected: "
-                f"{self._expected(field)}"
+                f"has {name} of shape {shape}, {CLASSES[kind.get_class()]} of {kind.get_size()} "
+                f"bytes; expected: {self._expected(field)}"
             )
         if not self._has_room(found, layout, math.prod(shape) * kind.get_size(), field):
             raise self.invalid(f"has {name} of shape {shape}, more than the file can hold")
@@ -353,7 +357,7 @@ class PatchFile:
         dtype = "fixed-length strings" if field.dtype == STRING else str(np.dtype(field.dtype))
         rows = self._sizes.get(field.row_of, "N")
         shape = f"({rows}, 1, p, p) or ({rows}, p, p, 1)" if field.image else f"({rows},)"
-        return f"{dtype} of shape {shape}, a row a {field.row_of}"
+        return f"{dtype} of shape {shape}"
 
     def _has_room(
         self, found: h5py.h5d.DatasetID, layout: h5py.h5p.PropDCID, size: int, field: Field

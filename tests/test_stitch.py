@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -571,3 +572,51 @@ def test_it_runs_from_the_shell(tmp_path: Path, scans: File) -> None:
     assert (ended.status, ended.out, ended.err) == (0, "output     t.npy\n", "")
     np.testing.assert_array_equal(np.load(tmp_path / "t.npy"), scans.pairs[1].target - 1024.0)
     assert run([*command_line, "--help"], tmp_path).status == 0
+
+
+@pytest.mark.parametrize(
+    "streams", [">/dev/full", "2>/dev/full", ">&-", "2>&-", ">&- 2>&-", "| true", ">/dev/full 2>&1"]
+)
+def test_the_slice_is_written_whoever_listens(streams: str, tmp_path: Path, make: Maker) -> None:
+    file = make("--patch-size", "p42")
+    words = [sys.executable, REPO / "stitch.py", file.path, "--pair", "1", "--output", "t.npy"]
+    command_line = f"set -o pipefail; {shlex.join(map(str, words))} {streams}"
+    ended = run(["bash", "-c", command_line], tmp_path)
+    assert (ended.status, ended.err) == (0, "")
+    np.testing.assert_array_equal(np.load(tmp_path / "t.npy"), file.pairs[1].target - 1024.0)
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", ">&- 2>&-"])
+def test_an_error_that_nobody_hears_has_its_status(
+    streams: str, tmp_path: Path, make: Maker
+) -> None:
+    words = [sys.executable, REPO / "stitch.py", "none.h5", "--pair", "1", "--output", "t.npy"]
+    ended = run(["bash", "-c", f"{shlex.join(map(str, words))} {streams}"], tmp_path)
+    assert (ended.status, ended.out, ended.err) == (1, "", "")
+
+
+def test_values_of_a_forged_shape_are_refused(
+    make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = make("--patch-size", "p42")
+    values = tmp_path / "values.npy"
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 42, 42)}
+    with open(values, "wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+    words = (file.path, "--pair", 0, "--values", values, "--output", tmp_path / "x.npy")
+    status, _, error = call(capsys, *words)
+    assert (status, error.count("\n")) == (1, 1)
+    assert "is no .npy file" in error
+
+
+def test_the_command_counts_the_pixels_that_it_clips(
+    make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = make("--patch-size", "p42")
+    np.save(tmp_path / "values.npy", patches_of(file, 0) * 0 + 4096)  # 12 bits can be stored
+    words = (file.path, "--pair", 0, "--values", tmp_path / "values.npy", "--source", file.root)
+    status, said, error = call(capsys, *words, "--output", tmp_path / "out.dcm")
+    assert (status, error) == (0, "")
+    assert (pydicom.dcmread(tmp_path / "out.dcm").pixel_array == 4095).all()
+    pixels = SHAPE[0] * SHAPE[1]
+    assert f"clipped    {pixels} of {pixels} pixels to -1024 ... 3071 HU\n" in said
