@@ -111,6 +111,7 @@ SCHEMA = {
     **{f"left_out/{name}": Field(STRING, "left out") for name in ("reason", "kind")},
     REST: Field("|u1", "byte"),
 }
+GROUPS = ("patch", "pair", "left_out")
 REST_BYTES = 16
 #: Names of HDF5's classes of types, in its order.
 CLASSES = (
@@ -169,6 +170,8 @@ class PatchFile:
         try:
             self._check_attributes(complete)
             self._size_bytes = int(handle.id.get_filesize())
+            for group in GROUPS:
+                self._check_link(group)
             for name, field in SCHEMA.items():
                 if field.since <= self.version:
                     self._datasets[name] = self._checked(name, field)
@@ -317,16 +320,19 @@ class PatchFile:
             return None
         return self._handle.attrs[name]
 
+    def _check_link(self, name: str) -> None:
+        from h5py import h5l
+
+        links = self._handle.id.links
+        if not links.exists(name.encode()) or links.get_info(name.encode()).type != h5l.TYPE_HARD:
+            raise self.invalid(f"has no {name}, or a link in its place")
+
     def _checked(self, name: str, field: Field) -> h5py.Dataset:
         """Return a dataset that is what the schema demands."""
-        from h5py import Dataset, h5d, h5l
+        from h5py import Dataset, h5d
 
-        root = self._handle.id
-        for part in (*name.split("/")[:-1], name):
-            link = part.encode()
-            if not root.links.exists(link) or root.links.get_info(link).type != h5l.TYPE_HARD:
-                raise self.invalid(f"has no {part}, or a link in its place")
-        found = h5d.open(root, name.encode())
+        self._check_link(name)
+        found = h5d.open(self._handle.id, name.encode())
         layout = found.get_create_plist()
         # Before the shape is asked for: a virtual dataset opens other files to find it.
         if layout.get_layout() == h5d.VIRTUAL or layout.get_external_count():

@@ -304,28 +304,39 @@ def child(arguments: Any) -> None:
         run_case(arguments.file, folder, number, arguments)
 
 
+def run_child(folder: Path, first: int) -> tuple[int, int, str]:
+    """Run cases from a number on; return findings, exit status and last words of the child."""
+    found = 0
+    words = [sys.executable, *sys.argv, "--child", str(folder), "--first", str(first)]
+    with (
+        open(folder / "errors", "w+") as errors,
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        for line in process.stdout or ():
+            found += 1
+            print(line, end="", flush=True)
+        status = process.wait()
+        errors.seek(0)
+        return found, status, errors.read()[-300:].strip()
+
+
 def supervise(arguments: Any) -> int:
     """Run all cases in children; return how many findings there are."""
-    first = found = crashes = 0
-    with tempfile.TemporaryDirectory() as folder:
-        os.mkfifo(Path(folder, PIPE))
+    first, found, crashes = arguments.first, 0, 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.mkfifo(folder / PIPE)
         while first < arguments.cases:
-            words = [*sys.argv, "--child", folder, "--first", str(first)]
-            ended = subprocess.run(
-                [sys.executable, *words], check=False, capture_output=True, text=True
-            )
-            sys.stdout.write(ended.stdout)
-            found += ended.stdout.count("\ncase ") + ended.stdout.startswith("case ")
-            if not ended.returncode:
+            new, status, reason = run_child(folder, first)
+            found += new
+            if not status:
                 break
-            first = int(Path(folder, "number").read_text()) + 1
-            reason = f"status {ended.returncode}, {ended.stderr.strip()[-300:]}"
-            if ended.returncode in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE):
+            first = int((folder / "number").read_text()) + 1
+            if status in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE):
                 crashes += 1
-                print(f"crash in case {first - 1}: {reason}")
             else:
                 found += 1
-                print(f"case {first - 1} ended the process: {reason}")
+            print(f"case {first - 1} ended its process: status {status}, {reason}", flush=True)
     print(f"{arguments.cases} {arguments.kind} files: {found} findings, {crashes} crashes of HDF5")
     return found
 
