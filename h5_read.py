@@ -129,12 +129,14 @@ MAX_EXPANSION = 1000
 class Invalid(ValueError):
     """A file that is not a valid file of this tool, and why."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)  # alone: so a DataLoader makes it again in another process
+        self.reason = reason
 
-    def __str__(self) -> str:
-        return f"{self.path!r} {self.reason}"
+    @classmethod
+    def of(cls, path: str, reason: str) -> Invalid:
+        """Return the error that names the file and the reason."""
+        return cls(f"{path!r} {reason}", reason)
 
 
 class PatchFile:
@@ -184,7 +186,7 @@ class PatchFile:
 
     def invalid(self, reason: str) -> Invalid:
         """Return the error that this file is not valid."""
-        return Invalid(self.path, reason)
+        return Invalid.of(self.path, reason)
 
     def __getitem__(self, name: str) -> h5py.Dataset:
         return self._datasets[name]
@@ -435,7 +437,7 @@ class Windows:
         if not right.all():
             at = int(np.argmin(right))
             found = ", ".join(f"{name} {column[at]}" for name, column in columns.items())
-            raise Invalid(
+            raise Invalid.of(
                 self.path,
                 f"is damaged: patch {indices[at]} has {found}; expected: a window in a view of "
                 f"pair {pair[at]}",
@@ -491,7 +493,7 @@ def opened(file: File, complete: bool = True) -> Iterator[PatchFile]:
         try:
             handle = open_file(path)
         except Exception as error:
-            raise Invalid(path, "is no HDF5 file, or it is cut off") from error
+            raise Invalid.of(path, "is no HDF5 file, or it is cut off") from error
         with handle:
             yield PatchFile(handle, complete)
 
@@ -503,7 +505,7 @@ def open_regular(path: str) -> int:
     )
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise Invalid(path, "is no regular file")
+        raise Invalid.of(path, "is no regular file")
     return descriptor
 
 

@@ -164,6 +164,14 @@ def test_a_patch_with_impossible_provenance_is_refused(
     assert len(PatchDataset(path).read([0])[0]) == 1  # its pixels are there
 
 
+def test_a_worker_of_a_loader_names_the_file_too(forge: Callable[[Change], Path]) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    path = forge(fill("patch/row", -1))
+    loader = data.DataLoader(PatchDataset(path, provenance=True), 4, num_workers=1)
+    with pytest.raises(ValueError, match=r"forged\.h5' is damaged: patch 0 has .*row -1"):
+        next(iter(loader))
+
+
 def test_slices_of_impossible_size_or_scale_are_refused(
     forge: Callable[[Change], Path],
 ) -> None:
