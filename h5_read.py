@@ -231,7 +231,8 @@ class PatchFile:
         # Numbers up to N alone are added, so that no sum overflows.
         small = max(first.max(initial=0), patches.max(initial=0)) <= self.patches
         first, patches = first.astype(np.int64), patches.astype(np.int64)
-        if not small or not np.array_equal([0, *(first + patches)], [*first, self.patches]):
+        ends = np.append(0, first + patches)
+        if not small or not np.array_equal(ends, np.append(first, self.patches)):
             raise self.invalid("is damaged: pair/first_patch and pair/patches do not fit together")
         return first, patches
 

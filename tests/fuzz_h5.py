@@ -193,6 +193,8 @@ def forge(path: Path, rng: random.Random) -> str:
             with contextlib.suppress(KeyError, ValueError, TypeError, RuntimeError, OSError):
                 change(file, rng)
             done.append(change.__name__)
+            if change is link:  # HDF5 itself would wait for the pipe
+                return " ".join(done)
     if rng.randrange(2):
         with contextlib.suppress(Exception):  # some forgeries have no place for a checksum
             sign(path)
