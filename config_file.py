@@ -70,11 +70,12 @@ def _load(path: str) -> dict[str, Any]:
     return stored
 
 
-def _from_h5(path: str) -> str:
-    import h5_store
+def _from_h5(path: str) -> bytes:
+    import h5_read
 
     try:
-        return h5_store.configuration(path)
+        with h5_read.open_file(path) as file:
+            return bytes(file.attrs["configuration"])
     except Exception as error:  # h5py raises errors of many kinds for damaged and foreign files
         raise ValueError(path) from error
 

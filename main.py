@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 import config_file
 import parallel
@@ -28,6 +28,7 @@ from utils import (
     TENSOR_FORMATS,
     CallError,
     Config,
+    RunError,
     ToolError,
     __version__,
     quoted,
@@ -38,9 +39,6 @@ from utils import (
 MAX_HU, MIN_HU_WIDTH = 1e6, 1.0
 #: How long ranks that cannot talk to each other give the first one to print their error, seconds.
 FIRST_RANK_S = 1.0
-
-#: What a command line asks for: a run, files to verify, or the text of --help or --version.
-Request: TypeAlias = "Config | list[str] | str"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -289,7 +287,8 @@ def _add_output(add: Callable[..., object]) -> None:
         "--verify",
         nargs="+",
         metavar="FILE",
-        help="check every byte of finished h5 files against the checksums in them, and do no more",
+        help="check every byte of finished h5 files against the checksums in them, with "
+        "--input-folder also that they were made from the scans in it, and do no more",
     )
 
 
@@ -343,6 +342,17 @@ def _add_run(add: Callable[..., object]) -> None:
     add("--version", action="version", version=f"%(prog)s {__version__}")
 
 
+class FilesToVerify(NamedTuple):
+    """What `--verify` is about: h5 files, and the folder of the scans that they were made from."""
+
+    files: list[str]
+    input_folder: str | None
+
+
+#: What a command line asks for: a run, files to verify, or the text of --help or --version.
+Request: TypeAlias = Config | FilesToVerify | str
+
+
 def parse(argv: Sequence[str]) -> Request:
     """Return what the command line asks for.
 
@@ -361,8 +371,7 @@ def parse(argv: Sequence[str]) -> Request:
     except SystemExit:  # --help, --version
         return text.getvalue()
     if options.verify:
-        files: list[str] = options.verify
-        return files
+        return FilesToVerify(options.verify, options.input_folder)
     stored: dict[str, object] = {}
     if options.config is not None:
         stored = config_file.read(options.config, parser._actions)
@@ -430,22 +439,31 @@ def _split(parts: tuple[float, ...], file: str | None) -> tuple[float, ...]:
     return parts
 
 
-def verify(files: Sequence[str]) -> int:
-    """Check finished files; return 1 if any is damaged."""
+def verify(files: Sequence[str], input_folder: str | None) -> int:
+    """Check finished files; return 1 if any is damaged, or was not made from the scans."""
     import h5_read
 
+    if input_folder is not None and not os.path.isdir(input_folder):
+        raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
     status = 0
     for file in files:
+        found = ["every byte as it was written"]
         try:
             damages = h5_read.verify(file)
+            if input_folder is not None and not damages:
+                import verification
+
+                found.append(verification.check_scans(file, input_folder))
         except OSError as error:
-            damages = [f"cannot be read: {error.strerror}"]
+            damages = [f"cannot be read: {error.strerror or error}"]
+        except RunError as error:
+            damages = [str(error)]
         for damage in damages:
             streams.print_error(f"{quoted(file)}: {damage}")
         if damages:
             status = 1
         else:
-            print(f"{shown(file)}: every byte as it was written")
+            print(f"{shown(file)}: {'; '.join(found)}")
     return status
 
 
@@ -514,8 +532,8 @@ def _fulfil(request: Request, world: parallel.World) -> int:
     if isinstance(request, str):
         world.on_root(lambda: print(request, end=""))
         return 0
-    if isinstance(request, list):
-        return world.share(world.on_root(lambda: verify(request)))
+    if isinstance(request, FilesToVerify):
+        return world.share(world.on_root(lambda: verify(*request)))
     import pipeline
 
     pipeline.run(request, world)
