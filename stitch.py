@@ -11,8 +11,9 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import streams
 from utils import AIR_HU, CallError, RunError, ToolError, quoted, shown
 
 if TYPE_CHECKING:  # heavy: --help answers without them
@@ -516,20 +517,7 @@ def run(options: argparse.Namespace) -> None:
         raise RunError(f"{quoted(error.filename or options.file)}: {error.strerror}") from error
     except (ValueError, IndexError) as error:
         raise RunError(shown(error)) from error
-    _print("\n".join([*lines, f"{'output':10} {shown(options.output)}"]), sys.stdout)
-
-
-def _print(text: str, stream: TextIO | None) -> None:
-    """Print where somebody listens: a closed or full output makes no run fail."""
-    if stream is None:  # closed when the process was started
-        return
-    try:
-        print(text, file=stream, flush=True)
-    except OSError:
-        # What is left in its buffer would fail again when Python ends.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+    print("\n".join([*lines, f"{'output':10} {shown(options.output)}"]))
 
 
 def _check(options: argparse.Namespace) -> bool:
@@ -615,7 +603,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(build_parser().parse_args(argv))
     except ToolError as error:
-        _print(f"stitch.py: error: {error}", sys.stderr)
+        streams.print_error(error, "stitch.py")
         return error.status
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
@@ -623,4 +611,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run(main, "stitch.py"))

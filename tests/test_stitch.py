@@ -574,15 +574,26 @@ def test_it_runs_from_the_shell(tmp_path: Path, scans: File) -> None:
     assert run([*command_line, "--help"], tmp_path).status == 0
 
 
+#: What `main.py` prints, too, where standard output is full.
+FULL = "stitch.py: error: cannot write to standard output: No space left on device\n"
+
+
 @pytest.mark.parametrize(
-    "streams", [">/dev/full", "2>/dev/full", ">&-", "2>&-", ">&- 2>&-", "| true", ">/dev/full 2>&1"]
+    ("streams", "status", "error"),
+    [
+        (">/dev/full", 1, FULL),
+        (">/dev/full 2>&1", 1, ""),
+        *((streams, 0, "") for streams in ("2>/dev/full", ">&-", "2>&-", ">&- 2>&-", "| true")),
+    ],
 )
-def test_the_slice_is_written_whoever_listens(streams: str, tmp_path: Path, make: Maker) -> None:
+def test_the_slice_is_written_whatever_the_streams_are_connected_to(
+    streams: str, status: int, error: str, tmp_path: Path, make: Maker
+) -> None:
     file = make("--patch-size", "p42")
     words = [sys.executable, REPO / "stitch.py", file.path, "--pair", "1", "--output", "t.npy"]
     command_line = f"set -o pipefail; {shlex.join(map(str, words))} {streams}"
     ended = run(["bash", "-c", command_line], tmp_path)
-    assert (ended.status, ended.err) == (0, "")
+    assert (ended.status, ended.err) == (status, error)
     np.testing.assert_array_equal(np.load(tmp_path / "t.npy"), file.pairs[1].target - 1024.0)
 
 
