@@ -22,6 +22,9 @@ Made = TypeVar("Made")
 
 #: More threads than this find no work: the process itself cannot keep up with them.
 MOST_THREADS = 4
+#: Pixels of all pairs that are prefetched at a time, as float32; what is made of them takes a few
+#: times as much.
+MAX_PREFETCH_BYTES = 32 << 20
 
 
 def threads() -> int:
@@ -34,12 +37,16 @@ def threads() -> int:
 
 
 def threads_for(pairs: Iterable[Pair]) -> int:
-    """Return how many threads may read these pairs: none where decoders are needed.
+    """Return how many threads may read these pairs: fewer for large images, to bound the memory.
 
-    Some of those are no friends of threads, and one is run in a process that is forked.
+    None where decoders are needed: some of those are no friends of threads, and one is run in a
+    process that is forked.
     """
-    plain = all(one.pixel_offset is not None for pair in pairs for one in (pair.input, pair.target))
-    return threads() if plain else 0
+    slices = [one for pair in pairs for one in (pair.input, pair.target)]
+    if any(one.pixel_offset is None for one in slices):
+        return 0
+    largest = max((one.rows * one.columns for one in slices), default=1)
+    return min(threads(), MAX_PREFETCH_BYTES // (2 * 4 * largest))
 
 
 def made_ahead(
@@ -99,8 +106,9 @@ class Behind:
     def do(self, job: Callable[[], object]) -> None:
         """Have a job done."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="behind")
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="behind")
+            thread.start()
+            self._thread = thread
         self._check()
         self._jobs.put(job)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils import key
+from utils import key, sum_of
 
 Image = NDArray[np.float32]
 
@@ -23,10 +24,14 @@ BLUR_PART = NOISE_PART = 0.4
 NOISE_LEVEL = 0.01
 
 
+_IMPORT = threading.Lock()
+
+
 @functools.cache
 def opencv() -> ModuleType:
     """Import OpenCV where it is used: whoever only reads a file needs none."""
-    import cv2
+    with _IMPORT:  # where its import fails in one thread, another would get a part of the module
+        import cv2
 
     # The ranks are the parallelism: threads in each of them would only fight for the cores.
     cv2.setNumThreads(1)
@@ -157,7 +162,9 @@ def degrade(image: Image, kind: str, rng: np.random.Generator) -> Image:
     if kind == "blur":
         return np.asarray(opencv().blur(image, (3, 3)), np.float32)
     if kind == "noise":
-        level = NOISE_LEVEL * np.sqrt(np.mean(np.square(image, dtype=np.float64)))
+        squares = sum_of(lambda part: np.square(part, dtype=np.float64), image)
         noise = rng.standard_normal(image.shape, np.float32)
-        return image + np.float32(level) * noise
+        noise *= np.float32(NOISE_LEVEL * np.sqrt(squares / image.size))
+        noise += image
+        return noise
     return image

@@ -14,7 +14,9 @@ from typing import Any
 
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 PIXEL_DATA = 0x7FE00010
-_SYNTAX = 0x00020010
+_PIXEL_GROUP = PIXEL_DATA >> 16
+#: File Meta Information Group Length, the first element of a file.
+_GROUP_LENGTH = 0x00020000
 
 _ELEMENT = struct.Struct("<HH2sH")
 _LONG = struct.Struct("<L")
@@ -52,11 +54,11 @@ def _decimals(raw: bytes) -> str | list[str]:
     return parts if len(parts) > 1 else parts[0]
 
 
-def _integer(raw: bytes) -> str:
+def _integer(raw: bytes) -> int | None:
     text = raw.decode("ascii").strip(" ").rstrip("\0")
     if text and not _INTEGER.fullmatch(text):
         raise _Odd
-    return text
+    return int(text) if text else None
 
 
 def _unsigned(raw: bytes) -> int:
@@ -94,8 +96,13 @@ _READ: Mapping[bytes, Callable[[bytes], Any]] = {
     b"FD": _double,
 }
 
+#: Specific Character Sets (0008,0005) that encode ASCII as itself (PS3.3 C.12.1.1.2).
+_CHARACTER_SETS = ("", "ISO_IR 6", "ISO_IR 100", "ISO_IR 192")
+
 #: What is read: name and value representation by tag (PS3.6).
 _TAGS: Mapping[int, tuple[str, tuple[bytes, ...]]] = {
+    0x00020010: ("TransferSyntaxUID", (b"UI",)),
+    0x00080005: ("SpecificCharacterSet", (b"CS",)),
     0x00080016: ("SOPClassUID", (b"UI",)),
     0x00080020: ("StudyDate", (b"DA",)),
     0x00080030: ("StudyTime", (b"TM",)),
@@ -112,6 +119,7 @@ _TAGS: Mapping[int, tuple[str, tuple[bytes, ...]]] = {
     0x00200037: ("ImageOrientationPatient", (b"DS",)),
     0x00280002: ("SamplesPerPixel", (b"US",)),
     0x00280004: ("PhotometricInterpretation", (b"CS",)),
+    0x00280006: ("PlanarConfiguration", (b"US",)),
     0x00280008: ("NumberOfFrames", (b"IS",)),
     0x00280010: ("Rows", (b"US",)),
     0x00280011: ("Columns", (b"US",)),
@@ -124,6 +132,7 @@ _TAGS: Mapping[int, tuple[str, tuple[bytes, ...]]] = {
     0x00280121: ("PixelPaddingRangeLimit", (b"US", b"SS")),
     0x00281052: ("RescaleIntercept", (b"DS",)),
     0x00281053: ("RescaleSlope", (b"DS",)),
+    0x00282110: ("LossyImageCompression", (b"CS",)),
     0x00283000: ("ModalityLUTSequence", (b"SQ",)),
 }
 
@@ -145,17 +154,17 @@ def read(data: bytes) -> tuple[dict[str, Any], int] | None:
     """
     if data[128:132] != b"DICM" or data[132:140] != b"\2\0\0\0UL\4\0":
         return None
-    start = 144 + int.from_bytes(data[140:144], "little")
+    out: dict[str, Any] = {}
     try:
-        syntax = {tag: value for tag, _, value, _ in _elements(data, 144, start)}[_SYNTAX]
-        if _text(syntax) != EXPLICIT_LITTLE:
-            return None
-        out: dict[str, Any] = {}
-        for tag, vr, value, at in _elements(data, start, len(data)):
+        for tag, vr, value, at in _elements(data, 144):
             if tag == PIXEL_DATA:
-                return out, at
+                usual = (
+                    out.pop("TransferSyntaxUID", "") == EXPLICIT_LITTLE
+                    and out.pop("SpecificCharacterSet", "") in _CHARACTER_SETS
+                )
+                return (out, at) if usual else None
             name, wanted = _TAGS[tag]
-            if vr not in wanted or name in out:
+            if vr not in wanted:
                 return None
             out[name] = _READ[vr](value)
     except (_Odd, KeyError, UnicodeDecodeError, struct.error):
@@ -163,19 +172,22 @@ def read(data: bytes) -> tuple[dict[str, Any], int] | None:
     return None
 
 
-def _elements(data: bytes, at: int, stop: int) -> Iterator[tuple[int, bytes, bytes, int]]:
+def _elements(data: bytes, at: int) -> Iterator[tuple[int, bytes, bytes, int]]:
     """Yield tag, value representation, value and first byte of the elements that are asked for.
 
-    Pixel Data comes without its value, and ends the header.
+    Pixel Data comes without its value, and ends the header. The group of an element alone decides
+    whether it belongs to the File Meta Information, as for pydicom: its length may be wrong.
     """
-    last = 0
-    while at < stop:
+    last = _GROUP_LENGTH
+    while True:
         group, element, vr, length = _ELEMENT.unpack_from(data, at)
         tag = group << 16 | element
         if tag == PIXEL_DATA:
             yield tag, vr, b"", at
             return
-        if tag <= last or tag > PIXEL_DATA:
+        # Not in ascending order, hence perhaps repeated; or other elements of group 7FE0 (PS3.3
+        # C.7.6.3): their offset tables and floating-point pixels.
+        if tag <= last or group >= _PIXEL_GROUP:
             raise _Odd
         last = tag
         if vr in _SHORT_VRS:
@@ -186,8 +198,8 @@ def _elements(data: bytes, at: int, stop: int) -> Iterator[tuple[int, bytes, byt
         else:
             raise _Odd
         end = value + length
-        if end > stop:  # an undefined length, or more than there is
+        if end > len(data):  # an undefined length, or more than there is
             raise _Odd
-        if tag in _TAGS or tag == _SYNTAX:
+        if tag in _TAGS:
             yield tag, vr, data[value:end], at
         at = end

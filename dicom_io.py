@@ -11,7 +11,7 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,8 @@ MOST_RLE_PIXELS = 2048 * 2048
 CS_LETTERS = 16
 #: No scanner writes a slope or an intercept beyond, nor a slope below its inverse.
 MOST_RESCALE = 1e9
+#: Padding in lossy files is at most as bright as air, -1000 HU by definition.
+MAX_PADDING_HU = -1000.0
 #: Most headers are shorter than this.
 HEAD_BYTES = 64 << 10
 
@@ -60,6 +62,7 @@ _TAGS = [
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "SamplesPerPixel",
+    "PlanarConfiguration",
     "PhotometricInterpretation",
     "NumberOfFrames",
     "Rows",
@@ -73,13 +76,13 @@ _TAGS = [
     "PixelPaddingRangeLimit",
     "RescaleIntercept",
     "RescaleSlope",
+    "LossyImageCompression",
     "ModalityLUTSequence",
     *_PERSON_TAGS,
     "StudyDate",
     "StudyTime",
+    "ExtendedOffsetTable",
 ]
-#: What the size of a decoded image hangs on.
-_FRAME_TAGS = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames")
 #: Kind of what `--bad-files` is about.
 BAD = "bad file"
 
@@ -88,6 +91,9 @@ _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _NATIVE = (_EXPLICIT_LITTLE, _IMPLICIT_LITTLE, _EXPLICIT_BIG)
+#: JPEG Baseline, JPEG Extended, JPEG-LS Near-lossless, JPEG 2000 and High-Throughput JPEG 2000: all
+#: that need not be lossless, of those that can be decoded (PS3.6 table A-1).
+_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 203))
 
 
 # --- headers ---------------------------------------------------------------------------------
@@ -119,31 +125,73 @@ def read_slice(root: str, file: str) -> Slice:
     BadFile
         Not a DICOM file, not a CT slice, or one that the tool has no rule for.
     """
+    with _opened(root, file) as stream:
+        stamp = _stamp(stream)
+        if stamp[0] > MOST_FILE_BYTES:
+            raise _too_large(file, f"{stamp[0]} bytes", f"{MOST_FILE_BYTES}")
+        if not stamp[0]:  # as are those of /proc, which may have no end
+            raise _refuse(file, "is empty", "a CT slice")
+        head = os.read(stream.fileno(), HEAD_BYTES)
+        if len(head) < stamp[0]:
+            try:
+                return _parse(file, head, stamp)
+            except BadFile:
+                pass  # perhaps a header that is longer than most: judged by the whole file
+        return _parse(file, head + (stream.read() or b""), stamp)
+
+
+@contextlib.contextmanager
+def _opened(root: str, file: str) -> Iterator[io.FileIO]:
+    """Open a slice for reading; turn errors of the system into a `BadFile`."""
+
+    def without_waiting(path: str, flags: int) -> int:  # for the writer of a FIFO
+        return os.open(path, flags | os.O_NONBLOCK)
+
     try:
-        # A pipe among the slices must not be waited for.
-        with open(os.path.join(root, file), "rb", buffering=0, opener=_open_at_once) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
+        with open(os.path.join(root, file), "rb", buffering=0, opener=without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise _refuse(file, "is no regular file", "a CT slice")
-            stamp = status.st_size, status.st_mtime_ns
-            if status.st_size > MOST_FILE_BYTES:
-                raise _too_large(file, f"{status.st_size} bytes", f"{MOST_FILE_BYTES}")
-            head = stream.read(HEAD_BYTES)
-            if len(head) < status.st_size:
-                try:
-                    return _parse(file, head, stamp)
-                except BadFile:
-                    pass  # perhaps a header that is longer than most: judged by the whole file
-            return _parse(file, head + stream.readall(), stamp)
+            yield stream
     except OSError as error:
         raise BadFile(file, f"cannot be read: {error.strerror}") from None
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+def _stamp(stream: io.FileIO) -> tuple[int, int, int]:
+    """Return size, modification time and status change time of an open file, ns.
+
+    The status change time (ctime) also reveals a rewritten file whose modification time was set
+    back, as nothing can set it. It comes from the file server, so all hosts see the same. The inode
+    number is left out: some network file systems number files anew on every host or mount.
+    """
+    status = os.fstat(stream.fileno())
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _parse(file: str, data: bytes, stamp: tuple[int, int]) -> Slice:
+@contextlib.contextmanager
+def _unchanged(root: str, one: Slice) -> Iterator[io.FileIO]:
+    """Open a slice for its pixels, and check that no byte changed since its header was read.
+
+    Raises
+    ------
+    RunError
+        It changed. Not a `BadFile`, which a run may leave out: what was read before is wrong, too.
+    """
+
+    def check(stream: io.FileIO) -> None:
+        if _stamp(stream) != one.stamp:
+            raise RunError(
+                f"{shown(one.file)}: changed while it was being used: its size, modification time "
+                "or status change time is not what it was when its header was read; run again "
+                "when nothing writes to the scans"
+            )
+
+    with _opened(root, one.file) as stream:
+        check(stream)
+        yield stream
+        check(stream)
+
+
+def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
     """Read the header from the first bytes of a file.
 
     A length in a damaged file may claim gigabytes: from bytes in memory, no more can be read than
@@ -158,6 +206,7 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int]) -> Slice:
 
     import pydicom
     from pydicom.errors import InvalidDicomError
+    from pydicom.uid import UID
 
     try:
         with warnings.catch_warnings():
@@ -165,14 +214,13 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int]) -> Slice:
             _check_inflated(file, data)
             stream = io.BytesIO(data)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
-            syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+            syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
             offset = stream.tell()
             return _slice_of(dataset, file, syntax, data[offset : offset + 12], offset, stamp)
     except BadFile:
         raise
     except InvalidDicomError:
-        found = "is no DICOM file" if data else "is empty"
-        raise BadFile(file, f"{found}; wanted: a CT slice") from None
+        raise _refuse(file, "is no DICOM file", "a CT slice") from None
     except Exception as error:  # whatever a parser meets in a damaged file
         # Its words stay out: they may quote any tag, names among them.
         raise BadFile(file, f"has a damaged header ({type(error).__name__})") from None
@@ -242,7 +290,7 @@ def _persons(dataset: Header) -> tuple[str, ...]:
 
 
 def _slice_of(
-    dataset: Header, file: str, syntax: str, tail: bytes, offset: int, stamp: tuple[int, int]
+    dataset: Header, file: str, syntax: str, tail: bytes, offset: int, stamp: tuple[int, int, int]
 ) -> Slice:
     """Turn a header into a `Slice`, refusing what the tool has no rule for."""
 
@@ -250,18 +298,23 @@ def _slice_of(
         value = dataset.get(name, default)
         if value is None or value == "":
             raise _refuse(file, f"no {name}", "a CT slice with pixels")
+        if not isinstance(value, int):
+            raise _refuse(file, f"a {name} that is no integer", "an integer")
         return int(value)
 
     modality = str(dataset.get("Modality", ""))
     if modality != "CT":
         raise _refuse(file, f"Modality {quoted(modality[:CS_LETTERS])}", "CT")
-    if (samples := whole("SamplesPerPixel", 1)) != 1:
+    if (samples := whole("SamplesPerPixel")) != 1:
         raise _refuse(file, f"{samples} samples a pixel", "1")
+    dataset.get(
+        "PlanarConfiguration"
+    )  # of no effect, but pydicom reads no file where it is damaged
     if (frames := whole("NumberOfFrames", 1)) != 1:
         raise _refuse(file, f"{frames} frames", "one slice a file")
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        found = f"PhotometricInterpretation {quoted(photometric[:CS_LETTERS])}"
+    photometric = dataset.get("PhotometricInterpretation", "")
+    if not isinstance(photometric, str) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        found = f"PhotometricInterpretation {quoted(str(photometric)[:CS_LETTERS])}"
         raise _refuse(file, found, "MONOCHROME2")
     rows, columns = whole("Rows"), whole("Columns")
     if not (0 < rows <= MOST_PIXELS_A_SIDE and 0 < columns <= MOST_PIXELS_A_SIDE):
@@ -285,6 +338,8 @@ def _slice_of(
     pixel_offset = _native_offset(
         file, syntax, tail, offset, stamp[0], rows * columns * dtype.itemsize
     )
+    if "ExtendedOffsetTable" in dataset or (syntax == _EXPLICIT_BIG and dtype.itemsize == 1):
+        pixel_offset = None  # no table is expected; and bytes may be swapped (PS3.5 8.1.1)
     along, in_plane, orientation = _geometry(dataset)
     thickness = _numbers(dataset, "SliceThickness", 1)
     instance = _instance(dataset)
@@ -304,7 +359,7 @@ def _slice_of(
         pixel_offset=pixel_offset,
         dtype=dtype.str,
         bits_stored=bits,
-        padding=_padding(dataset, dtype),
+        padding=_padding(file, dataset, syntax, dtype, slope[0], intercept[0]),
         event=_digest(event) if event else "",
         persons=_persons(dataset),
         stamp=stamp,
@@ -339,8 +394,16 @@ def _instance(dataset: Header) -> int | None:
     return int(value)
 
 
-def _padding(dataset: Header, dtype: np.dtype[Any]) -> tuple[int, int] | None:
-    """Return the range of stored values that mean 'no image here' (PS3.3 C.7.5.1.1.2)."""
+def _padding(
+    file: str, dataset: Header, syntax: str, dtype: np.dtype[Any], slope: float, intercept: float
+) -> tuple[int, int] | None:
+    """Return the range of stored values that mean 'no image here' (PS3.3 C.7.5.1.1.2).
+
+    Lossy compression changes padding, and leaves ringing at its edge. Where padding is no more than
+    air, in a file of a lossy transfer syntax or with Lossy Image Compression (0028,2110) 01, the
+    range is extended to all values below the lowest of a CT scale, -1024 HU: no tissue has those.
+    Padding of higher values cannot be told from tissue then, and the file is refused.
+    """
     value = dataset.get("PixelPaddingValue")
     if value is None or value == "":
         return None
@@ -349,14 +412,29 @@ def _padding(dataset: Header, dtype: np.dtype[Any]) -> tuple[int, int] | None:
     # The tag is read as signed or unsigned by its VR, which does not always follow the pixels'.
     bits = 8 * dtype.itemsize
     low = -(1 << (bits - 1)) if dtype.kind == "i" else 0
+    high = low + (1 << bits) - 1
     ends = [(end - low) % (1 << bits) + low for end in ends]
-    return min(ends), max(ends)
+    if syntax not in _LOSSY and str(dataset.get("LossyImageCompression", "")) != "01":
+        return min(ends), max(ends)
+    brightest = max(slope * end + intercept for end in ends)
+    if brightest > MAX_PADDING_HU:
+        raise _refuse(
+            file,
+            f"lossy compression with padding of {brightest:g} HU, which cannot be told from tissue",
+            f"padding of at most {MAX_PADDING_HU:g} HU, or lossless compression",
+        )
+    lowest_stored = (AIR_HU - intercept) / slope
+    if slope > 0:
+        return low, max(*ends, math.ceil(lowest_stored) - 1)
+    return min(*ends, math.floor(lowest_stored) + 1), high
 
 
 def _stored_type(file: str, whole: Callable[..., int], syntax: str) -> tuple[np.dtype[Any], int]:
     """Return the NumPy type of stored values and how many of its bits count."""
     allocated, signed = whole("BitsAllocated"), whole("PixelRepresentation")
     stored = whole("BitsStored")
+    if signed not in (0, 1):
+        raise _refuse(file, f"PixelRepresentation {signed}", "0 or 1")
     if allocated not in (8, 16) or not 1 <= stored <= allocated:
         raise _refuse(file, f"{stored} of {allocated} bits stored", "at most 16 of 8 or 16")
     if (high := whole("HighBit", stored - 1)) != stored - 1:
@@ -368,9 +446,10 @@ def _stored_type(file: str, whole: Callable[..., int], syntax: str) -> tuple[np.
 def _native_offset(
     file: str, syntax: str, tail: bytes, offset: int, size: int, wanted: int
 ) -> int | None:
-    """Return where native pixels begin; None for a compressed transfer syntax.
+    """Return where native pixels begin; None where pydicom has to read them.
 
-    `tail` is what follows the header: tag, VR and length of Pixel Data (7FE0,0010).
+    That is in compressed files and in those of unusual structure. `tail` is what follows the
+    header: tag, VR and length of Pixel Data (7FE0,0010).
     """
     order = ">" if syntax == _EXPLICIT_BIG else "<"
     tag = (0x7FE0, 0x0010)
@@ -384,7 +463,9 @@ def _native_offset(
     there = size - offset - head
     if length not in (wanted, wanted + wanted % 2) or there < wanted:
         raise _refuse(file, f"{min(length, there)} bytes of pixels", f"{wanted}")
-    return offset + head
+    # Elements behind the pixels may repeat some of the header.
+    usual = there == length and (syntax == _IMPLICIT_LITTLE or tail[4:6] in (b"OB", b"OW"))
+    return offset + head if usual else None
 
 
 def _check_decoder(file: str, syntax: str) -> None:
@@ -447,23 +528,28 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
     Raises
     ------
     RunError
-        The file is gone or damaged, or no decoder reads its transfer syntax.
+        The file is gone or damaged, changed since its header was read, or no decoder reads its
+        transfer syntax.
     """
-    path = os.path.join(root, one.file)
-    shape = (one.rows, one.columns)
+    with _unchanged(root, one) as stream:
+        if one.pixel_offset is None:
+            data = stream.read()
+        else:
+            size = one.rows * one.columns * np.dtype(one.dtype).itemsize
+            data = _bytes_at(stream, one, one.pixel_offset, size)
     if one.pixel_offset is None:
-        stored = _decode(path, one)
+        stored = _decode(data, one)
     else:
-        try:
-            flat = np.fromfile(path, one.dtype, one.rows * one.columns, offset=one.pixel_offset)
-        except OSError as error:
-            raise BadFile(one.file, f"cannot be read: {error.strerror}") from None
-        if len(flat) != one.rows * one.columns:
-            raise _refuse(
-                one.file, f"{flat.nbytes} bytes of pixels", f"{shape[0]} x {shape[1]} pixels"
-            )
-        stored = _without_unused_bits(flat, one.bits_stored)
-    return _padding_to_air(stored.reshape(shape), one)
+        stored = _without_unused_bits(np.frombuffer(data, one.dtype), one.bits_stored)
+    return _padding_to_air(stored.reshape(one.rows, one.columns), one)
+
+
+def _bytes_at(stream: io.FileIO, one: Slice, offset: int, size: int) -> bytes:
+    """Return that many bytes of a slice's file."""
+    data = os.pread(stream.fileno(), size, offset)
+    if len(data) != size:
+        raise _refuse(one.file, f"only {len(data)} bytes could be read at {offset}", f"{size}")
+    return data
 
 
 def _padding_to_air(stored: NDArray[Any], one: Slice) -> NDArray[np.float32]:
@@ -498,20 +584,18 @@ _FRAGILE = ("gdcm",)
 MOST_SECONDS = 20
 
 
-def _decode(path: str, one: Slice) -> NDArray[Any]:
-    """Decode a compressed or Deflated slice."""
+def _decode(data: bytes, one: Slice) -> NDArray[Any]:
+    """Decode a compressed or Deflated slice, given its file."""
     from pydicom import dcmread
     from pydicom.pixels.decoders.base import get_decoder
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with open(path, "rb") as stream:
-                data = stream.read(MOST_FILE_BYTES + 1)
             _check_inflated(one.file, data)
             dataset = dcmread(io.BytesIO(data))
             syntax = dataset.file_meta.TransferSyntaxUID
-            _check_frame(one, dataset, syntax)
+            _check_frame(one, data, dataset, syntax)
             decoder = get_decoder(syntax)
             plugin = next((p for p in _DECODERS if p in decoder.available_plugins), "")
 
@@ -521,9 +605,6 @@ def _decode(path: str, one: Slice) -> NDArray[Any]:
             array = _apart(decode) if plugin in _FRAGILE else decode()
     except BadFile:
         raise
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise BadFile(one.file, f"cannot be read: {reason}") from None
     except Exception as error:  # decoders raise what they like
         raise BadFile(one.file, f"has pixels that do not decode ({type(error).__name__})") from None
     if array.shape != (one.rows, one.columns):
@@ -566,19 +647,19 @@ def _apart(decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     return array
 
 
-def _check_frame(one: Slice, dataset: Dataset, syntax: str) -> None:
+def _check_frame(one: Slice, data: bytes, dataset: Dataset, syntax: str) -> None:
     """Refuse a compressed frame that would grow beyond what the header says."""
+    from pydicom import dcmread
     from pydicom.encaps import generate_frames
     from pydicom.uid import RLELossless
 
     if "PixelData" not in dataset:
         raise BadFile(one.file, "has pixels that do not decode: the file ends before they do")
     # Elements behind the pixels are read only now, and may repeat some of the header.
-    found = [int(dataset.get(name, 1)) for name in _FRAME_TAGS]
-    wanted = [one.rows, one.columns, 8 * np.dtype(one.dtype).itemsize, 1, 1]
-    if found != wanted:
-        raise _refuse(one.file, f"a header that says {found} and then something else", f"{wanted}")
-    if syntax == _DEFLATED:
+    before = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=_TAGS)
+    if any(before.get_item(tag) != dataset.get_item(tag) for tag in _TAGS):
+        raise _refuse(one.file, "elements of the header lie behind the pixels", "only before")
+    if syntax in (*_NATIVE, _DEFLATED):
         return
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
     pixels = one.rows * one.columns
@@ -632,15 +713,10 @@ def read_sample(root: str, one: Slice) -> Sample:
     down, right = sample_steps(one.rows, one.columns)
     width = np.dtype(one.dtype).itemsize * one.columns
     rows = range(0, one.rows, down)
-    try:
-        with open(os.path.join(root, one.file), "rb", buffering=0) as file:
-            raw = b"".join(
-                os.pread(file.fileno(), width, one.pixel_offset + row * width) for row in rows
-            )
-    except OSError as error:
-        raise BadFile(one.file, f"cannot be read: {error.strerror}") from None
-    if len(raw) != width * len(rows):
-        raise _refuse(one.file, "fewer pixels than when its header was read", "a file at rest")
+    with _unchanged(root, one) as stream:
+        raw = b"".join(
+            _bytes_at(stream, one, one.pixel_offset + row * width, width) for row in rows
+        )
     flat = _without_unused_bits(np.frombuffer(raw, one.dtype), one.bits_stored)
     few = flat.reshape(len(rows), one.columns)[:, ::right]
     return _rounded(to_hu(_padding_to_air(few, one), one))
@@ -658,9 +734,14 @@ def _rounded(hu: NDArray[np.float32]) -> Sample:
 
 def to_hu(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
     """Return stored values in HU: slope x value + intercept (PS3.3 C.11.1.1.2), float32."""
-    if one.slope == 1:
-        return stored + np.float32(one.intercept)
-    return (stored * one.slope + one.intercept).astype(np.float32)
+    return _to_hu_in_place(stored.copy(), one)
+
+
+def _to_hu_in_place(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
+    if one.slope != 1:
+        stored *= np.float32(one.slope)
+    stored += np.float32(one.intercept)
+    return stored
 
 
 class Reader:
@@ -685,6 +766,12 @@ class Reader:
     def hu(self, one: Slice) -> NDArray[np.float32]:
         """Return a slice in HU."""
         return to_hu(self.stored(one), one)
+
+    def last_hu(self, one: Slice) -> NDArray[np.float32]:
+        """Return a slice in HU, as the last of the pair: no image is kept."""
+        stored = self.stored(one)
+        self.images.clear()
+        return _to_hu_in_place(stored, one)
 
     def sample(self, one: Slice) -> Sample:
         """Return the few pixels of a slice that the anatomy check looks at."""

@@ -6,6 +6,9 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 import ahead
 import blocks
 import dicom_io
@@ -16,7 +19,7 @@ from outputs import Output
 from parallel import World, Writer, about
 from progress import Progress
 from stopwatch import step
-from utils import Affine, Config, Pair, PairPlan, Plan, shown
+from utils import Affine, Config, Pair, PairPlan, Plan, Slice, shown
 
 if TYPE_CHECKING:
     from report_pictures import Coverage
@@ -185,16 +188,21 @@ def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
         `h5_read.pixel_digest` of the input and the target.
     """
     pair = task.pair
-    read = dicom_io.Reader(config.input_folder)
     with step("read"):
-        stored = read.stored(pair.input), read.stored(pair.target)
-        hu = read.hu(pair.input), read.hu(pair.target)
-        digests = pixel_digest(hu[0]), pixel_digest(hu[1])
-    images = hu if config.in_hu else stored
+        read = [_read(one, config) for one in (pair.target, pair.input)]
+        digests = read[1][1], read[0][1]
+    # Handed over: the images are freed once they are normalised.
     block = patching.make_block(
-        pair, task.part, task.degradation, images[0], images[1], config, task.fixed
+        pair, task.part, task.degradation, read.pop()[0], read.pop()[0], config, task.fixed
     )
     return block, digests
+
+
+def _read(one: Slice, config: Config) -> tuple[NDArray[np.float32], int]:
+    """Return a slice as it is to be normalised, and its digest."""
+    stored = dicom_io.read_pixels(config.input_folder, one)
+    hu = dicom_io.to_hu(stored, one)
+    return hu if config.in_hu else stored, pixel_digest(hu)
 
 
 def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:

@@ -13,13 +13,12 @@ a bus error where `preadv` raises.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
 import multiprocessing.context
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
@@ -28,10 +27,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from h5_read import FORMAT, PATCH_COLUMNS, REST, open_file
+from h5_read import (
+    PATCH_COLUMNS,
+    REST,
+    PatchFile,
+    Windows,
+    decoded,
+    open_file,
+    open_regular,
+    opened,
+)
 
-#: The newest `format_version` that is understood here.
-VERSION = 2
 #: Columns of `pair/` that a patch's provenance has.
 PAIR_COLUMNS = ("patient", "input_file", "target_file", "position_mm", "degradation")
 
@@ -55,43 +61,10 @@ DIHEDRAL: tuple[Callable[[Images], Images], ...] = (
 # --- the file --------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def opened(file: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """Open a complete file of this tool for reading.
-
-    Raises
-    ------
-    OSError
-        It is not there, or cannot be read.
-    ValueError
-        It is no file of this tool, a newer one than this module knows, or not complete.
-    """
-    path = os.fspath(file)
-    with open(path, "rb"):  # an error of the system says more here than in HDF5's words
-        pass
-    try:
-        handle = open_file(path)
-    except OSError as error:
-        raise ValueError(f"{path!r} is no HDF5 file, or it is cut off") from error
-    with handle:
-        if handle.attrs.get("format") != FORMAT.encode():
-            raise ValueError(f"{path!r} is no file of this tool; wanted: one that main.py made")
-        version = int(handle.attrs["format_version"])
-        if version > VERSION:
-            raise ValueError(f"{path!r} has format version {version}; known: up to {VERSION}")
-        if not handle.attrs["complete"]:
-            raise ValueError(f"{path!r} is not complete: its run was ended, or is at work")
-        yield handle
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")
-
-
 def patient_names(file: str | os.PathLike[str]) -> list[str]:
     """Return the names of the patients in the order of the file."""
-    with opened(file) as handle:
-        return list(dict.fromkeys(map(_text, handle["pair/patient"][:])))
+    with opened(file) as source:
+        return list(dict.fromkeys(map(decoded, source.read("pair/patient").tolist())))
 
 
 @dataclass(frozen=True)
@@ -115,9 +88,9 @@ class _Place:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, dataset: h5py.Dataset) -> _Place:
+    def of(cls, name: str, dataset: h5py.Dataset) -> _Place:
         offset = dataset.id.get_offset() if hasattr(os, "preadv") else None
-        return cls(dataset.name, offset, dataset.dtype.str, dataset.shape[1:])
+        return cls(name, offset, dataset.dtype.str, dataset.shape[1:])
 
 
 class _Reader:
@@ -125,8 +98,8 @@ class _Reader:
 
     def __init__(self, path: str) -> None:
         self.path, self.process = path, os.getpid()
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        self.handle: h5py.File | None = None
+        self.descriptor = open_regular(path)
+        self.source: PatchFile | None = None
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -154,11 +127,10 @@ class _Reader:
     def _rows_of_hdf5(
         self, place: _Place, rows: NDArray[np.int64], out: NDArray[Any]
     ) -> NDArray[Any]:
-        if self.handle is None:
-            self.handle = open_file(self.path)
-        dataset = self.handle[place.name]
+        if self.source is None:
+            self.source = PatchFile(open_file(self.path))
         for at, row in enumerate(rows.tolist()):
-            out[at] = dataset[row]
+            out[at] = self.source.read(place.name, row)
         return out
 
 
@@ -257,22 +229,22 @@ class PatchDataset:
     ) -> None:
         self.path = os.path.abspath(file)
         self.provenance, self.augment, self.seed = provenance, augment, seed
-        with opened(self.path) as handle:
-            self.patch_size: int = max(handle["input"].shape[1:])
+        with opened(self.path) as source:
+            self.patch_size = source.patch_size
             names = ("input", "target", REST, *(f"patch/{n}" for n in PATCH_COLUMNS))
-            self._places = {name: _Place.of(handle[name]) for name in names}
-            self._checksum = handle[REST][:].tobytes()
-            here = list(map(_text, handle["pair/patient"][:]))
-            first, patches = handle["pair/first_patch"][:], handle["pair/patches"][:]
+            self._places = {name: _Place.of(name, source[name]) for name in names}
+            self._checksum = source.read(REST).tobytes()
+            here = list(map(decoded, source.read("pair/patient").tolist()))
+            first, patches = source.blocks
         self.patients = _chosen(patients, list(dict.fromkeys(here)), self.path)
         wanted = np.isin(here, self.patients) & (patches > 0)
         # A block is one run of patches: a first patch and an end for each stand for all indices.
-        self._first = first[wanted].astype(np.int64)
-        self._ends = np.cumsum(patches[wanted].astype(np.int64))
+        self._first = first[wanted]
+        self._ends = np.cumsum(patches[wanted])
         if not len(self._ends):
-            raise ValueError(f"{self.path!r} has no patch of {', '.join(self.patients)}")
+            raise ValueError(f"{self.path!r} has no patch of {', '.join(map(repr, self.patients))}")
         self._reader: _Reader | None = None
-        self._pairs: dict[str, Any] | None = None
+        self._pairs: tuple[dict[str, Any], Windows] | None = None
         # Shared with the workers: those that a DataLoader keeps (persistent_workers) would
         # otherwise stay in the epoch in which they were started.
         self._epoch: Any = RawValue("q", 0)
@@ -349,7 +321,6 @@ class PatchDataset:
         for name in ("input", "target"):
             images = self._open().rows(self._places[name], rows)
             images = images.reshape(-1, self.patch_size, self.patch_size)
-            images = images.astype(np.float32, copy=False)
             both.append(turned(images, codes) if self.augment else images)
         return both[0], both[1]
 
@@ -371,14 +342,17 @@ class PatchDataset:
     ) -> list[dict[str, Any]]:
         """Return for each patch where it comes from, as plain numbers and strings."""
         if self._pairs is None:
-            with opened(self.path) as handle:
-                self._pairs = {name: handle[f"pair/{name}"][:] for name in PAIR_COLUMNS}
+            with opened(self.path) as source:
+                table = {name: source.read(f"pair/{name}") for name in PAIR_COLUMNS}
+                self._pairs = table, source.windows
+        pairs, windows = self._pairs
         here = {n: self._open().rows(self._places[f"patch/{n}"], rows) for n in PATCH_COLUMNS}
+        windows.check(here, rows)
         out = []
         for at, (row, code) in enumerate(zip(rows.tolist(), codes.tolist(), strict=True)):
             patch = {name: column[at].item() for name, column in here.items()}
-            pair = {name: column[patch["pair"]] for name, column in self._pairs.items()}
-            pair = {n: _text(v) if isinstance(v, bytes) else float(v) for n, v in pair.items()}
+            pair = {name: column[patch["pair"]] for name, column in pairs.items()}
+            pair = {n: decoded(v) if isinstance(v, bytes) else float(v) for n, v in pair.items()}
             patch["scale"] = round(patch["scale"], 6)
             out.append(pair | patch | {"patch": row, "turned": code})
         return out

@@ -1,13 +1,22 @@
 """Reading the h5 file: where a patch came from, its values before normalisation, and whether the
-file is whole. Needs h5py, numpy and xxhash alone, so it can be copied beside a training script."""
+file is whole. Needs h5py, numpy and xxhash alone, so it can be copied beside a training script.
+
+Every reader gets the file from `opened`, which checks it against `ATTRIBUTES` and `SCHEMA`:
+whatever a forged or damaged file claims, no more memory is used than its size allows, and no other
+file is read.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +25,8 @@ if TYPE_CHECKING:
     import h5py
 
 FORMAT = "paired CT patches"
+#: The newest `format_version` that is understood here.
+VERSION = 2
 #: Datasets with a row a patch, in the order in which a block's checksum takes them.
 PATCH_COLUMNS = {
     "pair": "<u4",
@@ -38,8 +49,473 @@ ORIENTATIONS = (
     "flipped left-right",
 )
 
-File: TypeAlias = "str | os.PathLike[str] | h5py.File"
+# --- the schema ------------------------------------------------------------------------------
+
+#: Type of a string of fixed length.
+STRING = "S"
+#: Attributes of the file and their types, all of them scalars.
+ATTRIBUTES = {
+    "format": STRING,
+    "format_version": "<u4",
+    "complete": "|u1",
+    "seed": "<i8",
+    "unit": STRING,
+    "configuration": STRING,
+    "orientations": STRING,
+}
+
+
+class Field(NamedTuple):
+    """What a dataset must be.
+
+    Attributes
+    ----------
+    dtype : str
+        NumPy's name of the type, or `STRING`.
+    row_of : str
+        What it has a row for: a ``patch``, a ``pair`` or what was ``left out``; or a ``byte``.
+    image : bool
+        Whether a row is a patch and not a single value.
+    since : int
+        The first `format_version` with this dataset.
+    """
+
+    dtype: str
+    row_of: str
+    image: bool = False
+    since: int = 1
+
+
+SCHEMA = {
+    "input": Field("<f4", "patch", image=True),
+    "target": Field("<f4", "patch", image=True),
+    **{f"patch/{name}": Field(dtype, "patch") for name, dtype in PATCH_COLUMNS.items()},
+    "pair/patient": Field(STRING, "pair"),
+    "pair/input_file": Field(STRING, "pair"),
+    "pair/target_file": Field(STRING, "pair"),
+    "pair/position_mm": Field("<f8", "pair"),
+    "pair/rows": Field("<u4", "pair"),
+    "pair/columns": Field("<u4", "pair"),
+    "pair/first_patch": Field("<u8", "pair"),
+    "pair/patches": Field("<u8", "pair"),
+    "pair/degradation": Field(STRING, "pair"),
+    "pair/checksum": Field("<u8", "pair"),
+    **{
+        f"pair/{side}_{name}": Field("<f8", "pair")
+        for side in ("input", "target")
+        for name in ("slope", "intercept", "offset", "divisor")
+    },
+    "pair/input_digest": Field("<u8", "pair", since=2),
+    "pair/target_digest": Field("<u8", "pair", since=2),
+    **{f"left_out/{name}": Field(STRING, "left out") for name in ("patient", "files")},
+    **{f"left_out/{name}": Field(STRING, "left out") for name in ("reason", "kind")},
+    REST: Field("|u1", "byte"),
+}
+GROUPS = ("patch", "pair", "left_out")
+REST_BYTES = 16
+#: Names of HDF5's classes of types, in its order.
+CLASSES = (
+    *("integer", "float", "time", "string", "bitfield", "opaque", "compound", "reference"),
+    *("enumeration", "variable-length sequence", "array", "complex"),
+)
+#: Rows and columns of the largest slice that the tool reads.
+MAX_IMAGE_SIDE = 4096
+#: HDF5 decompresses whole chunks: the largest image is one of this size.
+MAX_CHUNK_BYTES = 4 * MAX_IMAGE_SIDE**2
+#: Times the size of the file that a compressed dataset of patches may have; no CT image comes near.
+MAX_EXPANSION = 1000
+
+
+class Invalid(ValueError):
+    """A file that is not a valid file of this tool, and why."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)  # alone: so a DataLoader makes it again in another process
+        self.reason = reason
+
+    @classmethod
+    def of(cls, path: str, reason: str) -> Invalid:
+        """Return the error that names the file and the reason."""
+        return cls(f"{path!r} {reason}", reason)
+
+
+class PatchFile:
+    """A file of this tool, open for reading, that was checked against `ATTRIBUTES` and `SCHEMA`.
+
+    Parameters
+    ----------
+    handle : h5py.File
+    complete : bool
+        Whether a file whose run was interrupted is refused.
+
+    Attributes
+    ----------
+    path : str
+    attributes : dict
+        Values of `ATTRIBUTES`; strings are bytes.
+    patches, pairs : int
+        Number of rows of the datasets with a row a patch, and a pair.
+    patch_size : int
+        Pixels a side.
+
+    Raises
+    ------
+    ValueError
+        It is no file of this tool, a newer one than this module knows, not complete, or damaged.
+    """
+
+    def __init__(self, handle: h5py.File, complete: bool = True) -> None:
+        self.path = os.fspath(handle.filename)
+        self._handle = handle
+        self._datasets: dict[str, h5py.Dataset] = {}
+        self._sizes = {"byte": REST_BYTES}
+        try:
+            self._check_attributes(complete)
+            self._size_bytes = int(handle.id.get_filesize())
+            for group in GROUPS:
+                self._check_link(group)
+            for name, field in SCHEMA.items():
+                if field.since <= self.version:
+                    self._datasets[name] = self._checked(name, field)
+        except Invalid:
+            raise
+        except Exception as error:  # HDF5 and h5py raise what they like over damaged bytes
+            raise self.invalid(f"is damaged: its header is not valid ({_kind(error)})") from error
+        self.patches, self.pairs = self._sizes["patch"], self._sizes["pair"]
+        self.patch_size = self._sizes["side"]
+
+    def invalid(self, reason: str) -> Invalid:
+        """Return the error that this file is not valid."""
+        return Invalid.of(self.path, reason)
+
+    def __getitem__(self, name: str) -> h5py.Dataset:
+        return self._datasets[name]
+
+    def read(self, name: str, rows: Any = slice(None)) -> NDArray[Any]:
+        """Return rows of a dataset.
+
+        Raises
+        ------
+        OSError
+            They cannot be read: compressed data are damaged.
+        """
+        try:
+            return np.asarray(self._datasets[name][rows])
+        except (OSError, RuntimeError, KeyError) as error:
+            raise OSError(f"{self.path!r}: {name} cannot be read: {error}") from error
+
+    def text(self, name: str, row: int) -> str:
+        """Return one string of a dataset."""
+        return decoded(self.read(name, row).item())
+
+    @property
+    def version(self) -> int:
+        """The `format_version` of the file."""
+        return int(self.attributes["format_version"])
+
+    @property
+    def in_hu(self) -> bool:
+        """Whether pixels were in HU before they were normalised."""
+        return bool(self.attributes["unit"] == b"hu")
+
+    @functools.cached_property
+    def blocks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First patch and number of patches of every pair.
+
+        Raises
+        ------
+        ValueError
+            The blocks do not follow one after the other, from the first to the last patch.
+        """
+        first, patches = self.read("pair/first_patch"), self.read("pair/patches")
+        # Numbers up to N alone are added, so that no sum overflows.
+        small = max(first.max(initial=0), patches.max(initial=0)) <= self.patches
+        first, patches = first.astype(np.int64), patches.astype(np.int64)
+        ends = np.append(0, first + patches)
+        if not small or not np.array_equal(ends, np.append(first, self.patches)):
+            raise self.invalid("is damaged: pair/first_patch and pair/patches do not fit together")
+        return first, patches
+
+    @functools.cached_property
+    def windows(self) -> Windows:
+        """What the rows of `patch/` may hold.
+
+        Raises
+        ------
+        ValueError
+            A table of pairs holds impossible values.
+        """
+        shapes = np.stack([self.read("pair/rows"), self.read("pair/columns")]).astype(np.int64)
+        if ((shapes < 1) | (shapes > MAX_IMAGE_SIDE)).any():
+            raise self.invalid(f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
+        # With `--edge pad` windows reach past the view, but begin inside of it.
+        inside = 1 if self.configuration["edge"] == "pad" else self.patch_size
+        return Windows(self.path, *self.blocks, shapes, self.scales, inside)
+
+    def columns(self, rows: slice) -> dict[str, NDArray[Any]]:
+        """Return rows of all `PATCH_COLUMNS`, checked."""
+        out = {name: self.read(f"patch/{name}", rows) for name in PATCH_COLUMNS}
+        self.windows.check(out, np.arange(self.patches)[rows])
+        return out
+
+    @functools.cached_property
+    def configuration(self) -> dict[str, Any]:
+        """The options that decided what the file holds.
+
+        Raises
+        ------
+        ValueError
+            They are not those of this tool.
+        """
+        try:
+            found = json.loads(self.attributes["configuration"])
+            valid = (
+                isinstance(found["ds_augment"], bool)
+                and isinstance(found["anonymize"], bool)
+                and found["edge"] in ("shift", "pad")
+            )
+        except (ValueError, TypeError, KeyError, RecursionError):
+            valid = False
+        if not valid:
+            raise self.invalid("holds no configuration of this tool")
+        return dict(found)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Scales of the views of a pair, the largest first."""
+        return (1.0, 0.8, 0.6) if self.configuration["ds_augment"] else (1.0,)
+
+    def slice_file(self, side: str, pair: int) -> str:
+        """Return the path of a slice below the input folder of the run.
+
+        Raises
+        ------
+        ValueError
+            It leads out of that folder.
+        """
+        name = self.text(f"pair/{side}_file", pair)
+        if name.startswith("/") or ".." in name.split("/") or not name or "\0" in name:
+            raise self.invalid(f"names the slice {name!r}; expected: a path below an input folder")
+        return name
+
+    def _check_attributes(self, complete: bool) -> None:
+        if self._attribute("format") != FORMAT.encode():
+            raise self.invalid("is no file of this tool; wanted: one that main.py made")
+        self.attributes = {name: self._attribute(name) for name in ATTRIBUTES}
+        version = self.attributes["format_version"]
+        if version is not None and not 1 <= version <= VERSION:
+            raise self.invalid(f"has format version {version}; known: up to {VERSION}")
+        unknown = [name for name, value in self.attributes.items() if value is None]
+        if unknown or self.attributes["unit"] not in (b"hu", b"stored"):
+            raise self.invalid(f"is damaged: attribute {(*unknown, 'unit')[0]} is not valid")
+        if complete and not self.attributes["complete"]:
+            raise self.invalid("is not complete: its run was ended, or is at work")
+
+    def _attribute(self, name: str) -> Any:
+        """Return the value of an attribute; None where there is none of its type."""
+        from h5py import h5a, h5s
+
+        if not h5a.exists(self._handle.id, name.encode()):
+            return None
+        found = h5a.open(self._handle.id, name.encode())
+        scalar = found.get_space().get_simple_extent_type() == h5s.SCALAR
+        if not scalar or not _has_type(found.get_type(), ATTRIBUTES[name]):
+            return None
+        return self._handle.attrs[name]
+
+    def _check_link(self, name: str) -> None:
+        from h5py import h5l
+
+        links = self._handle.id.links
+        if not links.exists(name.encode()) or links.get_info(name.encode()).type != h5l.TYPE_HARD:
+            raise self.invalid(f"has no {name}, or a link in its place")
+
+    def _checked(self, name: str, field: Field) -> h5py.Dataset:
+        """Return a dataset that is what the schema demands."""
+        from h5py import Dataset, h5d
+
+        self._check_link(name)
+        found = h5d.open(self._handle.id, name.encode())
+        layout = found.get_create_plist()
+        # Before the shape is asked for: a virtual dataset opens other files to find it.
+        if layout.get_layout() == h5d.VIRTUAL or layout.get_external_count():
+            raise self.invalid(f"has {name} in other files")
+        shape, kind = found.shape, found.get_type()
+        if not _has_type(kind, field.dtype) or not self._has_shape(shape, field):
+            raise self.invalid(
+                f"has {name} of shape {shape}, {CLASSES[kind.get_class()]} of {kind.get_size()} "
+                f"bytes; expected: {self._expected(field)}"
+            )
+        if not self._has_room(found, layout, math.prod(shape) * kind.get_size(), field):
+            raise self.invalid(f"has {name} of shape {shape}, more than the file can hold")
+        return Dataset(found)
+
+    def _has_shape(self, shape: tuple[int, ...] | None, field: Field) -> bool:
+        """Tell whether a shape fits; the first dataset of a kind decides for the others."""
+        if not shape or len(shape) != (4 if field.image else 1):
+            return False
+        if field.image:
+            p = max(shape[1:])
+            if not 1 <= p <= MAX_IMAGE_SIDE or shape[1:] not in ((1, p, p), (p, p, 1)):
+                return False
+            if p != self._sizes.setdefault("side", p):
+                return False
+        return shape[0] == self._sizes.setdefault(field.row_of, shape[0])
+
+    def _expected(self, field: Field) -> str:
+        dtype = "fixed-length strings" if field.dtype == STRING else str(np.dtype(field.dtype))
+        rows = self._sizes.get(field.row_of, "N")
+        shape = f"({rows}, 1, p, p) or ({rows}, p, p, 1)" if field.image else f"({rows},)"
+        return f"{dtype} of shape {shape}"
+
+    def _has_room(
+        self, found: h5py.h5d.DatasetID, layout: h5py.h5p.PropDCID, size: int, field: Field
+    ) -> bool:
+        """Tell whether the file is large enough for what a dataset claims to hold."""
+        from h5py import h5d
+
+        if layout.get_layout() == h5d.CHUNKED:
+            # Patches alone are worth compressing: tables must fit as they are.
+            most = self._size_bytes * (MAX_EXPANSION if field.row_of == "patch" else 1)
+            chunk = math.prod(layout.get_chunk()) * found.get_type().get_size()
+            return chunk <= MAX_CHUNK_BYTES and size <= most
+        if layout.get_layout() == h5d.COMPACT:
+            return bool(size <= found.get_storage_size() <= self._size_bytes)
+        offset = found.get_offset()
+        return not size or (offset is not None and offset + size <= self._size_bytes)
+
+
+def _has_type(found: h5py.h5t.TypeID, dtype: str) -> bool:
+    from h5py import h5t
+
+    if dtype == STRING:
+        return isinstance(found, h5t.TypeStringID) and not found.is_variable_str()
+    return bool(found.equal(h5t.py_create(np.dtype(dtype))))
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What the rows of `patch/` may hold: windows inside the views of the pair of their block.
+
+    Attributes
+    ----------
+    path : str
+    first, patches : ndarray of int64, shape (pairs,)
+        The block of each pair.
+    shapes : ndarray of int64, shape (2, pairs)
+        Rows and columns of the slices.
+    scales : tuple of float
+    inside : int
+        Pixels along each axis that a window has in the view at least.
+    """
+
+    path: str
+    first: NDArray[np.int64]
+    patches: NDArray[np.int64]
+    shapes: NDArray[np.int64]
+    scales: tuple[float, ...]
+    inside: int
+
+    def check(self, columns: Mapping[str, NDArray[Any]], indices: NDArray[np.int64]) -> None:
+        """Refuse rows of `PATCH_COLUMNS` that no run writes.
+
+        Raises
+        ------
+        ValueError
+            Naming the first such patch.
+        """
+        pair = pair_of(self.first + self.patches, indices)
+        known = np.isin(columns["scale"], np.array(self.scales, np.float32))
+        scale = np.where(known, columns["scale"], 1).astype(np.float64).round(6)
+        views = (self.shapes[:, pair] * scale).astype(np.int64)  # as `augment.view_shape`
+        starts = np.stack([columns["row"], columns["col"]]).astype(np.int64)
+        right = known & (columns["pair"] == pair) & (columns["orientation"] < len(ORIENTATIONS))
+        right &= ((starts >= 0) & (starts + self.inside <= views)).all(axis=0)
+        if not right.all():
+            at = int(np.argmin(right))
+            found = ", ".join(f"{name} {column[at]}" for name, column in columns.items())
+            raise Invalid.of(
+                self.path,
+                f"is damaged: patch {indices[at]} has {found}; expected: a window in a view of "
+                f"pair {pair[at]}",
+            )
+
+
+def pair_of(ends: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the pairs of patches from the ends of the blocks of all pairs."""
+    return np.searchsorted(ends, indices, side="right")
+
+
+File: TypeAlias = "str | os.PathLike[str] | h5py.File | PatchFile"
 Patches: TypeAlias = int | slice | Sequence[int] | NDArray[np.integer[Any]]
+
+
+def open_file(path: str | os.PathLike[str]) -> h5py.File:
+    """Open a file for reading, on file systems without locks too."""
+    import h5py  # here, since ranks that only write blocks need the names of this module alone
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "lock" not in str(error):
+            raise
+        return h5py.File(path, "r", locking=False)
+
+
+@contextlib.contextmanager
+def opened(file: File, complete: bool = True) -> Iterator[PatchFile]:
+    """Open a file of this tool for reading, and check it.
+
+    Parameters
+    ----------
+    file : path, h5py.File or PatchFile
+        One that is open stays open.
+    complete : bool
+        Whether a file whose run was interrupted is refused.
+
+    Raises
+    ------
+    OSError
+        It is not there, or cannot be read.
+    ValueError
+        It is no file of this tool, a newer one than this module knows, not complete, or damaged.
+    """
+    if isinstance(file, PatchFile):
+        yield file
+    elif not isinstance(file, (str, os.PathLike)):
+        yield PatchFile(file, complete)
+    else:
+        path = os.fspath(file)
+        os.close(open_regular(path))  # an error of the system says more here than in HDF5's words
+        try:
+            handle = open_file(path)
+        except Exception as error:
+            raise Invalid.of(path, "is no HDF5 file, or it is cut off") from error
+        with handle:
+            yield PatchFile(handle, complete)
+
+
+def open_regular(path: str) -> int:
+    """Return a descriptor of a regular file; a pipe is not waited for."""
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    )
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Invalid.of(path, "is no regular file")
+    return descriptor
+
+
+def decoded(value: bytes) -> str:
+    """Return a string of the file."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+# --- patches ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -76,37 +552,13 @@ class Provenance:
     degradation: str
 
 
-def open_file(path: str | os.PathLike[str]) -> h5py.File:
-    """Open a file for reading, on file systems without locks too."""
-    import h5py  # here, since ranks that only write blocks need the names of this module alone
-
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if "lock" not in str(error):
-            raise
-        return h5py.File(path, "r", locking=False)
-
-
-@contextlib.contextmanager
-def _opened(file: File) -> Iterator[h5py.File]:
-    if isinstance(file, (str, os.PathLike)):
-        with open_file(file) as opened:
-            yield opened
-    else:
-        yield file
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")
-
-
 def provenance(file: File, patch: int) -> Provenance:
     """Return where a patch came from.
 
     Parameters
     ----------
-    file : path or h5py.File
+    file : path, h5py.File or PatchFile
+        Of `opened`, for many patches: it is checked once.
     patch : int
         Its index in `input` and `target`.
 
@@ -114,37 +566,46 @@ def provenance(file: File, patch: int) -> Provenance:
     ------
     IndexError
         There is no such patch.
+    OSError, ValueError
+        As `opened`.
     """
-    with _opened(file) as opened:
-        patches = len(opened["input"])
-        if not 0 <= patch < patches:
-            raise IndexError(f"patch {patch} of {patches}")
-        here, pairs = opened["patch"], opened["pair"]
-        pair = int(here["pair"][patch])
+    with opened(file) as source:
+        if not 0 <= patch < source.patches:
+            raise IndexError(f"patch {patch} of {source.patches}")
+        here = {n: column.item() for n, column in source.columns(slice(patch, patch + 1)).items()}
+        pair = here["pair"]
         return Provenance(
-            patient=_text(pairs["patient"][pair]),
-            input_file=_text(pairs["input_file"][pair]),
-            target_file=_text(pairs["target_file"][pair]),
+            patient=source.text("pair/patient", pair),
+            input_file=source.text("pair/input_file", pair),
+            target_file=source.text("pair/target_file", pair),
             pair=pair,
-            position_mm=float(pairs["position_mm"][pair]),
-            scale=round(float(here["scale"][patch]), 6),
-            row=int(here["row"][patch]),
-            col=int(here["col"][patch]),
-            orientation=int(here["orientation"][patch]),
-            degradation=_text(pairs["degradation"][pair]),
+            position_mm=float(source.read("pair/position_mm", pair)),
+            scale=round(here["scale"], 6),
+            row=here["row"],
+            col=here["col"],
+            orientation=here["orientation"],
+            degradation=source.text("pair/degradation", pair),
         )
 
 
 def read_patches(file: File, patches: Patches) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return some patches of input and target, each of shape (n, p, p), whatever the layout."""
-    with _opened(file) as opened:
-        rows = np.atleast_1d(np.arange(len(opened["input"]))[patches])
-        size = max(opened["input"].shape[1:])
-        both = [
-            np.stack([side[i] for i in rows]) if len(rows) else side[:0]
-            for side in (opened["input"], opened["target"])
-        ]
-        return both[0].reshape(-1, size, size), both[1].reshape(-1, size, size)
+    """Return some patches of input and target, each of shape (n, p, p), whatever the layout.
+
+    Raises
+    ------
+    IndexError
+        There is no such patch.
+    OSError, ValueError
+        As `opened`.
+    """
+    with opened(file) as source:
+        rows = np.atleast_1d(np.arange(source.patches)[patches])
+        p = source.patch_size
+        both = [np.empty((len(rows), p, p), np.float32) for _ in range(2)]
+        for name, out in zip(("input", "target"), both, strict=True):
+            for at, row in enumerate(rows.tolist()):
+                out[at] = source.read(name, row).reshape(p, p)
+        return both[0], both[1]
 
 
 def denormalise(
@@ -177,49 +638,58 @@ def denormalise(
     Raises
     ------
     ValueError
-        The number of values is not that of the patches, or an argument has no such choice.
+        The number of values is not that of the patches, or an argument has no such choice; and as
+        `opened`.
+    IndexError
+        There is no such patch.
+    OSError
+        As `opened`.
     """
     if side not in ("input", "target") or unit not in ("hu", "stored"):
         raise ValueError(f"side {side!r}, unit {unit!r}; wanted: input or target, hu or stored")
-    with _opened(file) as opened:
-        pair_of = opened["patch/pair"][:]
-        chosen = np.atleast_1d(pair_of[slice(None) if patches is None else patches])
-        table = opened["pair"]
-        offset, divisor, slope, intercept = (
-            table[f"{side}_{name}"][:][chosen]
-            for name in ("offset", "divisor", "slope", "intercept")
-        )
-        in_hu = _text(opened.attrs["unit"]) == "hu"
+    with opened(file) as source:
+        chosen = np.arange(source.patches)
+        if patches is not None:
+            chosen = np.atleast_1d(chosen[patches])
+        first, count = source.blocks
+        figures = _affine_figures(source, side)[:, pair_of(first + count, chosen)]
+        in_hu = source.in_hu
     values = np.asarray(values)
     if len(values) != len(chosen):
         raise ValueError(
             f"{len(values)} values for {len(chosen)} patches; name the patches that they belong to"
         )
     out = values.astype(np.float64)
-
-    def each(figures: NDArray[np.float64]) -> NDArray[np.float64]:
-        return figures.reshape(-1, *[1] * (out.ndim - 1))
-
-    out = out * each(divisor) + each(offset)
+    offset, divisor, slope, intercept = figures.reshape(4, -1, *[1] * (out.ndim - 1))
+    out = out * divisor + offset
     if in_hu and unit == "stored":
-        out = (out - each(intercept)) / each(slope)
+        out = (out - intercept) / slope
     elif not in_hu and unit == "hu":
-        out = out * each(slope) + each(intercept)
-    return out.astype(np.float32)
+        out = out * slope + intercept
+    return np.asarray(out, np.float32)
+
+
+def _affine_figures(source: PatchFile, side: str) -> NDArray[np.float64]:
+    """Return offset, divisor, slope and intercept of every pair, shape (4, pairs)."""
+    names = [f"pair/{side}_{name}" for name in ("offset", "divisor", "slope", "intercept")]
+    out = np.stack([source.read(name) for name in names])
+    if not np.isfinite(out).all() or not out[2].all():
+        raise source.invalid(f"is damaged: {', '.join(names)} hold NaN, infinity or a slope of 0")
+    return out
 
 
 def pixel_digest(hu: NDArray[np.float32]) -> int:
-    """Return what identifies the pixels of a slice, whatever file and rescaling they came from.
+    """Return the digest of an image by which a file knows the slices that it was made from.
 
     Parameters
     ----------
     hu : ndarray of float32, shape (rows, columns)
-        HU, contiguous.
+        Pixels in HU.
 
     Returns
     -------
     int
-        XXH3-64 of the pixels as little-endian float32.
+        XXH3-64 of the pixels, row by row, as little-endian float32.
     """
     import xxhash
 
@@ -256,17 +726,19 @@ def rest_digest(descriptor: int, size: int, apart: Sequence[tuple[int, int]]) ->
     return digest.digest()
 
 
-def _extents(opened: h5py.File) -> dict[str, tuple[int, int]]:
+def _extents(source: PatchFile) -> dict[str, tuple[int, int]]:
     """Return first byte and end of every bulk dataset and of the checksum of the rest."""
     out = {}
     for name in [*bulk_names(), REST]:
-        dataset = opened[name]
+        dataset = source[name]
         start = dataset.id.get_offset()
-        out[name] = (start, start + dataset.dtype.itemsize * dataset.size)
+        if start is None and dataset.size:
+            raise source.invalid("was compressed or rewritten: its checksums are of other bytes")
+        out[name] = (start or 0, (start or 0) + dataset.dtype.itemsize * dataset.size)
     return out
 
 
-def verify(path: str) -> list[str]:
+def verify(path: str | os.PathLike[str]) -> list[str]:
     """Return what is wrong with a file, a line each; nothing if every byte is as it was written.
 
     Raises
@@ -274,50 +746,37 @@ def verify(path: str) -> list[str]:
     OSError
         The file cannot be read at all.
     """
-    descriptor = os.open(path, os.O_RDONLY)
     found: list[str] = []
     try:
-        for damage in _damages(path, descriptor):
-            found.append(damage)
-        return found
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        # Tables that send us anywhere: to bytes before the file or numbers beyond any.
-        return [*found, f"header or tables of pairs are damaged ({type(error).__name__})"]
-    finally:
-        os.close(descriptor)
+        descriptor = open_regular(os.fspath(path))
+        try:
+            with opened(path, complete=False) as source:
+                for damage in _damages(source, descriptor):
+                    found.append(damage)
+        finally:
+            os.close(descriptor)
+    except Invalid as error:
+        found.append(error.reason)
+    return found
 
 
-def _damages(path: str, descriptor: int) -> Iterator[str]:
-    size = os.fstat(descriptor).st_size
-    try:
-        with open_file(path) as opened:
-            if opened.attrs.get("format") != FORMAT.encode():
-                yield "is no file of this tool, or its header is damaged"
-                return
-            if not opened.attrs["complete"]:
-                yield "is not complete: its run was ended"
-            extents = _extents(opened)
-            table = opened["pair"]
-            columns = ("first_patch", "patches", "checksum", "input_file")
-            rows = list(zip(*(table[name][:] for name in columns), strict=True))
-            wide = {
-                n: opened[n].dtype.itemsize * int(np.prod(opened[n].shape[1:]))
-                for n in bulk_names()
-            }
-    except Exception as error:  # HDF5 and h5py raise what they like over damaged bytes
-        yield f"cannot be opened: its header is damaged ({type(error).__name__})"
-        return
-    wanted = os.pread(descriptor, 16, extents[REST][0])
-    if rest_digest(descriptor, size, list(extents.values())) != wanted:
+def _damages(source: PatchFile, descriptor: int) -> Iterator[str]:
+    if not source.attributes["complete"]:
+        yield "is not complete: its run was ended"
+    extents = _extents(source)
+    expected = source.read(REST).tobytes()
+    if rest_digest(descriptor, os.fstat(descriptor).st_size, list(extents.values())) != expected:
         yield "header or tables of pairs are damaged"
-    for index, (first, patches, checksum, name) in enumerate(rows):
-        ranges = [
-            (extents[n][0] + int(first) * wide[n], int(patches) * wide[n]) for n in bulk_names()
-        ]
-        if block_digest(descriptor, ranges) != int(checksum):
+    first, patches = source.blocks
+    wide = [source[n].dtype.itemsize * math.prod(source[n].shape[1:]) for n in bulk_names()]
+    starts = [extents[name][0] for name in bulk_names()]
+    for pair, checksum in enumerate(source.read("pair/checksum").tolist()):
+        start, n = int(first[pair]), int(patches[pair])
+        ranges = [(at + start * w, n * w) for at, w in zip(starts, wide, strict=True)]
+        if block_digest(descriptor, ranges) != checksum:
             yield (
-                f"the block of pair {index} ({_text(name)}), patches {first} to "
-                f"{int(first) + int(patches) - 1}, is damaged"
+                f"the block of pair {pair} ({source.text('pair/input_file', pair)}), patches "
+                f"{start} to {start + n - 1}, is damaged"
             )
 
 

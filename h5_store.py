@@ -30,10 +30,19 @@ from numpy.typing import NDArray
 
 from blocks import write_at
 from checkpoint import BlockRecord, configuration_difference
-from h5_read import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, bulk_names, rest_digest
+from h5_read import (
+    FORMAT,
+    ORIENTATIONS,
+    PATCH_COLUMNS,
+    REST,
+    VERSION,
+    PatchFile,
+    bulk_names,
+    opened,
+    rest_digest,
+)
 from utils import Affine, Config, LeftOut, Plan, shown
 
-FORMAT_VERSION = 2
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
 ALIGNMENT = 4096
 
@@ -148,12 +157,6 @@ def header(plan: Plan, config: Config, records: Sequence[BlockRecord] | None = N
     return Header(memory.size, offsets, extents, memory)
 
 
-def configuration(path: str) -> str:
-    """Return the configuration that a file was made with, as JSON."""
-    with h5py.File(path, "r", locking=False) as file:
-        return bytes(file.attrs["configuration"]).decode()
-
-
 def _create_contents(
     file: h5py.File, plan: Plan, config: Config, records: Sequence[BlockRecord] | None
 ) -> None:
@@ -170,7 +173,7 @@ def _create_contents(
     _write_left_out(file.create_group("left_out"), plan.left_out)
     for name, value in {
         "format": FORMAT,
-        "format_version": np.uint32(FORMAT_VERSION),
+        "format_version": np.uint32(VERSION),
         "complete": np.uint8(records is not None),
         "seed": np.int64(config.seed),
         "unit": "hu" if config.in_hu else "stored",
@@ -252,31 +255,26 @@ def difference(path: str, plan: Plan, config: Config) -> str:
     """
     expected = header(plan, config).bytes
     try:
-        with (
-            h5py.File(path, "r", locking=False) as file,
-            h5py.File(expected, "r") as same,
-        ):
+        with opened(path) as file, h5py.File(expected, "r") as same:
             return _difference(file, same, plan)
-    except Exception as error:  # HDF5 and h5py raise anything over damaged bytes
-        return f"it is not a readable file of this tool ({type(error).__name__})"
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
-def _difference(file: h5py.File, expected: h5py.File, plan: Plan) -> str:
-    if file.attrs.get("format") != expected.attrs["format"] or not file.attrs["complete"]:
-        return "it is not a complete file of this tool"
-    if (version := int(file.attrs["format_version"])) != FORMAT_VERSION:
-        return f"it has format version {version}, which does not identify its scans"
-    then, now = (bytes(one.attrs["configuration"]).decode() for one in (file, expected))
+def _difference(file: PatchFile, expected: h5py.File, plan: Plan) -> str:
+    if file.version != VERSION:
+        return f"it has format version {file.version}, which does not identify its scans"
+    then, now = (bytes(one["configuration"]).decode() for one in (file.attributes, expected.attrs))
     if changed := configuration_difference(then, now):
         return changed
     names = [f"{group}/{column}" for group in ("pair", "left_out") for column in expected[group]]
     for name in names:
-        old, new = file[name][()], expected[name][()]
+        old, new = file.read(name), expected[name][()]
         same = (old.dtype, old.tobytes()) == (new.dtype, new.tobytes())
         if not same and not name.endswith(_FILLED):
             return f"the input changed: other values of {name}"
     for number, side in enumerate(("input", "target")):
         digests = np.array([both[number] for both in plan.digests], "<u8")
-        for pair in np.flatnonzero(file[f"pair/{side}_digest"][()] != digests):
+        for pair in np.flatnonzero(file.read(f"pair/{side}_digest") != digests):
             return f"the input changed: other pixel values in {shown(plan.names[pair][1 + number])}"
     return ""

@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import io
-import json
 import math
 import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn, TypeAlias
 
+import config_file
 import parallel
+import streams
 from utils import (
     EDGES,
     INTENSITIES,
@@ -24,18 +28,24 @@ from utils import (
     TENSOR_FORMATS,
     CallError,
     Config,
+    RunError,
     ToolError,
     __version__,
     quoted,
     shown,
 )
 
+#: Limits of --hu-window: no CT value is beyond, and float32 tells its ends apart.
+MAX_HU, MIN_HU_WIDTH = 1e6, 1.0
+#: How long ranks that cannot talk to each other give the first one to print their error, seconds.
+FIRST_RANK_S = 1.0
+
 
 class _Parser(argparse.ArgumentParser):
     """Takes every option with dashes or underscores, and says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise CallError(f"{message} (see --help)")
+        raise CallError(f"{shown(message)} (see --help)")
 
     def spelled_as_documented(self, argv: Sequence[str]) -> list[str]:
         """Return the arguments with each option name as it stands in `--help`."""
@@ -277,7 +287,8 @@ def _add_output(add: Callable[..., object]) -> None:
         "--verify",
         nargs="+",
         metavar="FILE",
-        help="check every byte of finished h5 files against the checksums in them, and do no more",
+        help="check every byte of finished h5 files against the checksums in them, with "
+        "--input-folder also that they were made from the scans in it, and do no more",
     )
 
 
@@ -331,8 +342,19 @@ def _add_run(add: Callable[..., object]) -> None:
     add("--version", action="version", version=f"%(prog)s {__version__}")
 
 
-def parse(argv: Sequence[str]) -> Config | list[str]:
-    """Return the configuration that the command line asks for, or the files to verify.
+class FilesToVerify(NamedTuple):
+    """What `--verify` is about: h5 files, and the folder of the scans that they were made from."""
+
+    files: list[str]
+    input_folder: str | None
+
+
+#: What a command line asks for: a run, files to verify, or the text of --help or --version.
+Request: TypeAlias = Config | FilesToVerify | str
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Return what the command line asks for.
 
     Raises
     ------
@@ -341,85 +363,49 @@ def parse(argv: Sequence[str]) -> Config | list[str]:
     """
     parser = build_parser()
     spelled = parser.spelled_as_documented(argv)
-    options = vars(parser.parse_args(spelled))
-    stored = options.pop("config")
-    if stored is not None:
-        values = _stored_options(stored)
-        # What belongs together is not taken from two places.
-        for given, other in (("--patch-size", "overlap"), ("--split-file", "split")):
-            if any(argument.split("=")[0] == given for argument in spelled):
-                values.pop(other, None)
-        try:
-            before = [word for name, value in values.items() for word in _words(name, value)]
-            parser.parse_args(before)
-        except CallError as error:
-            raise CallError(f"--config {quoted(stored)}: {error}") from None
-        options = vars(parser.parse_args([*before, *spelled]))
-        del options["config"]
-    files: list[str] | None = options.pop("verify")
-    if files:
-        return files
-    if options["input_folder"] is None:
-        raise CallError("--input-folder is needed (see --help)")
-    options["overlap"] = _overlap(options["patch_size"], options["overlap"])
-    low, high = options["hu_window"] = tuple(options["hu_window"])
-    window_given = any(argument.split("=")[0] == "--hu-window" for argument in spelled)
-    if window_given and options["normalization_type"] != "hu_window":
-        raise CallError("--hu-window goes with --normalization-type hu_window alone")
-    if low >= high:
-        raise CallError(f"--hu-window {low:g} {high:g}; wanted: the lower HU first")
-    if options["split"] is not None:
-        options["split"] = _split(tuple(options["split"]), options["split_file"])
-    return Config(**options, argv=tuple(spelled))
-
-
-def _stored_options(path: str) -> dict[str, object]:
-    """Return the options that a run stored in its h5 file, or that stand in a JSON file.
-
-    Raises
-    ------
-    CallError
-        The file cannot be read, or does not hold such options.
-    """
+    given = {_field(word.split("=")[0]) for word in spelled if word.startswith("--")}
+    text = io.StringIO()
     try:
-        with open(path, "rb") as file:
-            text = file.read(8)
-            if text == b"\x89HDF\r\n\x1a\n":
-                import h5_store
+        with contextlib.redirect_stdout(text):
+            options = parser.parse_args(spelled)
+    except SystemExit:  # --help, --version
+        return text.getvalue()
+    if options.verify:
+        return FilesToVerify(options.verify, options.input_folder)
+    stored: dict[str, object] = {}
+    if options.config is not None:
+        stored = config_file.read(options.config, parser._actions)
+        # What belongs together is not taken from two places.
+        for name, other in (("patch_size", "overlap"), ("split_file", "split")):
+            if name in given:
+                stored.pop(other, None)
+        parser.set_defaults(**stored)
+        options = parser.parse_args(spelled)
+    try:
+        return _config(options, given, tuple(spelled))
+    except CallError as error:
+        if not stored:
+            raise
+        source = f"with the options from --config {quoted(options.config)}"
+        raise CallError(f"{error} ({source})") from None
 
-                stored = json.loads(h5_store.configuration(path))
-            else:
-                stored = json.loads(text + file.read())
-    except OSError as error:
-        raise CallError(f"--config {quoted(path)}: {error.strerror or error}") from None
-    except (ValueError, KeyError, RecursionError):
-        raise CallError(f"--config {quoted(path)} holds no configuration of this tool") from None
-    known = set(json.loads(Config("").as_json()))
-    if not isinstance(stored, dict) or not set(stored) <= known:
-        raise CallError(f"--config {quoted(path)} holds no configuration of this tool")
-    return stored
 
-
-def _words(name: str, value: object) -> list[str]:
-    """Return a stored option as it would be typed; nothing where it stands for the default."""
-    option = next(o for o in build_parser()._option_string_actions if _field(o) == name)
-    if value is None or value is False:
-        return []
-    if value is True:
-        return [option]
-    if isinstance(value, list):
-        return [option, *(f"{float(one)!r}" if _is_number(one) else str(one) for one in value)]
-    if name == "patch_size":
-        return [option, f"p{value}"]
-    return [f"{option}={value}"]
+def _config(options: argparse.Namespace, given: set[str], argv: tuple[str, ...]) -> Config:
+    """Return the configuration, if its values go together."""
+    values = {k: v for k, v in vars(options).items() if k not in ("config", "verify")}
+    if options.input_folder is None:
+        raise CallError("--input-folder is needed (see --help)")
+    values["overlap"] = _overlap(options.patch_size, options.overlap)
+    if "hu_window" in given and options.normalization_type != "hu_window":
+        raise CallError("--hu-window goes with --normalization-type hu_window alone")
+    values["hu_window"] = _hu_window(*options.hu_window)
+    if options.split is not None:
+        values["split"] = _split(tuple(options.split), options.split_file)
+    return Config(**values, argv=argv)
 
 
 def _field(option: str) -> str:
     return option.lstrip("-").replace("-", "_")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _overlap(size: int, overlap: int | None) -> int:
@@ -435,6 +421,15 @@ def _overlap(size: int, overlap: int | None) -> int:
     return overlap
 
 
+def _hu_window(low: float, high: float) -> tuple[float, float]:
+    if not -MAX_HU <= low <= high - MIN_HU_WIDTH <= MAX_HU - MIN_HU_WIDTH:
+        raise CallError(
+            f"--hu-window {low:g} {high:g}; wanted: the lower HU first, at least "
+            f"{MIN_HU_WIDTH:g} apart, from {-MAX_HU:g} to {MAX_HU:g}"
+        )
+    return low, high
+
+
 def _split(parts: tuple[float, ...], file: str | None) -> tuple[float, ...]:
     if file is not None:
         raise CallError("--split and --split-file exclude each other; give one of them")
@@ -444,71 +439,117 @@ def _split(parts: tuple[float, ...], file: str | None) -> tuple[float, ...]:
     return parts
 
 
-def verify(files: Sequence[str]) -> int:
-    """Check finished files; return 1 if any is damaged."""
+def verify(files: Sequence[str], input_folder: str | None) -> int:
+    """Check finished files; return 1 if any is damaged, or was not made from the scans."""
     import h5_read
 
+    if input_folder is not None and not os.path.isdir(input_folder):
+        raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
     status = 0
     for file in files:
+        found = ["every byte as it was written"]
         try:
             damages = h5_read.verify(file)
+            if input_folder is not None and not damages:
+                import verification
+
+                found.append(verification.check_scans(file, input_folder))
         except OSError as error:
-            damages = [f"cannot be read: {error.strerror}"]
+            damages = [f"cannot be read: {error.strerror or error}"]
+        except RunError as error:
+            damages = [str(error)]
         for damage in damages:
-            print(f"main.py: error: {quoted(file)}: {damage}", file=sys.stderr, flush=True)
+            streams.print_error(f"{quoted(file)}: {damage}")
         if damages:
             status = 1
         else:
-            print(f"{shown(file)}: every byte as it was written")
+            print(f"{shown(file)}: {'; '.join(found)}")
     return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failed run, 2 for a bad call."""
-    rank, _ = parallel.launcher_ranks(os.environ)
     # Else numpy, once imported, starts threads for its matrix products that spin while they wait:
     # they took the cores that other ranks worked on.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for stream in (sys.stdout, sys.stderr):  # whatever the terminal's encoding, a name is no error
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    words = sys.argv[1:] if argv is None else argv
+    asked = _request(words)
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        if isinstance(config, list):
-            return verify(config)
-        world = parallel.connect(config.mpi_run, os.environ)
+        mpi_run = any(_field(word) == "mpi_run" for word in words)
+        world = parallel.connect(mpi_run, os.environ)
     except ToolError as error:
-        # All ranks see the same bad call: one of them speaks, and fails. If another failed first,
-        # some launchers would end the first before it has spoken.
-        if rank and isinstance(error, CallError):
-            return 0
-        print(f"main.py: error: {error}", file=sys.stderr, flush=True)
-        return error.status
-    except SystemExit as leaving:  # --help and --version
-        return int(leaving.code or 0)
-    _prepare_signals(config)
+        return _unconnected(error)
+    _prepare_signals(world)
     try:
-        import pipeline
-
-        pipeline.run(config, world)
+        request: Request = parallel.agree(world, _loaded(asked))
+        status = _fulfil(request, world)
         world.close()
     except BaseException as error:
-        if config.verbose:
-            traceback.print_exc()
+        if isinstance(asked, Config) and asked.verbose:
+            print(streams.escaped(traceback.format_exc()), end="", file=sys.stderr)
         return world.fail(error)
+    return status
+
+
+def _request(words: Sequence[str]) -> Request | ToolError:
+    """Return what the command line of this rank asks for, or why it is invalid."""
+    try:
+        request = parse(words)
+        _, launched = parallel.launcher_ranks(os.environ)
+        if launched > 1 and isinstance(request, Config) and not request.mpi_run:
+            launcher = parallel.launcher_name(os.environ)
+            raise CallError(
+                f"{launcher} started {launched} processes, but without --mpi_run each would do the "
+                f"whole job; add --mpi_run, or run without {launcher}"
+            )
+        return request
+    except Exception as error:  # whatever it is, the other ranks have to know
+        return parallel.failure_of(error)
+
+
+def _loaded(asked: Request | ToolError) -> Request | ToolError:
+    """Load what a run needs, so that a rank that lacks a library tells the others."""
+    if isinstance(asked, Config):
+        try:
+            importlib.import_module("pipeline")
+        except Exception as error:  # with too little memory, of any kind
+            return parallel.not_loaded(error)
+    return asked
+
+
+def _unconnected(error: ToolError) -> int:
+    """Print an error that all ranks have but none can tell another; return the exit status."""
+    rank, _ = parallel.launcher_ranks(os.environ)
+    if rank == 0:
+        streams.print_error(error)
+    else:  # some launchers end all others as soon as one has failed
+        time.sleep(FIRST_RANK_S)
+    return error.status
+
+
+def _fulfil(request: Request, world: parallel.World) -> int:
+    """Do what the command line asks for; return the exit status."""
+    if isinstance(request, str):
+        world.on_root(lambda: print(request, end=""))
+        return 0
+    if isinstance(request, FilesToVerify):
+        return world.share(world.on_root(lambda: verify(*request)))
+    import pipeline
+
+    pipeline.run(request, world)
     return 0
 
 
-def _prepare_signals(config: Config) -> None:
+def _prepare_signals(world: parallel.World) -> None:
     """Make a serial run end in one line when it is told to end, and leave MPI's ranks to mpiexec.
 
     With a handler of Python's own, MPICH was seen to hang on SIGTERM.
     """
-    if config.mpi_run:
+    if world.comm:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 if __name__ == "__main__":
-    parallel.leave(main())
+    parallel.leave(streams.run(main))

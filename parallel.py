@@ -16,16 +16,20 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import math
 import os
+import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import stopwatch
+import streams
 from ahead import Behind, made_ahead
 from utils import CallError, RunError, ToolError
 
@@ -86,36 +90,46 @@ def launcher_ranks(environ: Mapping[str, str]) -> tuple[int, int]:
     """Return rank and number of ranks that a launcher's variables tell; (0, 1) without a launcher.
 
     Known are MPICH's and Intel's mpiexec, Open MPI's, and srun. SLURM_NTASKS alone is no launcher:
-    it stands in every batch script.
+    it stands in every batch script. Values that no launcher would set are ignored.
     """
-    for rank, size in (
+    for names in (
         ("PMI_RANK", "PMI_SIZE"),
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
         ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     ):
-        numbers = environ.get(rank, "0"), environ.get(size, "")
-        if all(n.isdigit() for n in numbers):
-            return int(numbers[0]), int(numbers[1])
+        rank, size = (_count(environ, name) for name in names)
+        if 0 <= rank < size:
+            return rank, size
     return 0, 1
 
 
+def _count(environ: Mapping[str, str], name: str) -> int:
+    """Return the number that a variable holds, -1 where it holds none."""
+    value = environ.get(name, "")
+    return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else -1
+
+
+def launcher_name(environ: Mapping[str, str]) -> str:
+    """Return which command started the ranks, for messages: mpiexec or srun."""
+    slurm = {name: value for name, value in environ.items() if name.startswith("SLURM_")}
+    # SLURM starts mpiexec's own processes too, but then in another number.
+    return "srun" if launcher_ranks(slurm) == launcher_ranks(environ) else "mpiexec"
+
+
 def connect(mpi_run: bool, environ: Mapping[str, str]) -> World:
-    """Return the world of this run: of all ranks with `mpi_run`, else of this process alone.
+    """Return the world of all ranks: with `mpi_run`, or where a launcher started several processes.
+
+    Without either it is the world of this process alone, and MPI is not even imported.
 
     Raises
     ------
     CallError
-        The launcher started several processes, but they would not work as ranks of one run.
+        The launcher started several processes, but MPI does not connect them.
     RunError
         There is no MPI here.
     """
     _, launched = launcher_ranks(environ)
-    if not mpi_run:
-        if launched > 1:
-            raise CallError(
-                f"mpiexec started {launched} processes, but without --mpi_run each would do the "
-                "whole job; add --mpi_run, or run without mpiexec"
-            )
+    if not mpi_run and launched == 1:
         return World(None)
     # UCX, which MPICH and Open MPI may send by, would rewrite the C library's memory calls to keep
     # memory registered between messages. Ours are few, and that takes half of MPI's start.
@@ -124,35 +138,72 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> World:
         # MPICH's mpiexec put all ranks on this host: no need to look for networks between them.
         os.environ.setdefault("UCX_TLS", "self,sysv,posix")
     try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise RunError(f"--mpi_run needs mpi4py and an MPI library: {error}") from None
-    size = MPI.COMM_WORLD.size
-    if launched == 1 and size == 1 and "PMI_SIZE" not in environ:
-        told = environ.get("SLURM_NTASKS", "1")
-        if "OMPI_COMM_WORLD_SIZE" not in environ and told.isdigit():
-            launched = int(told)
-    if launched > size:
-        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip(" \0")
-        raise CallError(
-            f"the launcher speaks of {launched} ranks, but MPI of {size}: each process would do "
-            f"the whole job; start it with the mpiexec of the MPI that mpi4py uses ({library}), or "
-            "leave out --mpi_run for a serial run"
-        )
+        with warnings.catch_warnings():  # of a launcher of another MPI: reported below
+            warnings.simplefilter("ignore", RuntimeWarning)
+            from mpi4py import MPI
+    except (ImportError, RuntimeError, OSError, MemoryError) as error:
+        raise RunError(f"cannot load MPI (mpi4py and an MPI library): {_reason(error)}") from None
+    library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip(" \0")
+    _check_size(MPI.COMM_WORLD.size, library, environ)
     return World(MPI.COMM_WORLD)
 
 
+def _check_size(size: int, library: str, environ: Mapping[str, str]) -> None:
+    """Raise CallError where MPI connects fewer processes than were started or reserved."""
+    _, launched = launcher_ranks(environ)
+    plugin = "pmix" if library.startswith("Open MPI") else "pmi2"
+    srun = f"srun --mpi={plugin}"
+    if launched > size:
+        launcher = launcher_name(environ)
+        advice = f"start them with the mpiexec of the MPI that mpi4py uses ({library})"
+        if launcher == "srun":
+            advice = f"use {srun} for {library} (srun --mpi=list prints what there is)"
+        raise CallError(
+            f"{launcher} started {launched} processes, but MPI finds {size}: each would do the "
+            f"whole job; {advice}, or start one process without --mpi_run for a serial run"
+        )
+    reserved = _count(environ, "SLURM_NTASKS")
+    launchers = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    if size == 1 < reserved and not any(name in environ for name in launchers):
+        raise CallError(
+            f"SLURM reserved {reserved} tasks, but this is one process: put srun in front "
+            f"({srun} python main.py ...), or leave out --mpi_run for a serial run"
+        )
+
+
+def agree(world: World, request: Any) -> Any:
+    """Return rank 0's request on every rank, once each rank has a valid one.
+
+    Parameters
+    ----------
+    world : World
+    request : object or ToolError
+        What the command line of this rank asks for, or why it is invalid.
+
+    Raises
+    ------
+    SharedFailure
+        The request of a rank is invalid: on every rank, with the same message.
+    """
+    valid, error = (None, request) if isinstance(request, ToolError) else (request, None)
+    errors = world.gather(error)
+    world.on_root(lambda: _check_requests(errors))
+    return world.share(valid)
+
+
+def _check_requests(errors: Sequence[ToolError | None]) -> None:
+    invalid = [(rank, error) for rank, error in enumerate(errors) if error]
+    if invalid:
+        rank, error = invalid[0]
+        where = "" if len(invalid) == len(errors) else f"rank {rank}: "
+        raise SharedFailure(f"{where}{error}", error.status)
+
+
 def leave(status: int) -> NoReturn:
-    """End this process once all it printed is out and MPI knows, without Python's tidying up.
+    """End this process once MPI knows, without Python's tidying up; all it printed must be out.
 
     Taking numpy, h5py and OpenCV down object by object takes longer than many a step of the run.
     """
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream:
-                stream.flush()
-    except OSError:  # whoever read it is gone: Python has its own way to say so
-        sys.exit(status)
     if mpi := sys.modules.get("mpi4py.MPI"):
         import ctypes
 
@@ -163,12 +214,30 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _failure(error: BaseException, what: str) -> ToolError:
+def _reason(error: BaseException) -> str:
+    """Return on one line what an error was first caused by: numpy adds a page of advice to it."""
+    while error.__cause__:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def not_loaded(error: BaseException, what: str = "") -> RunError:
+    """Turn an error while libraries load into one line; `what` says what it was about."""
+    hint = "is there enough memory (ulimit -v)?"
+    if isinstance(error, ModuleNotFoundError):
+        hint = "install requirements.txt"
+    return RunError(f"{what}cannot load a library: {_reason(error)}; {hint}")
+
+
+def failure_of(error: BaseException, what: str = "") -> ToolError:
     """Turn an error that nobody foresaw into one line; `what` says what it was about."""
     if isinstance(error, ToolError):
         return error
-    if isinstance(error, MemoryError):
-        return RunError(f"{what}out of memory: {error}")
+    if isinstance(error, ImportError):
+        return not_loaded(error, what)
+    no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or no_thread:
+        return RunError(f"{what}out of memory: {_reason(error)}")
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     return RunError(f"{what}{type(error).__name__}{place}: {error} (this is a bug)")
@@ -182,14 +251,14 @@ def about(what: str) -> Iterator[None]:
     except ToolError:
         raise
     except Exception as error:
-        raise _failure(error, what) from error
+        raise failure_of(error, what) from error
 
 
 def _shared(error: BaseException, where: str) -> SharedFailure:
     """Turn what went wrong on a rank into what all ranks are told."""
     if isinstance(error, SharedFailure):
         return error
-    failure = _failure(error, "")
+    failure = failure_of(error)
     return SharedFailure(f"{where}{failure}", failure.status)
 
 
@@ -214,6 +283,7 @@ class World:
         self.beside_root = self._shares_root_host()
         self._open = True
         if self.size > 1:
+            self._unlink_shared_memory()
             atexit.register(self._check_left)
 
     def _check_left(self) -> None:
@@ -234,6 +304,20 @@ class World:
         here: bool = host.allreduce(self.rank == 0, MPI.LOR)
         host.Free()
         return here
+
+    @staticmethod
+    def _unlink_shared_memory() -> None:
+        """Remove the name of MPICH's shared memory, which all ranks of this host have open now.
+
+        MPICH removes it at the end of a run. Killed ranks would leave it; and when SLURM starts
+        their job again on this host, the new ranks choose the same name and fail on what the old
+        ones left.
+        """
+        with contextlib.suppress(OSError):  # another rank was first; or this is not Linux
+            with open("/proc/self/maps") as maps:
+                names = re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read(), re.MULTILINE)
+            for name in set(names):
+                os.unlink(name)
 
     # --- waiting and talking ------------------------------------------------------------------
 
@@ -426,6 +510,7 @@ class World:
                 with contextlib.closing(prepared):
                     for task, made in prepared:
                         self._when_written(functools.partial(take, named(work, task, made)))
+                        del made  # before the next one is made: it may hold images
                 if self._behind:
                     self._behind.settle()
             except Exception as error:
@@ -486,7 +571,7 @@ class World:
         self.close()
         shared = isinstance(error, SharedFailure)
         if self.rank == 0 or not shared:
-            print(f"main.py: error: {message}", file=sys.stderr, flush=True)
+            streams.print_error(message)
         if self.comm is not None and self.size > 1 and not shared:
             # MPICH's mpiexec was seen to end before it had passed the message on.
             sys.stdout.flush()

@@ -63,11 +63,15 @@ PART_FILES = 32
 
 @dataclass(frozen=True)
 class PatientFolders:
-    """A patient and its two series folders, as paths below the input folder."""
+    """A patient and its two series folders, as paths below the input folder.
+
+    A series folder is '' if it was not found and may be in a folder that cannot be listed.
+    """
 
     patient: str
     input: str
     target: str
+    unlisted: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,19 @@ def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str
         return sorted(e.name for e in entries if wanted(e))
 
 
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to what may not be accessed
+        return False
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith((".", "__"))
+    return _is_directory(entry) and not entry.name.startswith((".", "__"))
+
+
+def _unlisted(patient: str, folder: str, error: OSError) -> LeftOut:
+    return LeftOut(patient, (folder,), f"cannot be listed: {error.strerror}", BAD)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
@@ -117,13 +132,21 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
     )
 
 
-def _series_folders(root: Path, folder: str, patterns: Sequence[str], depth: int) -> Iterator[str]:
-    for name in _names(root / folder, _is_folder):
+def _series_folders(
+    root: Path, folder: str, patterns: Sequence[str], depth: int, unlisted: list[LeftOut]
+) -> Iterator[str]:
+    """Yield the folders below `folder` that fit; add those that cannot be listed to `unlisted`."""
+    try:
+        names = _names(root / folder, _is_folder)
+    except OSError as error:
+        unlisted.append(_unlisted(folder.split("/", 1)[0], folder, error))
+        return
+    for name in names:
         path = f"{folder}/{name}"
         if _fits(name, patterns):
             yield path
         elif depth > 1:
-            yield from _series_folders(root, path, patterns, depth - 1)
+            yield from _series_folders(root, path, patterns, depth - 1, unlisted)
 
 
 def find_patients(config: Config) -> list[PatientFolders]:
@@ -135,16 +158,17 @@ def find_patients(config: Config) -> list[PatientFolders]:
         No such folder; no patient in it; a patient without one of its folders, or with several.
     """
     root = Path(config.input_folder)
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise CallError(
-            f"--input-folder {quoted(root)} {what}; wanted: a folder with one sub-folder a patient"
-        )
     try:
+        if not root.is_dir():
+            what = "is a file" if root.exists() else "does not exist"
+            raise CallError(
+                f"--input-folder {quoted(root)} {what}; wanted: a folder with one sub-folder a "
+                "patient"
+            )
         patients = _names(root, _is_folder)
-        found, problems = _series_of(root, patients, config)
     except OSError as error:
-        raise CallError(f"cannot list {shown(error.filename)}: {error.strerror}") from None
+        raise CallError(f"cannot list --input-folder {quoted(root)}: {error.strerror}") from None
+    found, problems = _series_of(root, patients, config)
     if not patients:
         raise CallError(
             f"--input-folder {quoted(root)} holds no folders; wanted: one sub-folder a patient"
@@ -163,13 +187,14 @@ def _series_of(
     )
     found, problems = [], []
     for patient in patients:
-        chosen = []
+        chosen: list[str] = []
+        unlisted: list[LeftOut] = []
         for side, option, pattern, defaults in sides:
             patterns = (pattern,) if pattern else defaults
-            fits = list(_series_folders(root, patient, patterns, SEARCH_DEPTH))
-            chosen += fits
+            fits = list(_series_folders(root, patient, patterns, SEARCH_DEPTH, unlisted))
+            chosen += fits or ([""] if unlisted else [])
             wanted = " or ".join(repr(p) for p in patterns)
-            if not fits:
+            if not fits and not unlisted:
                 problems.append(
                     f"patient {quoted(patient)} has no {side} folder; wanted: a folder named "
                     f"{wanted} (see {option})"
@@ -180,13 +205,14 @@ def _series_of(
                     f"patient {quoted(patient)} has several {side} folders that fit {wanted}: "
                     f"{names}; name one with {option}"
                 )
-        if len(chosen) == 2 and chosen[0] == chosen[1]:
+        if len(chosen) == 2 and chosen[0] == chosen[1] != "":
             problems.append(
                 f"patient {quoted(patient)}: {shown(chosen[0])} fits both --input-gen-folder and "
                 "--target-gen-folder; name two different folders"
             )
         elif len(chosen) == 2:
-            found.append(PatientFolders(patient, chosen[0], chosen[1]))
+            once = tuple(dict.fromkeys(unlisted))
+            found.append(PatientFolders(patient, chosen[0], chosen[1], once))
     return found, problems
 
 
@@ -206,11 +232,12 @@ def list_series(root: str, folders: PatientFolders) -> Listing:
     """List a patient's two series folders; never raises for what is in them."""
     out = Listing(folders)
     for side, folder in enumerate((folders.input, folders.target)):
+        if not folder:
+            continue
         try:
-            names = _names(Path(root, folder), lambda e: not e.is_dir())
+            names = _names(Path(root, folder), lambda e: not _is_directory(e))
         except OSError as error:
-            reason = f"cannot be listed: {error.strerror}"
-            out.bad[side].append(LeftOut(folders.patient, (folder,), reason, BAD))
+            out.bad[side].append(_unlisted(folders.patient, folder, error))
             continue
         files = [f"{folder}/{name}" for name in names if not _stray(name)]
         out.strays += len(names) - len(files)
@@ -241,12 +268,13 @@ def pair_up(listing: Listing, headers: Sequence[Headers]) -> PatientPairs:
         One for each of its parts.
     """
     folders = listing.folders
-    out = PatientPairs(strays=listing.strays)
+    out = PatientPairs(strays=listing.strays, bad=list(folders.unlisted))
     sides: list[list[Slice]] = []
     for side, folder in enumerate((folders.input, folders.target)):
         here = [h for h, part in zip(headers, listing.parts, strict=True) if part.side == side]
         slices = [one for part in here for one in part.slices]
-        out.bad += [*listing.bad[side], *(problem for part in here for problem in part.bad)]
+        unlisted = [problem for problem in listing.bad[side] if problem not in out.bad]
+        out.bad += [*unlisted, *(problem for part in here for problem in part.bad)]
         if not slices and not out.bad:
             out.bad.append(LeftOut(folders.patient, (folder,), "holds no CT slice", BAD))
         out.persons.update(*(s.persons for s in slices))

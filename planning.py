@@ -37,6 +37,7 @@ from utils import (
     generator,
     listed,
     shown,
+    sum_of,
 )
 
 
@@ -205,7 +206,7 @@ def surveyor(config: Config, identify: bool) -> Callable[[Sequence[SurveyTask]],
             out = [look(*one) for one in zip(tasks, readers, strict=True)]
             if config.air_threshold:
                 good = [i for i, task in enumerate(tasks) if task.chosen and not out[i].problem]
-                targets = [readers[i].hu(tasks[i].pair.target) for i in good]
+                targets = [readers[i].last_hu(tasks[i].pair.target) for i in good]
                 views = augment.downscale_all(targets, config.scales)
                 for i, target, of_one in zip(good, targets, views, strict=True):
                     shape = (target.shape[0], target.shape[1])
@@ -254,8 +255,8 @@ def _person(hu: NDArray[np.float32], digest: int) -> str:
 
 def figures_of(image: NDArray[np.float32]) -> Figures:
     """Return extremes, mean and sum of squared deviations of an image."""
-    mean = float(image.mean(dtype=np.float64))
-    squares = float(np.square(np.subtract(image, mean, dtype=np.float64)).sum())
+    mean = sum_of(np.asarray, image) / image.size
+    squares = sum_of(lambda part: np.square(np.subtract(part, mean, dtype=np.float64)), image)
     return Figures(image.size, float(image.min()), float(image.max()), mean, squares)
 
 

@@ -17,6 +17,10 @@ from utils import Config, Pair, Plan, Tally, quoted, say, shown
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
 BASE_MB = 160
+#: Images (float32, of the largest size) that a rank holds at most while it works on a pair, and how
+#: many more for every thread that prefetches in a serial run: measured, 512 to 4096 pixels a side.
+MAX_IMAGES_PER_RANK = 9
+MAX_IMAGES_PER_THREAD = 11
 #: What is kept of where a patch comes from, while its pair is at work, bytes.
 PLACE_BYTES = 32
 #: Pairs that are made on trial, to tell how long all of them take.
@@ -116,18 +120,19 @@ def _show_needs(plans: dict[str, Plan], config: Config, ranks: int) -> None:
     free = disk.f_bavail * disk.f_frsize
     largest = max(part.kept_windows for plan in plans.values() for part in plan.parts)
     # Patches are cut and written a piece at a time: what counts is images and where to cut.
-    inputs = [pair.input for plan in plans.values() for pair in plan.pairs]
-    image = 4 * max(one.rows * one.columns for one in inputs)
-    a_pair = 2 * image * (1 + sum(scale**2 for scale in config.scales))
-    a_pair += largest * config.orientations * PLACE_BYTES
-    memory = BASE_MB + a_pair / 1e6 * (1 if config.mpi_run else 2 + ahead.threads())
+    everything = [pair for plan in plans.values() for pair in plan.pairs]
+    image = 4 * max(pair.input.rows * pair.input.columns for pair in everything)
+    threads = 0 if config.mpi_run else ahead.threads_for(everything)
+    held = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
+    held += largest * config.orientations * PLACE_BYTES * (1 + threads)
+    memory = BASE_MB + held / 1e6
     seconds = _seconds_a_pair(next(iter(plans.values())), config)
     pairs = sum(len(plan.pairs) for plan in plans.values())
     files = ", ".join(quoted(path) for path in outputs.files_of(config).values())
     lack = "" if size <= free else "  NOT ENOUGH"
     print(f"{'would write':28} {size / 1e6:.1f} MB to {files}")
     print(f"{'free there':28} {free / 1e6:.1f} MB{lack}")
-    print(f"{'memory':28} about {memory:.0f} MB a rank")
+    print(f"{'memory':28} up to {memory:.0f} MB a rank")
     print(
         f"{'time':28} about {max(1.0, pairs * seconds / ranks):.0f} s on {ranks} "
         f"rank{'s' * (ranks > 1)}, if the disk keeps up"

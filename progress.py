@@ -30,7 +30,7 @@ class Progress:
         self.begin = self.told = time.monotonic()
         self.bar: Any = None
         self.quiet = quiet
-        if not quiet and pairs and sys.stderr.isatty():
+        if not quiet and pairs and sys.stderr and sys.stderr.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(

@@ -384,7 +384,8 @@ def measure_noise(sample: Sample, plan: Plan) -> dict[str, Facts]:
             "file": sample.values["input"][some] - sample.values["target"][some],
         }
         for unit, apart in units.items():
-            sums[unit].append([(apart**n).sum(axis=(1, 2), dtype=np.float64) for n in (1, 2)])
+            squares = np.square(apart, dtype=np.float64)  # those of extreme slopes exceed float32
+            sums[unit].append([x.sum(axis=(1, 2), dtype=np.float64) for x in (apart, squares)])
     moments = {
         unit: [np.concatenate(parts) / size for parts in zip(*of_unit, strict=True)]
         for unit, of_unit in sums.items()

@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import streams
 from utils import AIR_HU, CallError, RunError, ToolError, quoted, shown
 
 if TYPE_CHECKING:  # heavy: --help answers without them
-    import h5py
     import numpy as np
     from numpy.typing import NDArray
     from pydicom import Dataset
+
+    from h5_read import PatchFile
 
     Image = NDArray[np.float32]
 
@@ -147,66 +148,55 @@ def stitch(
     IndexError
         There is no such pair.
     ValueError
-        The file is no complete one of this tool; an argument has no such choice; values do not fit
-        the patches, or are not finite.
+        The file is no complete one of this tool, or damaged; an argument has no such choice; values
+        do not fit the patches, or are not finite.
     """
     import numpy as np
 
     import h5_read
-    from h5_dataset import opened
 
     if side not in SIDES or unit not in UNITS:
         raise ValueError(
             f"side {side!r}, unit {unit!r}; wanted: {' or '.join(SIDES)}, {', '.join(UNITS)}"
         )
-    with opened(file) as handle:
-        block = _block(handle, pair)
-        chosen = _of_scale(handle, block, scale)
+    with h5_read.opened(file) as source:
+        block = _block(source, pair)
+        if not np.isclose(scale, source.scales).any():
+            there = ", ".join(f"{one:g}" for one in source.scales)
+            raise ValueError(f"scale {scale:g}; the file has: {there}")
+        columns = source.columns(block)
+        chosen = np.isclose(columns["scale"], scale)
         if values is None:
-            size = max(handle[side].shape[1:])
-            patches = handle[side][block][chosen].reshape(-1, size, size)
+            p = source.patch_size
+            patches = source.read(side, block)[chosen].reshape(-1, p, p)
         else:
-            patches = _fitting(np.asarray(values), handle, chosen)
-        image = _blended(patches, handle, block, chosen, _view_shape(handle, pair, scale))
+            patches = _fitting(np.asarray(values), source.patch_size, chosen)
+        windows = {name: column[chosen] for name, column in columns.items()}
+        image = _blended(patches, windows, _view_shape(source, pair, scale))
         # One affine map for all patches of a pair: undone once, after the blending.
         if unit != "file" and chosen.any():
             patch = block.start + int(np.flatnonzero(chosen)[0])
-            image = h5_read.denormalise(image[None], handle, [patch], side, unit)[0]
+            image = h5_read.denormalise(image[None], source, [patch], side, unit)[0]
     image[np.isnan(image)] = fill
     return image
 
 
-def _block(handle: h5py.File, pair: int) -> slice:
+def _block(source: PatchFile, pair: int) -> slice:
     """Return where the patches of a pair are."""
-    pairs = len(handle["pair/patches"])
-    if not 0 <= pair < pairs:
-        raise IndexError(f"pair {pair} of {pairs}; wanted: 0 to {pairs - 1}")
-    start = int(handle["pair/first_patch"][pair])
-    return slice(start, start + int(handle["pair/patches"][pair]))
+    if not 0 <= pair < source.pairs:
+        raise IndexError(f"pair {pair} of {source.pairs}; wanted: 0 to {source.pairs - 1}")
+    first, patches = (int(column[pair]) for column in source.blocks)
+    return slice(first, first + patches)
 
 
-def _of_scale(handle: h5py.File, block: slice, scale: float) -> NDArray[np.bool_]:
-    """Return which patches of a pair are of that scale."""
-    import numpy as np
-
-    configuration = json.loads(bytes(handle.attrs["configuration"]))
-    there = (1.0, 0.8, 0.6) if configuration.get("ds_augment") else (1.0,)
-    if not np.isclose(scale, there).any():
-        raise ValueError(f"scale {scale:g}; the file has: {', '.join(f'{one:g}' for one in there)}")
-    out: NDArray[np.bool_] = np.isclose(handle["patch/scale"][block], scale)
-    return out
-
-
-def _view_shape(handle: h5py.File, pair: int, scale: float) -> tuple[int, int]:
+def _view_shape(source: PatchFile, pair: int, scale: float) -> tuple[int, int]:
     import augment
 
-    shape = int(handle["pair/rows"][pair]), int(handle["pair/columns"][pair])
-    return augment.view_shape(shape, scale)
+    rows, columns = source.windows.shapes[:, pair].tolist()
+    return augment.view_shape((rows, columns), scale)
 
 
-def _fitting(
-    values: NDArray[np.floating[Any]], handle: h5py.File, chosen: NDArray[np.bool_]
-) -> Image:
+def _fitting(values: NDArray[np.floating[Any]], size: int, chosen: NDArray[np.bool_]) -> Image:
     """Return the values of the chosen patches, shape (n, p, p).
 
     Raises
@@ -216,8 +206,7 @@ def _fitting(
     """
     import numpy as np
 
-    size, all_patches = max(handle["input"].shape[1:]), len(chosen)
-    wanted = int(chosen.sum())
+    all_patches, wanted = len(chosen), int(chosen.sum())
     if len(values) == all_patches:
         values = values[chosen]
     fits = values.shape[1:] in ((size, size), (1, size, size), (size, size, 1))
@@ -231,25 +220,37 @@ def _fitting(
     return values.reshape(-1, size, size).astype(np.float32)
 
 
-def _blended(
-    patches: Image,
-    handle: h5py.File,
-    block: slice,
-    chosen: NDArray[np.bool_],
-    shape: tuple[int, int],
-) -> Image:
+def _blended(patches: Image, windows: dict[str, NDArray[Any]], shape: tuple[int, int]) -> Image:
     import numpy as np
 
     import augment
 
-    rows, cols, codes = (
-        handle[f"patch/{name}"][block][chosen] for name in ("row", "col", "orientation")
-    )
-    upright = [augment.undo_orientation(p, int(c)) for p, c in zip(patches, codes, strict=True)]
-    return blend(np.array(upright, np.float32).reshape(patches.shape), rows, cols, shape)
+    codes = windows["orientation"].tolist()
+    upright = [augment.undo_orientation(p, c) for p, c in zip(patches, codes, strict=True)]
+    whole = np.array(upright, np.float32).reshape(patches.shape)
+    return blend(whole, windows["row"], windows["col"], shape)
 
 
 # --- DICOM -----------------------------------------------------------------------------------
+
+
+class Derived(NamedTuple):
+    """What `write_dicom` wrote.
+
+    Attributes
+    ----------
+    series_uid : str
+        Series Instance UID (0020,000E).
+    clipped : int
+        Number of pixels outside of what can be stored, which became the nearest that can.
+    low_hu, high_hu : float
+        The range that can be stored, by the type and the rescale slope and intercept of the source.
+    """
+
+    series_uid: str
+    clipped: int
+    low_hu: float
+    high_hu: float
 
 
 def write_dicom(
@@ -260,7 +261,7 @@ def write_dicom(
     series_uid: str | None = None,
     description: str = DESCRIPTION,
     fill: float = AIR_HU,
-) -> str:
+) -> Derived:
     """Write an image as a CT slice derived from another.
 
     Everything is the source's, the patient's name and the geometry too, but for: new SOP and series
@@ -285,8 +286,8 @@ def write_dicom(
 
     Returns
     -------
-    str
-        The Series Instance UID.
+    Derived
+        The series, and how many pixels were clipped.
 
     Raises
     ------
@@ -306,9 +307,9 @@ def write_dicom(
             f"{slice_.rows} x {slice_.columns}"
         )
     derived = _derived(source_path, series_uid, description)
-    _set_pixels(derived, image_hu, fill)
+    clipped, low_hu, high_hu = _set_pixels(derived, image_hu, fill)
     _save(derived, os.fspath(out_path))
-    return str(derived.SeriesInstanceUID)
+    return Derived(str(derived.SeriesInstanceUID), clipped, low_hu, high_hu)
 
 
 def check_texts(series_uid: str | None, description: str) -> None:
@@ -361,18 +362,23 @@ def _derived(
     return out
 
 
-def _set_pixels(derived: Dataset, image_hu: Image, fill: float) -> None:
+def _set_pixels(derived: Dataset, image_hu: Image, fill: float) -> tuple[int, float, float]:
+    """Set the pixels; return how many were clipped, and the lowest and highest HU of others."""
     import numpy as np
 
     slope, intercept = float(derived.RescaleSlope), float(derived.RescaleIntercept)
     bits, signed = int(derived.BitsStored), int(derived.PixelRepresentation)
     low = -(1 << (bits - 1)) if signed else 0
+    high = low + (1 << bits) - 1
     hu = np.where(np.isnan(image_hu), fill, image_hu).astype(np.float64)
-    stored = np.clip(np.rint((hu - intercept) / slope), low, low + (1 << bits) - 1)
+    exact = np.rint((hu - intercept) / slope)
+    stored = exact.clip(low, high)
     width = int(derived.BitsAllocated) // 8
     raw = stored.astype(f"<{'i' if signed else 'u'}{width}").tobytes()
     # Of an even length, PS3.5 8.1.1.
     derived.add_new(0x7FE00010, "OW" if width == 2 else "OB", raw + b"\0" * (len(raw) % 2))
+    low_hu, high_hu = sorted((low * slope + intercept, high * slope + intercept))
+    return int((stored != exact).sum()), low_hu, high_hu
 
 
 def _save(derived: Dataset, path: str) -> None:
@@ -483,27 +489,35 @@ def run(options: argparse.Namespace) -> None:
         The call or a file is wrong.
     """
     dicom = _check(options)
+    lines = []
     try:
         values = _load(options.values) if options.values else None
         unit = "hu" if dicom else options.unit
         image = stitch(values, options.file, options.pair, options.side, options.scale, unit)
         if dicom:
             source = _source(options)
-            uid = write_dicom(
+            derived = write_dicom(
                 image,
                 source,
                 options.output,
                 series_uid=options.series_uid,
                 description=options.description,
             )
-            print(f"{'slice':10} {shown(source)}\n{'series':10} {uid}")
+            lines = [f"{'slice':10} {shown(source)}", f"{'series':10} {derived.series_uid}"]
+            if derived.clipped:
+                lines.append(
+                    f"{'clipped':10} {derived.clipped} of {image.size} pixels to "
+                    f"{derived.low_hu:g} ... {derived.high_hu:g} HU"
+                )
         else:
             _save_array(image, options.output)
     except OSError as error:
+        if error.strerror is None:  # of HDF5, with the file's name in it
+            raise RunError(shown(error)) from error
         raise RunError(f"{quoted(error.filename or options.file)}: {error.strerror}") from error
     except (ValueError, IndexError) as error:
         raise RunError(shown(error)) from error
-    print(f"{'output':10} {shown(options.output)}")
+    print("\n".join([*lines, f"{'output':10} {shown(options.output)}"]))
 
 
 def _check(options: argparse.Namespace) -> bool:
@@ -529,7 +543,8 @@ def _load(path: str) -> NDArray[Any]:
     import numpy as np
 
     try:
-        values = np.load(path, allow_pickle=False)
+        # Mapped, so that a shape which the file is too short for takes no memory.
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise RunError(f"--values {quoted(path)} is no .npy file") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or not values.ndim:
@@ -557,13 +572,12 @@ def _source(options: argparse.Namespace) -> str:
         It is not there, or lies at another place in the patient than the pair.
     """
     import dicom_io
-    from h5_dataset import opened
+    from h5_read import opened
 
     path: str = options.source
-    with opened(options.file) as handle:
-        side = "input" if options.values else options.side
-        name = handle[f"pair/{side}_file"][options.pair].decode("utf-8", "surrogateescape")
-        position = float(handle["pair/position_mm"][options.pair])
+    with opened(options.file) as source:
+        name = source.slice_file("input" if options.values else options.side, options.pair)
+        position = float(source.read("pair/position_mm", options.pair))
     if os.path.isdir(path):
         path = os.path.join(path, name)
     if os.path.realpath(path) == os.path.realpath(options.output):
@@ -589,7 +603,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(build_parser().parse_args(argv))
     except ToolError as error:
-        print(f"stitch.py: error: {error}", file=sys.stderr, flush=True)
+        streams.print_error(error, "stitch.py")
         return error.status
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
@@ -597,4 +611,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run(main, "stitch.py"))

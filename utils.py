@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # numpy is heavy: --help answers without it
     import numpy as np
@@ -36,6 +37,8 @@ TENSOR_FORMATS = ("torch", "tf")
 
 #: What lies outside the patient and outside the image: the lowest value of a CT scale, in HU.
 AIR_HU = -1024.0
+#: Pixels of an image that are summed at once.
+SUM_PIXELS = 512 * 512
 #: Bytes of patches cut at once: with their view they fit into the second cache of a core, so that
 #: summing up and writing them need not fetch them again.
 PIECE_BYTES = 512 << 10
@@ -183,7 +186,8 @@ class Slice:
     persons : tuple of str
         Digests of what tells who was scanned; empty in a `Pair`.
     stamp : tuple of int
-        Bytes of the file and when it was changed last, ns: whether it is still the same.
+        Size of the file, bytes, modification time and status change time, ns: whether it is still
+        the same.
     kernel : str
         Convolution Kernel (0018,1210).
     exposure_mas, ctdi_mgy : float or None
@@ -207,7 +211,7 @@ class Slice:
     padding: tuple[int, int] | None = None
     event: str = ""
     persons: tuple[str, ...] = ()
-    stamp: tuple[int, int] = (0, 0)
+    stamp: tuple[int, int, int] = (0, 0, 0)
     kernel: str = ""
     exposure_mas: float | None = None
     ctdi_mgy: float | None = None
@@ -333,6 +337,21 @@ class Affine:
         return out
 
 
+def sum_of(
+    function: Callable[[NDArray[np.float32]], NDArray[Any]], image: NDArray[np.float32]
+) -> float:
+    """Return the sum of a function of every pixel, in float64.
+
+    A part of the image at a time, so that the memory does not depend on its size: as much as 512
+    rows of 512 pixels, which are summed at once.
+    """
+    import numpy as np
+
+    rows = max(1, SUM_PIXELS // image.shape[1])
+    parts = (image[start : start + rows] for start in range(0, image.shape[0], rows))
+    return math.fsum(float(function(part).sum(dtype=np.float64)) for part in parts)
+
+
 def _unity(image: NDArray[np.float32]) -> Affine:
     low, high = float(image.min()), float(image.max())
     return Affine(low, high - low)
@@ -451,6 +470,6 @@ def say(tally: Tally, config: Config) -> None:
         if not config.quiet and (number or name in ("patients", "pairs", "patches")):
             print(f"{name:28} {number}")
     for line in tally.left_out:
-        print(f"left out: {line}")
+        print(shown(f"left out: {line}"))
     for warning in tally.warnings:
-        print(f"warning: {warning}")
+        print(shown(f"warning: {warning}"))

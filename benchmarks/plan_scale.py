@@ -54,7 +54,7 @@ def slice_of(patient: int, side: str, number: int) -> Slice:
         pixel_offset=4004 + number,
         dtype="<u2",
         bits_stored=12,
-        stamp=(528300 + number, 1_700_000_000_000_000_000 + number),
+        stamp=(528300 + number, *(1_700_000_000_000_000_000 + number,) * 2),
     )
 
 

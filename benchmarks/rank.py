@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main as tool
 import parallel
+import streams
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,4 +37,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    parallel.leave(main(sys.argv[1:]))
+    parallel.leave(streams.run(lambda: main(sys.argv[1:])))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pydicom
+import xxhash
+
+import h5_read
 
 
 def edit(path: Path, **tags: object) -> Path:
@@ -35,6 +40,39 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ (1 << bit)]))
+
+
+def add_digests(path: Path, images_hu: Sequence[tuple[Any, Any]]) -> Path:
+    """Make a file of format version 1 one of version 2; a file of version 2 stays as it is.
+
+    Parameters
+    ----------
+    images_hu : sequence of tuple of ndarray
+        Input and target of every pair, HU.
+    """
+    with h5py.File(path, "r+") as file:
+        if file.attrs["format_version"] >= 2:
+            return path
+        file.attrs.modify("format_version", np.uint32(2))
+        for side, images in zip(("input", "target"), zip(*images_hu, strict=True), strict=True):
+            raw = (np.asarray(image, "<f4").tobytes() for image in images)
+            digests = [xxhash.xxh3_64_intdigest(data) for data in raw]
+            file[f"pair/{side}_digest"] = np.array(digests, "<u8")
+    return sign(path)
+
+
+def sign(path: Path) -> Path:
+    """Give an h5 file that was edited the checksum of what its header and its tables hold now."""
+    with h5py.File(path, "r+") as file:
+        apart = []
+        for name in (*h5_read.bulk_names(), h5_read.REST):
+            start = file[name].id.get_offset()
+            apart.append((start, start + file[name].id.get_storage_size()))
+    with open(path, "r+b") as raw:
+        digest = h5_read.rest_digest(raw.fileno(), path.stat().st_size, apart)
+        raw.seek(apart[-1][0])
+        raw.write(digest)
+    return path
 
 
 def patch_set(*files: Path) -> list[bytes]:

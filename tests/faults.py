@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 import parallel
+import streams
 from tests.running import REPO, Ended, environment, mpiexec
 
 #: Seconds after which a run with a fault counts as hung.
@@ -297,4 +298,4 @@ def main(told: str, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    parallel.leave(main(sys.argv[1], sys.argv[2:]))
+    parallel.leave(streams.run(lambda: main(sys.argv[1], sys.argv[2:])))

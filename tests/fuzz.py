@@ -5,6 +5,9 @@ within `SECONDS` and `MOST_BYTES`. The target runs in a child process, so that a
 crashes or hangs is found too. Inputs are real files of every transfer syntax, mutated; with
 `--engine atheris` (pip install atheris) coverage guides the mutations. What is found is kept in
 --findings; `fuzz.py --replay FILE` runs one of these files again.
+
+`fuzz.py --headers 20000` mutates headers instead and compares with pydicom: where both accept a
+file, all values and pixels must be equal; what pydicom rejects must be rejected.
 """
 
 from __future__ import annotations
@@ -21,20 +24,26 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
+import pydicom.data
+from numpy.typing import NDArray
+from pydicom.datadict import tag_for_keyword
 from pydicom.pixels.decoders import base as pydicom_decoders
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -44,6 +53,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -52,7 +62,7 @@ import main
 from pairing import PatientPairs, pair_slices
 from tests.jpeg_lossless import compress
 from tests.scans import phantom, write_slice
-from utils import Config, ToolError
+from utils import Config, Slice, ToolError
 
 SECONDS = 10
 #: Inputs that are kept when a child dies: a decoder may have spoiled its memory some time before.
@@ -75,6 +85,8 @@ SAMPLES = (
     *("JPEGLSNearLossless_08.dcm", "MR_small_jp2klossless.dcm", "MR_small_RLE.dcm"),
     *("693_J2KI.dcm", "CT_small.dcm", "nested_priv_SQ.dcm", "UN_sequence.dcm", "MR_truncated.dcm"),
 )
+#: Real scans, where they are.
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "ldct"
 NUMBERS = (0, 1, 2, 7, 8, 16, 64, 127, 128, 255, 256, 4095, 4096, 32767, 32768, 40000, 65535)
 
 # --- what is fed in --------------------------------------------------------------------------
@@ -134,6 +146,107 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     return bytes(out)
 
 
+# --- headers ---------------------------------------------------------------------------------
+
+#: Values that parsers may read in different ways.
+VALUES = (
+    *(b"", b" ", b"\0", b"1", b" 1", b"1 ", b"1\0", b"+1", b"-1", b"1.", b".5", b"1.0", b"1e0"),
+    *(b"1E+2", b"1_0", b"0x1", b"nan", b"inf", b"1\\2", b"1\\", b"\\1", b"\\", b"1 2", b"\t1"),
+    *(b"1\n", b"--1", b"CT", b"ct", b" CT", b"CT\0", b"CT\\MR", b"0\\0\\0", b"1\\0\\0\\0\\1\\0"),
+    *(b"\xe9", b"\x1b$B", b"\xb2", b"\xd9\xa3", b"999999999999", b"1" * 17, b"ISO_IR 192"),
+    *(b"ISO 2022 IR 87", b"ISO_IR 13", b"UTF-8", b"\0\0", b"\1\0", b"\2\0", b"\x10\0"),
+    *(b"\xff\xff", b"\0\0\0\0", bytes(8), b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1"),
+    *(b"1.2.840.10008.1.2.1 ", b"1.2.840.10008.1.2.2", b"MONOCHROME1", b"00", b"01"),
+)
+VRS = (*sorted(STANDARD_VR), "ZZ", "zz", "\0\0")
+#: Elements to put in: what the tool reads, and what parsers treat in a way of its own.
+TAGS = (
+    *(int(tag_for_keyword(name) or 0) for name in dicom_io._TAGS),
+    *(0x00000000, 0x00020000, 0x00020010, 0x00080001, 0x00080005, 0x00090010, 0x00280006),
+    *(0x00280106, 0x7FE00001, 0x7FE00008, 0x7FE00009, 0x7FE00010, 0x7FE10010, 0xFFFCFFFC),
+    *(0xFFFEE000, 0xFFFEE00D),
+)
+
+
+class Element(NamedTuple):
+    """An element of an Explicit VR Little Endian file."""
+
+    tag: int
+    vr: str
+    value: bytes
+
+    def encoded(self, lie: int = 0) -> bytes:
+        """Return its bytes; `lie` is added to its length."""
+        head = struct.pack("<HH2s", self.tag >> 16, self.tag & 0xFFFF, self.vr.encode("latin1"))
+        length = (len(self.value) + lie) % (1 << 32)
+        if self.vr in EXPLICIT_VR_LENGTH_32:
+            return head + struct.pack("<HL", 0, length) + self.value
+        return head + struct.pack("<H", length & 0xFFFF) + self.value
+
+
+def elements_of(data: bytes) -> tuple[list[Element], bytes]:
+    """Return the elements of an Explicit VR Little Endian file, and what no such element begins.
+
+    That is compressed pixels; in a file of another encoding all behind the File Meta Information.
+    """
+    out, at = [], 132
+    while at + 8 <= len(data):
+        group, number, raw, length = struct.unpack_from("<HH2sH", data, at)
+        vr, start = raw.decode("latin1"), at + 8
+        if vr in EXPLICIT_VR_LENGTH_32:
+            (length,), start = struct.unpack_from("<L", data, start), start + 4
+        if not vr.isalpha() or start + length > len(data):
+            break
+        out.append(Element(group << 16 | number, vr, data[start : start + length]))
+        at = start + length
+    return out, data[at:]
+
+
+def mutate_header(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """Return a file with a few elements of its header changed, moved, removed or put in."""
+    elements, rest = elements_of(data)
+    if rng.randrange(8) == 0:
+        return mutate(data, others, rng)
+    parts = [one.encoded() for one in elements]
+    read = [i for i, one in enumerate(elements) if one.tag in TAGS]
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        i = rng.choice((rng.choice(read or [0]), rng.randrange(len(elements))))
+        one, where = elements[i], rng.choice((rng.randrange(len(parts)), len(parts)))
+        other = Element(rng.choice(TAGS), rng.choice(VRS), rng.choice(VALUES))
+        change = rng.randrange(11)
+        if change == 0:  # another value
+            parts[i] = one._replace(value=other.value).encoded()
+        elif change == 1:  # another padding
+            padding = rng.choice((b" ", b"\0", b"  ", b" \0", b"\0\0", b"\0 "))
+            value = rng.choice((padding + one.value, one.value + padding, one.value.strip(b" \0")))
+            parts[i] = one._replace(value=value).encoded()
+        elif change == 2:
+            parts[i] = one._replace(vr=other.vr).encoded()
+        elif change == 3:
+            parts[i] = one.encoded(lie=rng.choice((-2, -1, 1, 2, 4, 100, 0xFFFF, 0xFFFFFFFF)))
+        elif change == 4:
+            parts[i] = b""
+        elif change == 5:  # the same element again, anywhere, often behind the pixels
+            parts.insert(where, parts[i])
+        elif change == 6:  # and with another value
+            parts.insert(where, one._replace(value=other.value).encoded())
+        elif change == 7:
+            j = rng.randrange(len(elements))
+            parts[i], parts[j] = parts[j], parts[i]
+        elif change == 8:
+            parts.insert(where, other.encoded())
+        elif change == 9:  # the length of the File Meta Information
+            length = rng.choice((0, 4, 26, 100, 192, 400, 0xFFFFFFFF, rng.randrange(1000)))
+            parts[0] = Element(0x00020000, "UL", struct.pack("<L", length)).encoded()
+        else:
+            position = rng.randrange(len(parts[i]) or 1)
+            flipped = bytearray(parts[i] or b"\0")
+            flipped[position] ^= 1 << rng.randrange(8)
+            parts[i] = bytes(flipped)
+    out = data[:132] + b"".join(parts) + rest
+    return out[: rng.randrange(len(out))] if rng.randrange(40) == 0 else out
+
+
 WORDS = (
     "",
     "-",
@@ -189,6 +302,88 @@ def read_file(data: bytes, folder: Path) -> str:
     assert image.shape == (one.rows, one.columns)
     assert np.isfinite(image).all(), "not finite"
     return "pixels"
+
+
+def header_seeds(folder: Path) -> list[bytes]:
+    """Return whole files, half of them uncompressed ones with the header of a real scanner."""
+    out = seeds(folder)
+    real = [path.read_bytes() for path in sorted(REAL.glob("L*/*/*"))[::6]]
+    scanner = pydicom.data.get_testdata_file("CT_small.dcm", download=False)
+    return [*out, *(real or [Path(str(scanner)).read_bytes()]) * (len(out) // max(1, len(real)))]
+
+
+def by_pydicom(data: bytes, one: Slice) -> tuple[Slice, NDArray[Any]]:
+    """Return what pydicom reads from the whole file: the header, and the pixels as stored."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stream = io.BytesIO(data)
+        pydicom.dcmread(stream, stop_before_pixels=True)
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        at, syntax = stream.tell(), str(dataset.file_meta.TransferSyntaxUID)
+        header = dicom_io._slice_of(dataset, one.file, syntax, data[at : at + 12], at, one.stamp)
+        plugins = pydicom_decoders.get_decoder(UID(syntax)).available_plugins
+        plugin = next((name for name in dicom_io._DECODERS if name in plugins), "")
+        dataset.pixel_array_options(decoding_plugin=plugin)
+        pixels = dataset.pixel_array
+    # In uncompressed pixels, bits above those stored may be an overlay.
+    bits = 8 * pixels.dtype.itemsize - one.bits_stored if one.pixel_offset else 0
+    return header, (pixels << bits) >> bits
+
+
+def compare_with_pydicom(data: bytes, folder: Path) -> str:
+    """Read a file with the tool and with pydicom; return whether the tool accepted it.
+
+    Raises
+    ------
+    AssertionError
+        It did, and pydicom reads something else, or rejects it.
+    """
+    (folder / "slice.dcm").write_bytes(data)
+    try:
+        one = dicom_io.read_slice(str(folder), "slice.dcm")
+        found = dicom_io.read_pixels(str(folder), dataclasses.replace(one, padding=None))
+    except ToolError:
+        return "rejected"
+    try:
+        header, pixels = by_pydicom(data, one)
+    except Exception as error:
+        raise AssertionError(f"pydicom rejects it: {type(error).__name__}: {error}") from error
+    different = [
+        field.name
+        for field in dataclasses.fields(one)
+        if getattr(one, field.name) != getattr(header, field.name)
+    ]
+    assert not different, f"differs from pydicom: {', '.join(different)}"
+    np.testing.assert_array_equal(found, pixels)
+    return "accepted"
+
+
+def compare_headers(
+    number: int, seed: int, folder: Path, findings: Path | None = None
+) -> dict[str, int]:
+    """Compare so many mutated headers with pydicom; return how many were accepted and rejected.
+
+    Raises
+    ------
+    AssertionError
+        For the first difference, unless there is a folder for findings.
+    """
+    rng = random.Random(seed)
+    corpus = header_seeds(folder)
+    counts: dict[str, int] = {}
+    for _ in range(number):
+        data = mutate_header(rng.choice(corpus), corpus, rng)
+        try:
+            kind = compare_with_pydicom(data, folder)
+        except Exception as error:
+            if findings is None:
+                raise
+            kind = f"FOUND {type(error).__name__} {str(error).strip()[:200]}"
+            (findings / f"found_{counts.get(kind, 0)}_{zlib.crc32(kind.encode())}").write_bytes(
+                data
+            )
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
 
 
 def read_command_line(argv: list[str]) -> str:
@@ -369,6 +564,7 @@ def parsed() -> Any:
     parser.add_argument("--engine", choices=("own", "atheris"), default="own")
     parser.add_argument("--findings", type=Path, default=Path("fuzz_findings"))
     parser.add_argument("--loud", action="store_true", help="show what the children say")
+    parser.add_argument("--headers", type=int, help="compare so many headers with pydicom")
     parser.add_argument("--replay", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -376,6 +572,13 @@ def parsed() -> Any:
 
 if __name__ == "__main__":
     told = parsed()
+    if told.headers:
+        told.findings.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            counts = compare_headers(told.headers, told.seed, Path(folder), told.findings)
+        for kind, number in sorted(counts.items()):
+            print(f"{number:8} {kind}")
+        sys.exit(any(kind.startswith("FOUND") for kind in counts))
     if told.replay:
         replay(told.replay)
     elif told.child:

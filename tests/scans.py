@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,8 @@ def write_slice(
         ExplicitVRLittleEndian if syntax in _COMPRESSED else syntax
     )
     dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    unique = [path.name, str(z), str(zlib.crc32(stored.tobytes()))]  # and the same in every run
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=unique)
     header: dict[str, object] = {
         "SOPClassUID": CTImageStorage,
         "SOPInstanceUID": dataset.file_meta.MediaStorageSOPInstanceUID,

@@ -86,6 +86,17 @@ def test_slices_that_need_a_decoder_are_read_in_their_turn(tmp_path, monkeypatch
     assert ahead.threads_for([pair, packed]) == 0
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [(32, 32, 4), (1024, 1024, 4), (1024, 2048, 2), (2048, 2048, 1), (2048, 2049, 0)],
+)
+def test_fewer_pairs_of_large_images_are_prefetched(tmp_path, monkeypatch, rows, columns, expected):
+    monkeypatch.setattr(ahead, "threads", lambda: 4)
+    small = slices(tmp_path)
+    large = dataclasses.replace(small.target, rows=rows, columns=columns)
+    assert ahead.threads_for([small, Pair("P", large, large), small]) == expected
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_serial_world_prepares_and_works_in_order(threads):
     taken: list[int] = []

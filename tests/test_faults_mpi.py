@@ -121,6 +121,19 @@ def test_a_signal_to_the_launcher_ends_all(tmp_path, tree, output, number):
     no_process_left(output)
 
 
+def test_ranks_leave_no_shared_memory_when_they_are_killed(tmp_path, tree, output):
+    mark = tmp_path / "mark"
+    fault = Fault("hold", "patching", 1, mark=str(mark))
+    with Run(command(2, argv(tree.root, output, "--overwrite"), fault), tmp_path) as running:
+        pid = int(wait_for(lambda: mark.exists() and mark.read_text(), "rank 1 to hold"))
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        os.kill(pid, signal.SIGKILL)
+        assert running.ended().status != 0
+    segments = {line.split(maxsplit=5)[5] for line in maps if "/dev/shm/mpich_shm" in line}
+    assert segments or mpi_is_open()
+    assert all(name.endswith("(deleted)") for name in segments), segments
+
+
 # --- a rank leaves early without an error ----------------------------------------------------
 
 
@@ -157,23 +170,6 @@ def test_more_ranks_than_pairs_work(tmp_path):
     ended = run(command(6, argv(tmp_path / "scans", output)), tmp_path)
     assert (ended.status, ended.errors) == (0, [])
     assert output.read_bytes() == (tmp_path / "serial.h5").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
-        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"},
-        {"SLURM_NTASKS": "4"},
-    ],
-    ids=["the other MPI's mpiexec", "srun without its plugin", "no launcher"],
-)
-def test_a_launcher_that_mpi_knows_nothing_of_is_explained(tmp_path, tree, variables):
-    arguments = [*argv(tree.root, tmp_path / "out" / "x.h5"), "--mpi_run"]
-    ended = run(command(0, arguments), tmp_path / "cwd", variables)
-    one_error(ended, "4 ranks", "MPI of 1", "mpiexec", status=2)
-    assert left(tmp_path / "cwd") == set()
-    assert left(tmp_path / "out") == set()
 
 
 #: A slice with a quarter of a million windows takes longer to draw than to cut.

@@ -189,7 +189,7 @@ def test_attributes_say_how_the_file_was_made(scans, tmp_path):
         attrs = dict(file.attrs)
     assert attrs["seed"] == 7
     assert attrs["complete"] == 1
-    assert attrs["format_version"] == h5_store.FORMAT_VERSION
+    assert attrs["format_version"] == h5_read.VERSION
     assert json.loads(attrs["configuration"])["patch_size"] == 24
 
 

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -23,6 +24,7 @@ from pydicom.uid import (
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
@@ -40,7 +42,7 @@ SAMPLES = Path(pydicom.__file__).parent / "data"
 
 #: Every CT file with pixels in the wheel of pydicom, and how many of its pixels are padding.
 CT_SAMPLES = {
-    "test_files/693_J2KI.dcm": 494,
+    "test_files/693_J2KI.dcm": 74496,
     "test_files/CT_small.dcm": 0,
     "test_files/J2K_pixelrep_mismatch.dcm": 0,
     "test_files/dicomdirtests/77654033/CT2/17106": 0,
@@ -157,7 +159,8 @@ def test_pixels_in_hu_equal_those_of_simpleitk(name):
     value = dataset.get("PixelPaddingValue")
     padded = np.zeros((dataset.Rows, dataset.Columns), bool)
     if value is not None:
-        padded = dataset.pixel_array == value
+        lossy = dataset.get("LossyImageCompression") == "01"
+        padded = dataset.pixel_array < 0 if lossy else dataset.pixel_array == value
     found = hu_of(path)
     np.testing.assert_array_equal(found[~padded], hu_by_itk(path)[~padded])
     assert (found[padded] == -1024).all()
@@ -173,7 +176,7 @@ def test_ct_headers_without_pixels_are_refused():
     without = sorted((SAMPLES / "test_files/dicomdirtests/TINY_ALPHA").rglob("IM*"))
     assert len(without) == 50
     reasons = {refusal(path).partition(": ")[2] for path in without}
-    assert reasons == {"PhotometricInterpretation ''; wanted: MONOCHROME2"}
+    assert reasons == {"no SamplesPerPixel; wanted: a CT slice with pixels"}
 
 
 @pytest.mark.parametrize("name", ["no_meta.dcm", "ExplVR_LitEndNoMeta.dcm", "rtstruct.dcm"])
@@ -332,6 +335,66 @@ def test_a_negative_padding_value_that_is_written_as_unsigned_is_understood(tmp_
 def test_padding_as_stored_is_what_air_would_be_stored_as(tmp_path):
     path = write_slice(tmp_path / "a", UNSIGNED, slope=2, intercept=-2000, PixelPaddingValue=4095)
     assert stored_of(path).tolist() == [[0, 1, 5, 6], [7, 8, 9, (-1024 + 2000) / 2]]
+
+
+def circle(padding: int) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """Return a round image of a round body in air as scanners pad it, and where it is padded."""
+    rows, cols = np.indices((128, 128))
+    radius = np.hypot(rows - 64, cols - 64)
+    tissue = np.where(radius < 40, 1064, 24) + np.random.default_rng(0).normal(0, 15, radius.shape)
+    stored = np.where(radius < 62, tissue.round().clip(0), padding).astype(np.int16)
+    return stored, radius >= 62
+
+
+@pytest.mark.parametrize(
+    ("syntax", "options"),
+    [
+        (JPEG2000, {"j2k_cr": [8]}),
+        (JPEG2000, {"j2k_cr": [20]}),
+        (JPEGLSNearLossless, {"jls_error": 4}),
+    ],
+    ids=["JPEG 2000, 8:1", "JPEG 2000, 20:1", "JPEG-LS, error of 4"],
+)
+def test_padding_of_a_lossy_file_is_air_with_the_ringing_at_its_edge(tmp_path, syntax, options):
+    stored, padded = circle(-2000)
+    path = write_slice(tmp_path / "a", stored, PixelPaddingValue=-2000)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(syntax, **options)
+    dataset.save_as(path)
+    decoded = pydicom.dcmread(path).pixel_array
+    assert len(np.unique(decoded[padded])) > 1  # it is not the one value any more
+    hu = hu_of(path)
+    assert (hu[padded] == -1024).all()
+    np.testing.assert_array_equal(hu, np.maximum(decoded - 1024.0, -1024))
+
+
+@pytest.mark.parametrize(
+    ("slope", "stored", "value"),
+    [(1, [-2000, -1990, -1, 0, 24], -2000), (-1, [2000, 1990, 1, 0, -24], 2000)],
+    ids=["slope 1", "slope -1"],
+)
+@pytest.mark.parametrize(("lossy", "first"), [("01", 3), ("00", 1), (None, 1)])
+def test_files_that_were_lossy_once_are_treated_as_lossy(
+    tmp_path, slope, stored, value, lossy, first
+):
+    path = write_slice(
+        tmp_path / "a",
+        np.array([stored], np.int16),
+        slope=slope,
+        PixelPaddingValue=value,
+        LossyImageCompression=lossy,
+    )
+    expected = [-1024] * first + [s * slope - 1024 for s in stored[first:]]
+    assert hu_of(path).tolist() == [expected]
+
+
+@pytest.mark.parametrize(("value", "hu"), [(4000, 2976), (25, -999)])
+def test_padding_of_a_lossy_file_that_may_be_tissue_is_refused(tmp_path, value, hu):
+    stored = circle(value)[0]
+    path = write_slice(tmp_path / "a", stored, PixelPaddingValue=value, LossyImageCompression="01")
+    assert f"lossy compression with padding of {hu} HU" in refusal(path)
+    write_slice(path, stored, PixelPaddingValue=24, LossyImageCompression="01")  # air
+    assert (hu_of(path) >= -1024).all()
 
 
 # --- refused by name -------------------------------------------------------------------------

@@ -346,18 +346,6 @@ def test_ranks_refuse_a_bad_call_with_one_voice(tmp_path, options, word):
     assert contents(tmp_path) == set()
 
 
-def test_a_batch_script_without_its_launcher_is_refused(tmp_path, tree):
-    ended = serial(
-        tmp_path,
-        "--input-folder",
-        tree.root,
-        "--mpi_run",
-        extra={"SLURM_NTASKS": "2"},
-    )
-    one_line(ended, "2 ranks", "mpiexec")
-    assert contents(tmp_path) == set()
-
-
 def test_a_serial_run_imports_no_mpi(tmp_path, tree):
     command: list[str | Path] = [sys.executable, "-X", "importtime", REPO / "main.py"]
     command += ["--input-folder", tree.root, "--patch-size", "p24", "--random_N", "1"]

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 import h5_read
 from planning import figures_of, fixed_affine
 from tests.editing import edit
-from tests.running import called, ranks_of
-from tests.scans import write_patient, write_tree
+from tests.running import called, ranks_of, serial
+from tests.scans import write_patient, write_slice, write_tree
 from utils import Affine, Config, img_pair_normalization
 
 FIXED = ("hu_window", "dataset_unity", "dataset_std")
@@ -237,7 +237,9 @@ def test_a_fixed_normalisation_does_not_look_at_the_pair(kind):
     np.testing.assert_array_equal(found[0], found[1][:, ::-1])
 
 
-@pytest.mark.parametrize("window", [("0", "0"), ("10", "-10"), ("nan", "1"), ("0", "inf")])
+@pytest.mark.parametrize(
+    "window", [("0", "0"), ("10", "-10"), ("nan", "1"), ("0", "inf"), ("0", "1e-9"), ("0", "1e7")]
+)
 def test_a_window_without_width_is_a_bad_call(tmp_path, window):
     options = ("--normalization-type", "hu_window", "--hu-window", *window)
     ended = called(tmp_path, "--input-folder", tmp_path, *FORM, *options)
@@ -312,3 +314,23 @@ def test_denormalise_takes_what_a_network_gives_out(by_own_figures, dtype):
 def test_denormalise_refuses_what_does_not_fit(by_own_figures, wrong):
     with pytest.raises(ValueError, match=r"wanted|values for"):
         h5_read.denormalise(np.zeros((3, 1, 24, 24)), by_own_figures, **wrong)
+
+
+# --- extremes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "slopes",
+    [(1e-9, 1e9), (1e9, 1e-9), (1e9, 1e9), (-1e9, 1e-9)],
+    ids=lambda s: f"{s[0]:g} {s[1]:g}",
+)
+@pytest.mark.parametrize("kind", ["unity_wrt_ld", "std_wrt_ld", "dataset_std", "hu_window"])
+def test_extreme_rescale_values_cause_no_warning(tmp_path, slopes, kind):
+    """A target that is 10^18 times its input, normalised by a deviation near 0."""
+    image = np.ones((64, 80), np.uint16)
+    image[30, 30] = 2
+    for folder, slope in zip(("low", "full"), slopes, strict=True):
+        write_slice(tmp_path / "scans" / "A" / folder / "1.dcm", image, slope=slope, intercept=0)
+    options = ["--input-folder", tmp_path / "scans", "--patch-size", "p24", "--intensity", "hu"]
+    ended = serial(tmp_path, *options, "--normalization-type", kind, "--quiet")
+    assert (ended.status, ended.out, ended.err) == (0, "", "")

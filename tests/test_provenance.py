@@ -72,9 +72,9 @@ def make(
     ended = called(folder, *map(str, options))
     assert ended.status == 0, ended.err
     path = folder / "out.h5"
-    with h5py.File(path) as file:
+    with h5_read.opened(path) as file:
         rng = np.random.default_rng(SEED)
-        chosen = np.sort(rng.choice(len(file["input"]), drawn, replace=False))
+        chosen = np.sort(rng.choice(file.patches, drawn, replace=False))
         patches = h5_read.read_patches(file, chosen)
         origins = [h5_read.provenance(file, int(i)) for i in chosen]
     return Sample(path, root, kind, intensity, chosen, *patches, origins)

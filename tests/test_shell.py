@@ -14,7 +14,7 @@ import pytest
 from tests.running import REPO, Ended, run
 from tests.scans import write_tree
 
-SCRIPTS = ["gen_patches.sh", "setup_env.sh", "tests/run.sh", ".ci/run"]
+SCRIPTS = ["gen_patches.sh", "gen_patches.slurm", "setup_env.sh", "tests/run.sh", ".ci/run"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -344,14 +345,15 @@ def test_a_derived_slice_is_the_source_with_new_pixels(syntax: Any, tmp_path: Pa
     path = write_slice(tmp_path / "source.dcm", stored, z=12.5, syntax=syntax, **TAGS)
     before = path.read_bytes()
     image = np.linspace(-1024, 3071, stored.size, dtype=np.float32).round().reshape(64, 72)
-    uid = write_dicom(image, path, tmp_path / "new" / "out.dcm", description="denoised")
+    written = write_dicom(image, path, tmp_path / "new" / "out.dcm", description="denoised")
+    assert written[1:] == (0, -1024, 3071)
     source, derived = pydicom.dcmread(path), pydicom.dcmread(tmp_path / "new" / "out.dcm")
     np.testing.assert_array_equal(derived.pixel_array.astype(float) - 1024, image)
     for name in KEPT:
         assert derived[name].value == source[name].value, name
     assert str(derived.PatientName) == "Zoë^Ünal"
     assert list(derived.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "KERNEL"]
-    assert derived.SeriesInstanceUID == uid != source.SeriesInstanceUID
+    assert derived.SeriesInstanceUID == written.series_uid != source.SeriesInstanceUID
     assert derived.SOPInstanceUID == derived.file_meta.MediaStorageSOPInstanceUID
     assert derived.SOPInstanceUID != source.SOPInstanceUID
     assert derived.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
@@ -374,14 +376,26 @@ def test_hu_are_rounded_to_what_can_be_stored(
     np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "out.dcm").pixel_array, stored)
 
 
-def test_hu_beyond_what_can_be_stored_are_clipped_and_nan_is_air(tmp_path: Path) -> None:
+def test_hu_beyond_what_can_be_stored_are_clipped_and_counted_and_nan_is_air(
+    tmp_path: Path,
+) -> None:
     for dtype, ends in ((np.uint16, (0, 4095)), (np.int16, (-32768, 32767))):
         path = write_slice(tmp_path / "s.dcm", stored_image(dtype), intercept=-2000)
         hu = np.zeros((7, 9), np.float32)
         hu[0, :3] = -1e6, 1e6, np.nan
-        write_dicom(hu, path, tmp_path / "out.dcm")
+        written = write_dicom(hu, path, tmp_path / "out.dcm")
         found = pydicom.dcmread(tmp_path / "out.dcm").pixel_array
         assert found[0, :4].tolist() == [*ends, 976, 2000]
+        assert written[1:] == (2, ends[0] - 2000, ends[1] - 2000)
+
+
+def test_rounding_is_not_clipping_but_air_that_cannot_be_stored_is(tmp_path: Path) -> None:
+    path = write_slice(tmp_path / "s.dcm", stored_image(), slope=-0.5, intercept=0)
+    hu = np.full((7, 9), 0.2, np.float32)
+    hu[0, 0] = -2047.7  # rounds to the last value
+    assert write_dicom(hu, path, tmp_path / "out.dcm")[1:] == (0, -2047.5, 0)
+    hu[0, :2] = np.nan, 0.3  # rounds to -1
+    assert write_dicom(hu, path, tmp_path / "out.dcm", fill=-3000).clipped == 2
 
 
 def test_a_source_that_breaks_rules_in_other_tags_will_do(tmp_path: Path) -> None:
@@ -396,9 +410,9 @@ def test_a_source_that_breaks_rules_in_other_tags_will_do(tmp_path: Path) -> Non
 def test_slices_may_share_a_series(tmp_path: Path) -> None:
     path = write_slice(tmp_path / "s.dcm", stored_image())
     image = np.zeros((7, 9), np.float32)
-    uid = write_dicom(image, path, tmp_path / "1.dcm")
-    assert write_dicom(image, path, tmp_path / "2.dcm", series_uid=uid) == uid
-    assert write_dicom(image, path, tmp_path / "3.dcm") != uid
+    uid = write_dicom(image, path, tmp_path / "1.dcm").series_uid
+    assert write_dicom(image, path, tmp_path / "2.dcm", series_uid=uid).series_uid == uid
+    assert write_dicom(image, path, tmp_path / "3.dcm").series_uid != uid
     uids = {pydicom.dcmread(tmp_path / f"{i}.dcm").SOPInstanceUID for i in (1, 2, 3)}
     assert len(uids) == 3
 
@@ -558,3 +572,62 @@ def test_it_runs_from_the_shell(tmp_path: Path, scans: File) -> None:
     assert (ended.status, ended.out, ended.err) == (0, "output     t.npy\n", "")
     np.testing.assert_array_equal(np.load(tmp_path / "t.npy"), scans.pairs[1].target - 1024.0)
     assert run([*command_line, "--help"], tmp_path).status == 0
+
+
+#: What `main.py` prints, too, where standard output is full.
+FULL = "stitch.py: error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "error"),
+    [
+        (">/dev/full", 1, FULL),
+        (">/dev/full 2>&1", 1, ""),
+        *((streams, 0, "") for streams in ("2>/dev/full", ">&-", "2>&-", ">&- 2>&-", "| true")),
+    ],
+)
+def test_the_slice_is_written_whatever_the_streams_are_connected_to(
+    streams: str, status: int, error: str, tmp_path: Path, make: Maker
+) -> None:
+    file = make("--patch-size", "p42")
+    words = [sys.executable, REPO / "stitch.py", file.path, "--pair", "1", "--output", "t.npy"]
+    command_line = f"set -o pipefail; {shlex.join(map(str, words))} {streams}"
+    ended = run(["bash", "-c", command_line], tmp_path)
+    assert (ended.status, ended.err) == (status, error)
+    np.testing.assert_array_equal(np.load(tmp_path / "t.npy"), file.pairs[1].target - 1024.0)
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", ">&- 2>&-"])
+def test_an_error_that_nobody_hears_has_its_status(
+    streams: str, tmp_path: Path, make: Maker
+) -> None:
+    words = [sys.executable, REPO / "stitch.py", "none.h5", "--pair", "1", "--output", "t.npy"]
+    ended = run(["bash", "-c", f"{shlex.join(map(str, words))} {streams}"], tmp_path)
+    assert (ended.status, ended.out, ended.err) == (1, "", "")
+
+
+def test_values_of_a_forged_shape_are_refused(
+    make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = make("--patch-size", "p42")
+    values = tmp_path / "values.npy"
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 42, 42)}
+    with open(values, "wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+    words = (file.path, "--pair", 0, "--values", values, "--output", tmp_path / "x.npy")
+    status, _, error = call(capsys, *words)
+    assert (status, error.count("\n")) == (1, 1)
+    assert "is no .npy file" in error
+
+
+def test_the_command_counts_the_pixels_that_it_clips(
+    make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = make("--patch-size", "p42")
+    np.save(tmp_path / "values.npy", patches_of(file, 0) * 0 + 4096)  # 12 bits can be stored
+    words = (file.path, "--pair", 0, "--values", tmp_path / "values.npy", "--source", file.root)
+    status, said, error = call(capsys, *words, "--output", tmp_path / "out.dcm")
+    assert (status, error) == (0, "")
+    assert (pydicom.dcmread(tmp_path / "out.dcm").pixel_array == 4095).all()
+    pixels = SHAPE[0] * SHAPE[1]
+    assert f"clipped    {pixels} of {pixels} pixels to -1024 ... 3071 HU\n" in said

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import h5_read
-from tests.editing import flip
-from tests.running import called, serial
-from tests.scans import write_tree
+from tests.editing import add_digests, edit, flip, sign
+from tests.running import Ended, called, serial
+from tests.scans import Made, write_slice, write_tree
 
 BULK = ["input", "target", *(f"patch/{name}" for name in h5_read.PATCH_COLUMNS)]
 
@@ -233,3 +233,126 @@ def test_a_folder_is_no_file_to_verify(tmp_path):
     ended = called(tmp_path, "--verify", tmp_path)
     assert ended.status == 1
     assert len(ended.errors) == 1
+
+
+# --- was it made from these scans? -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """An input folder, the pairs in it, and a file that was made from them."""
+
+    root: Path
+    made: list[Made]
+    file: Path
+
+    def verify(self, *files: Path) -> Ended:
+        """Verify the file, or others, against the scans."""
+        return called(self.root, "--verify", *(files or [self.file]), "--input-folder", self.root)
+
+
+def make_job(folder: Path, *options: str) -> Job:
+    made = write_tree(folder / "scans", {"A": 2, "B": 1}, slope=0.5, intercept=-1000)
+    where = ("--input-folder", folder / "scans", "--output-fname", folder / "out.h5")
+    ended = called(folder, *where, "--patch-size", "p24", *options)
+    assert ended.status == 0, ended.err
+    hu = [(0.5 * pair.input - 1000, 0.5 * pair.target - 1000) for pair in made]
+    return Job(folder / "scans", made, add_digests(folder / "out.h5", hu))
+
+
+@pytest.fixture(params=["named", "anonymised"])
+def job(request: pytest.FixtureRequest, tmp_path: Path) -> Job:
+    """Make a file with the names of its slices, or with pseudonyms."""
+    return make_job(tmp_path, *(["--anonymize"] if request.param == "anonymised" else []))
+
+
+def test_a_file_is_made_from_its_scans(job):
+    write_slice(job.root / "A" / "full_3mm" / "new.dcm", job.made[0].target + 1)
+    (job.root / "notes.txt").write_text("no slice")
+    (job.root / "A" / "loop").symlink_to(job.root)
+    ended = job.verify()
+    assert (ended.status, ended.err) == (0, "")
+    said = f"every byte as it was written; made from the scans in '{job.root}' (3 pairs)"
+    assert ended.out == f"{job.file}: {said}\n"
+
+
+def test_headers_that_are_no_pixels_do_not_matter(job):
+    for made in job.made:
+        edit(job.root / made.input_file, PatientName="Other", RescaleIntercept="-1000.0")
+    assert job.verify().status == 0
+
+
+def change_slices(job: Job) -> None:
+    """Change the HU of two slices: a stored value of one, the intercept of the other."""
+    made = job.made[1]
+    other = made.input.copy()
+    other[0, 0] ^= 1
+    write_slice(job.root / made.input_file, other, slope=0.5, intercept=-1000)
+    edit(job.root / job.made[2].target_file, RescaleIntercept=-1001)
+
+
+def test_slices_that_differ_are_counted_and_the_first_is_named(job):
+    change_slices(job)
+    ended = job.verify()
+    first = f"have other pixels, the first: '{job.made[1].input_file}'"
+    if b"in_0001" in job.file.read_bytes():
+        first = "are not among them, the first: the input of pair 1"
+    reason = f"not made from the scans in '{job.root}': 2 of 6 slices {first}"
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err == f"main.py: error: '{job.file}': {reason}\n"
+
+
+def test_slices_that_are_missing_or_damaged_are_counted(tmp_path):
+    job = make_job(tmp_path)
+    (job.root / job.made[0].target_file).unlink()
+    (job.root / job.made[1].target_file).write_bytes(b"no slice")
+    (error,) = job.verify().errors
+    first = f"{job.made[0].target_file}: cannot be read: No such file or directory"
+    assert error.endswith(f"': 2 of 6 slices cannot be read, the first: {first}")
+    change_slices(job)
+    (error,) = job.verify().errors
+    first = f"the first: '{job.made[1].input_file}'"
+    assert f"': 2 of 6 slices have other pixels, {first}; 2 of 6 slices cannot be read" in error
+
+
+def test_other_scans_of_the_same_names_are_told_apart(tmp_path):
+    job = make_job(tmp_path)
+    write_tree(tmp_path / "other", {"A": 2, "B": 1}, seed=7, slope=0.5, intercept=-1000)
+    ended = called(tmp_path, "--verify", job.file, "--input-folder", tmp_path / "other")
+    assert ended.status == 1
+    assert "6 of 6 slices have other pixels" in ended.err
+
+
+def test_a_file_of_version_1_holds_no_digests(tmp_path):
+    job = make_job(tmp_path)
+    with h5py.File(job.file, "r+") as file:
+        file.attrs.modify("format_version", np.uint32(1))
+    ended = job.verify(sign(job.file))
+    assert ended.status == 1
+    reason = "holds no digests of its scans (format version 1)"
+    assert ended.err == f"main.py: error: '{job.file}': {reason}\n"
+
+
+@pytest.mark.parametrize("name", ["../scans/A/x.dcm", "/etc/passwd", "A/../../x", ".."])
+def test_a_stored_name_that_leads_out_of_the_folder_is_not_followed(name, tmp_path):
+    job = make_job(tmp_path)
+    with h5py.File(job.file, "r+") as file:
+        file["pair/target_file"][0] = name.encode()
+    (error,) = job.verify(sign(job.file)).errors
+    assert f"names the slice '{name}'; expected: a path below an input folder" in error
+
+
+def test_a_damaged_file_is_not_compared(tmp_path):
+    job = make_job(tmp_path)
+    with h5py.File(job.file) as file:
+        start = file["input"].id.get_offset()
+    flip(job.file, start)
+    change_slices(job)
+    (error,) = job.verify().errors
+    assert error.endswith("is damaged")
+
+
+def test_a_folder_that_is_not_there_is_an_invalid_call(tmp_path):
+    ended = called(tmp_path, "--verify", "out.h5", "--input-folder", tmp_path / "none")
+    assert (ended.status, len(ended.errors)) == (2, 1)
+    assert ended.errors[0].endswith("/none' is not a folder")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import parallel
+import streams
 from utils import RunError
 
 TASKS = 40
@@ -183,4 +184,5 @@ def main(scenario: str, at: int) -> int:
 
 
 if __name__ == "__main__":
-    parallel.leave(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    at = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    parallel.leave(streams.run(lambda: main(sys.argv[1], at)))

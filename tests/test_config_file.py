@@ -1,0 +1,267 @@
+"""`--config`: values are converted by the type of their option, never parsed as a command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from main import parse
+from tests.faults import argv, left, one_error
+from tests.running import Ended, called, serial
+from utils import CallError, Config
+
+BIG = int("9" * 400)
+
+
+def config_of(folder: Path, stored: object, *options: str) -> Config:
+    """Return the configuration from a JSON file and options beside it."""
+    path = folder / "stored.json"
+    path.write_text(stored if isinstance(stored, str) else json.dumps(stored))
+    config = parse(["--input-folder", "in", "--config", str(path), *options])
+    assert isinstance(config, Config)
+    return config
+
+
+# --- values that are accepted ----------------------------------------------------------------
+
+STORED = {
+    "patch_size": 50,
+    "overlap": 7,
+    "edge": "pad",
+    "normalization_type": "hu_window",
+    "hu_window": [-160, 240.5],
+    "random_N": 3,
+    "rot_augment": True,
+    "air_threshold": False,
+    "split": [0.5, 0.25, 0.25],
+    "input_gen_folder": "--overwrite",
+    "target_gen_folder": None,
+    "seed": 10**18 - 1,
+}
+
+
+def test_values_become_those_of_their_options(tmp_path):
+    config = config_of(tmp_path, STORED)
+    assert json.loads(config.as_json()).items() >= STORED.items()
+    assert not config.overwrite
+    assert isinstance(config.hu_window[0], float)
+
+
+def test_the_configuration_of_a_run_gives_the_same_configuration(tmp_path):
+    for config in (Config("in"), config_of(tmp_path, STORED)):
+        assert config_of(tmp_path, config.as_json()).as_json() == config.as_json()
+
+
+def test_options_beside_the_file_win(tmp_path):
+    config = config_of(tmp_path, STORED, "--seed", "4", "--edge", "shift", "--split-file", "who")
+    assert (config.seed, config.edge) == (4, "shift")
+    assert (config.split, config.split_file) == (None, "who")
+    assert config_of(tmp_path, STORED, "--patch-size", "p24").overlap == 4
+    assert config_of(tmp_path, STORED, "--overlap", "8").overlap == 8
+
+
+# --- values that are not ---------------------------------------------------------------------
+
+REJECTED = [
+    ("hu_window", ["1", "2", "--overwrite"], "a list of 2 numbers"),
+    ("hu_window", ["1", "2"], "a list of 2 numbers"),
+    ("hu_window", [1, 2, 3], "a list of 2 numbers"),
+    ("hu_window", [1, True], "a list of 2 numbers"),
+    ("hu_window", [1, float("nan")], "a list of 2 numbers"),
+    ("hu_window", [1, float("inf")], "a list of 2 numbers"),
+    ("hu_window", [-BIG, BIG], "a list of 2 numbers"),
+    ("hu_window", 3, "a list of 2 numbers"),
+    ("hu_window", None, "a list of 2 numbers"),
+    ("split", ["--verify", "/etc/passwd"], "a list of 3 numbers"),
+    ("split", [[0.5], [0.5], [0]], "a list of 3 numbers"),
+    ("edge", "--output-fname=other.h5", "one of shift, pad"),
+    ("edge", ["pad"], "one of shift, pad"),
+    ("normalization_type", {"a": 1}, "one of None, unity"),
+    ("seed", "--overwrite", "an integer"),
+    ("seed", BIG, "an integer"),
+    ("seed", 1.0, "an integer"),
+    ("seed", True, "an integer"),
+    ("seed", -1, "from 0 up"),
+    ("seed", None, "an integer"),
+    ("random_N", 0, "from 1 up"),
+    ("patch_size", "p24", "an integer"),
+    ("patch_size", 10**6, "p96"),
+    ("overlap", [4], "an integer"),
+    ("rot_augment", "yes", "true or false"),
+    ("rot_augment", 1, "true or false"),
+    ("rot_augment", None, "true or false"),
+    ("input_gen_folder", ["low", "--overwrite"], "a string"),
+    ("input_gen_folder", 3, "a string"),
+    ("output_fname", "other.h5", "not one of the options"),
+    ("verify", ["/etc/passwd"], "not one of the options"),
+    ("overwrite", True, "not one of the options"),
+    ("--overwrite", True, "not one of the options"),
+    ("mpi_run", True, "not one of the options"),
+    ("argv", ["--overwrite"], "not one of the options"),
+    ("config", "other.json", "not one of the options"),
+    ("help", True, "not one of the options"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), REJECTED, ids=str)
+def test_a_wrong_value_is_rejected_with_file_key_and_what_is_expected(
+    tmp_path, key, value, expected
+):
+    with pytest.raises(CallError) as raised:
+        config_of(tmp_path, {key: value})
+    message = str(raised.value)
+    assert message.startswith(f"--config '{tmp_path / 'stored.json'}': '{key}'")
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        ({"hu_window": [400, -160]}, "--hu-window 400 -160"),
+        ({"hu_window": [-1e-9, 1e-9]}, "--hu-window -1e-09 1e-09"),
+        ({"hu_window": [0, 1e17]}, "--hu-window 0 1e+17"),
+        ({"split": [1, 1, 1]}, "--split 1 1 1"),
+        ({"split": [-1, 1, 1]}, "--split -1 1 1"),
+        ({"overlap": 55}, "--overlap 55"),
+        ({"patch_size": 50}, "--patch-size p50"),
+    ],
+    ids=str,
+)
+def test_values_that_do_not_go_together_name_their_option_and_the_file(tmp_path, stored, words):
+    with pytest.raises(CallError) as raised:
+        config_of(tmp_path, stored)
+    assert words in str(raised.value)
+    assert f"--config '{tmp_path / 'stored.json'}'" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        "null",
+        '"--overwrite"',
+        '{"seed": 3',
+        '{"seed": 3} x',
+        "[" * 5000 + "]" * 5000,
+        '{"seed": ' + "9" * 5000 + "}",
+        '{"seed": ' + "[" * 5000 + "]" * 5000 + "}",
+        "\0\1",
+    ],
+    ids=lambda text: repr(text[:20]),
+)
+def test_a_file_without_a_configuration_is_rejected(tmp_path, text):
+    with pytest.raises(CallError, match=r"stored\.json' holds no configuration"):
+        config_of(tmp_path, text)
+
+
+def test_a_file_that_never_ends_is_rejected():
+    with pytest.raises(CallError, match="/dev/zero' holds no configuration"):
+        parse(["--input-folder", "in", "--config", "/dev/zero"])
+
+
+def test_an_integer_of_400_digits_is_rejected_on_the_command_line_too():
+    for option in ("--seed", "--overlap", "--random_N", "--hu-window=1", "--split=1"):
+        with pytest.raises(CallError):
+            parse(["--input-folder", "in", option, str(BIG), str(BIG)])
+
+
+# --- h5 files --------------------------------------------------------------------------------
+
+
+def with_attribute(path: Path, value: object) -> Path:
+    """Write an h5 file whose configuration is that value."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("group")
+        values = {"reference": group.ref, "region": h5py.Empty("S10"), "none": None}
+        value = values.get(value, value) if isinstance(value, str) else value
+        if value is not None:
+            file.attrs["configuration"] = value
+    return path
+
+
+H5 = {
+    "missing": "none",
+    "reference": "reference",
+    "empty": "region",
+    "string": '{"seed": 3}',
+    "number": 3,
+    "integer": np.int64(10**12),
+    "array": np.zeros((3, 3)),
+    "strings": np.array([b'{"seed": 3}'] * 2),
+    "no JSON": np.bytes_(b"{"),
+    "no UTF-8": np.bytes_(b'{"edge": "\xff"}'),
+}
+
+
+@pytest.mark.parametrize("name", H5)
+def test_an_h5_file_without_a_configuration_is_rejected_in_one_line(tmp_path, name):
+    path = with_attribute(tmp_path / "other.h5", H5[name])
+    ended = called(tmp_path, "--input-folder", "in", "--config", path)
+    message = one_error(ended, f"--config '{path}' holds no configuration", status=2)
+    assert len(message.splitlines()) == 1
+
+
+def test_a_damaged_h5_file_is_rejected_in_one_line(tmp_path):
+    path = tmp_path / "other.h5"
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\xff" * 2000)
+    ended = called(tmp_path, "--input-folder", "in", "--config", path)
+    one_error(ended, f"--config '{path}' holds no configuration", status=2)
+
+
+def test_an_attribute_cannot_pose_as_options(tmp_path, tree):
+    stored = {"hu_window": ["1", "2", "--overwrite"], "normalization_type": "hu_window"}
+    path = with_attribute(tmp_path / "other.h5", np.bytes_(json.dumps(stored).encode()))
+    (tmp_path / "mine.h5").write_bytes(b"weeks of work")
+    ended = called(tmp_path, *argv(tree.root, tmp_path / "mine.h5"), "--config", path)
+    one_error(ended, f"--config '{path}': 'hu_window' is", status=2)
+    assert (tmp_path / "mine.h5").read_bytes() == b"weeks of work"
+
+
+# --- control characters ----------------------------------------------------------------------
+
+ESCAPE = "\x1b]0;title\x07\x1b[31m\r\x9b2J"
+
+
+def printed_plainly(ended: Ended) -> None:
+    """Check that a call failed with one message without control characters."""
+    one_error(ended)
+    assert (ended.err + ended.out).replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("key", ["edge", "input_gen_folder", ESCAPE])
+def test_control_characters_from_a_configuration_never_reach_the_terminal(tmp_path, tree, key):
+    (tmp_path / "c.json").write_text(json.dumps({key: ESCAPE}))
+    options = ["--input-folder", tree.root, "--config", "c.json"]
+    printed_plainly(serial(tmp_path, *options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--input-folder", ESCAPE],
+        ["--input-folder", "in", "--edge", ESCAPE],
+        ["--input-folder", "in", f"--{ESCAPE}"],
+        ["--input-folder", "in", f"{ESCAPE}=--"],
+        ["--input-folder", "in", "--seed", ESCAPE],
+        ["--input-folder", "in", "a\nb"],
+        ["--config", ESCAPE],
+        ["--verify", ESCAPE],
+    ],
+    ids=repr,
+)
+def test_control_characters_from_an_argument_never_reach_the_terminal(tmp_path, options):
+    printed_plainly(serial(tmp_path, *options))
+    assert left(tmp_path) == set()
+
+
+def test_control_characters_never_reach_the_terminal_in_a_traceback(tmp_path):
+    ended = serial(tmp_path, "--input-folder", ESCAPE, "--verbose")
+    assert "Traceback" in ended.err
+    assert (ended.err + ended.out).replace("\n", "").isprintable()

@@ -1,0 +1,111 @@
+"""Whether a file was made from the scans in a folder, by the digests of the slices in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import dicom_io
+from h5_read import Invalid, PatchFile, opened, pixel_digest
+from utils import RunError, quoted
+
+SIDES = ("input", "target")
+
+
+def check_scans(file: str, root: str) -> str:
+    """Compare the slices that a file was made from with those in a folder.
+
+    Parameters
+    ----------
+    file : str
+        A file of this tool, whose bytes are as they were written (see `h5_read.verify`).
+    root : str
+        The input folder.
+
+    Returns
+    -------
+    str
+        The result, without the name of the file.
+
+    Raises
+    ------
+    RunError
+        A slice differs or is missing, or the file does not know its scans.
+    """
+    try:
+        with opened(file) as source:
+            if source.version < 2:
+                version = source.version
+                raise RunError(f"holds no digests of its scans (format version {version})")
+            if source.configuration["anonymize"]:
+                _check_anonymous(source, root)
+            else:
+                _check_named(source, root)
+            return f"made from the scans in {quoted(root)} ({source.pairs} pairs)"
+    except Invalid as error:
+        raise RunError(error.reason) from error
+
+
+def _slices(source: PatchFile) -> Iterator[tuple[int, str, int]]:
+    """Yield pair, side and digest of every slice of a file."""
+    digests = [source.read(f"pair/{side}_digest").tolist() for side in SIDES]
+    for pair, both in enumerate(zip(*digests, strict=True)):
+        for side, digest in zip(SIDES, both, strict=True):
+            yield pair, side, digest
+
+
+def _check_named(source: PatchFile, root: str) -> None:
+    different, unreadable = [], []
+    for pair, side, digest in _slices(source):
+        name = source.slice_file(side, pair)
+        try:
+            if _digest(root, name) != digest:
+                different.append(quoted(name))
+        except dicom_io.BadFile as error:
+            unreadable.append(str(error))
+    problems = [
+        f"{len(some)} of {2 * source.pairs} slices {what}, the first: {some[0]}"
+        for some, what in ((different, "have other pixels"), (unreadable, "cannot be read"))
+        if some
+    ]
+    if problems:
+        raise RunError(f"not made from the scans in {quoted(root)}: {'; '.join(problems)}")
+
+
+def _check_anonymous(source: PatchFile, root: str) -> None:
+    """Look for every slice among all slices below the folder: pseudonyms say nothing of files."""
+    there = _digests_below(root)
+    missing = [(pair, side) for pair, side, digest in _slices(source) if digest not in there]
+    if missing:
+        pair, side = missing[0]
+        raise RunError(
+            f"not made from the scans in {quoted(root)}: {len(missing)} of {2 * source.pairs} "
+            f"slices are not among them, the first: the {side} of pair {pair}"
+        )
+
+
+def _digest(root: str, name: str) -> int:
+    return pixel_digest(dicom_io.Reader(root).hu(dicom_io.read_slice(root, name)))
+
+
+def _digests_below(root: str) -> set[int]:
+    """Return the digests of all CT slices below a folder."""
+    out = set()
+    for path in _files_below(root):
+        try:
+            out.add(_digest(*os.path.split(path)))
+        except dicom_io.BadFile:
+            continue  # no slice that a run would take
+    return out
+
+
+def _files_below(root: str) -> Iterator[str]:
+    """Yield the path of every file below a folder; links are followed, into each folder once."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (os.path.join(folder, name) for name in names)
