@@ -167,7 +167,7 @@ def change_values(file: h5py.File, rng: random.Random) -> None:
     """Write impossible values into a column."""
     name = rng.choice([n for n in names(file) if "/" in n and len(file[n])])
     column = file[name]
-    rows = rng.choice((range(len(column)), [rng.randrange(len(column))]))
+    rows = rng.choice((range(min(len(column), 100)), [rng.randrange(len(column))]))
     for row in rows:
         if column.dtype.kind == "S":
             column[row] = rng.choice(TEXTS)[: column.dtype.itemsize]
