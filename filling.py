@@ -157,10 +157,10 @@ def block_of(task: PairTask, config: Config) -> patching.Block:
     pair = task.pair
     read = dicom_io.read_hu if config.in_hu else dicom_io.read_pixels
     with step("read"):
-        images = [read(config.input_folder, one) for one in (pair.target, pair.input)]
+        images = [read(config.input_folder, one) for one in (pair.input, pair.target)]
     # Handed over: they are freed once they are normalised.
     return patching.make_block(
-        pair, task.part, task.degradation, images.pop(), images.pop(), config, task.fixed
+        pair, task.part, task.degradation, images.pop(0), images.pop(), config, task.fixed
     )
 
 
