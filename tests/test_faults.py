@@ -351,7 +351,7 @@ def test_a_block_with_nan_is_refused_with_the_file(tmp_path, tree, output, kind)
     arguments = argv(tree.root, output, "--overwrite", "--normalization-type", kind)
     # One rank: the threads of a serial run would read in any order.
     ended = run(command(1, arguments, Fault("spoil", "reading", call=3)), tmp_path)
-    one_error(ended, tree.pairs[1].target_file, "NaN", status=1)
+    one_error(ended, tree.pairs[1].input_file, "NaN", status=1)
     assert output.read_bytes() == EARLIER
 
 
