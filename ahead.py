@@ -42,10 +42,11 @@ def threads_for(pairs: Iterable[Pair]) -> int:
     None where decoders are needed: some of those are no friends of threads, and one is run in a
     process that is forked.
     """
-    slices = [one for pair in pairs for one in (pair.input, pair.target)]
-    if any(one.pixel_offset is None for one in slices):
-        return 0
-    largest = max((one.rows * one.columns for one in slices), default=1)
+    largest = 1
+    for pair in pairs:
+        if pair.input.pixel_offset is None or pair.target.pixel_offset is None:
+            return 0
+        largest = max(largest, pair.input.rows * pair.input.columns)  # the target is as large
     return min(threads(), MAX_PREFETCH_BYTES // (2 * 4 * largest))
 
 

@@ -160,8 +160,9 @@ def _stamp(stream: io.FileIO) -> tuple[int, int, int]:
     """Return size, modification time and status change time of an open file, ns.
 
     The status change time (ctime) also reveals a rewritten file whose modification time was set
-    back, as nothing can set it. It comes from the file server, so all hosts see the same. The inode
-    number is left out: some network file systems number files anew on every host or mount.
+    back, as nothing can set it; new access rights or hard links change it, too, which seldom
+    happens during a run. It comes from the file server, so all hosts see the same. The inode number
+    is left out: some network file systems number files anew on every host or mount.
     """
     status = os.fstat(stream.fileno())
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -307,9 +308,7 @@ def _slice_of(
         raise _refuse(file, f"Modality {quoted(modality[:CS_LETTERS])}", "CT")
     if (samples := whole("SamplesPerPixel")) != 1:
         raise _refuse(file, f"{samples} samples a pixel", "1")
-    dataset.get(
-        "PlanarConfiguration"
-    )  # of no effect, but pydicom reads no file where it is damaged
+    dataset.get("PlanarConfiguration")  # without effect, but where damaged, pydicom reads no pixels
     if (frames := whole("NumberOfFrames", 1)) != 1:
         raise _refuse(file, f"{frames} frames", "one slice a file")
     photometric = dataset.get("PhotometricInterpretation", "")

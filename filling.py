@@ -189,11 +189,11 @@ def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
     """
     pair = task.pair
     with step("read"):
-        read = [_read(one, config) for one in (pair.target, pair.input)]
-        digests = read[1][1], read[0][1]
+        read = [_read(one, config) for one in (pair.input, pair.target)]
+    digests = read[0][1], read[1][1]
     # Handed over: the images are freed once they are normalised.
     block = patching.make_block(
-        pair, task.part, task.degradation, read.pop()[0], read.pop()[0], config, task.fixed
+        pair, task.part, task.degradation, read.pop(0)[0], read.pop()[0], config, task.fixed
     )
     return block, digests
 
