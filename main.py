@@ -17,9 +17,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn, TypeAlias
 
-import config_file
-import parallel
-import streams
+from pipeline import config_file, streams
+from pipeline.mpi import parallel
 from utils import (
     EDGES,
     INTENSITIES,
@@ -441,7 +440,7 @@ def _split(parts: tuple[float, ...], file: str | None) -> tuple[float, ...]:
 
 def verify(files: Sequence[str], input_folder: str | None) -> int:
     """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    import h5_read
+    from ctpatches import patchfile
 
     if input_folder is not None and not os.path.isdir(input_folder):
         raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
@@ -449,9 +448,9 @@ def verify(files: Sequence[str], input_folder: str | None) -> int:
     for file in files:
         found = ["every byte as it was written"]
         try:
-            damages = h5_read.verify(file)
+            damages = patchfile.verify(file)
             if input_folder is not None and not damages:
-                import verification
+                from pipeline import verification
 
                 found.append(verification.check_scans(file, input_folder))
         except OSError as error:
@@ -511,7 +510,7 @@ def _loaded(asked: Request | ToolError) -> Request | ToolError:
     """Load what a run needs, so that a rank that lacks a library tells the others."""
     if isinstance(asked, Config):
         try:
-            importlib.import_module("pipeline")
+            importlib.import_module("pipeline.run")
         except Exception as error:  # with too little memory, of any kind
             return parallel.not_loaded(error)
     return asked
@@ -534,9 +533,9 @@ def _fulfil(request: Request, world: parallel.World) -> int:
         return 0
     if isinstance(request, FilesToVerify):
         return world.share(world.on_root(lambda: verify(*request)))
-    import pipeline
+    from pipeline import run
 
-    pipeline.run(request, world)
+    run.run(request, world)
     return 0
 
 

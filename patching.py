@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
-from stopwatch import step
+from pipeline.profile import step
 from utils import (
     AIR_HU,
     PIECE_BYTES,

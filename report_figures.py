@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from h5_read import REST, open_file
+from ctpatches.patchfile import REST, open_file
 from utils import Config, Plan, Tally, __version__, generator, shown
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h5_read import ORIENTATIONS
+from ctpatches.patchfile import ORIENTATIONS
 from patching import MEAN_HU, TISSUE_HU, TISSUE_PART
 from report_figures import (
     DIVERGING,

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
-import dicom_io
 from patching import Grid, kept_mask
+from pipeline.dicom import dicom_io
 from report_figures import (
     BODY_HU,
     BONE_HU,

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
-import dicom_io
-import h5_read
+from ctpatches import patchfile
 from patching import Grid, kept_mask
+from pipeline.dicom import dicom_io
 from utils import Config, Pair, PairPlan, Plan, RunError, generator, quoted, shown
 
 ROOT = "sanity_check"
@@ -139,10 +139,10 @@ def sheet(patches: NDArray[np.float32], low: float, high: float) -> Picture:
 
 def draw_sheets(plan: Plan, file: str, config: Config, folder: Path) -> None:
     """Save pictures of consecutive patches, of input and of target at one grey range."""
-    with h5_read.open_file(file) as opened:
+    with patchfile.open_file(file) as opened:
         for first in first_patches(plan.patches, config.seed):
             stop = min(plan.patches, first + SHEET[0] * SHEET[1])
-            both = h5_read.read_patches(opened, slice(first, stop))
+            both = patchfile.read_patches(opened, slice(first, stop))
             # Any other method loads masked arrays first: 20 ms.
             low, high = np.quantile(np.stack(both), (CLIPPED, 1 - CLIPPED), method="nearest")
             for name, patches in zip(("lr", "hr"), both, strict=True):

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import streams
+from pipeline import streams
 from utils import AIR_HU, CallError, RunError, ToolError, quoted, shown
 
 if TYPE_CHECKING:  # heavy: --help answers without them
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # heavy: --help answers without them
     from numpy.typing import NDArray
     from pydicom import Dataset
 
-    from h5_read import PatchFile
+    from ctpatches.patchfile import PatchFile
 
     Image = NDArray[np.float32]
 
@@ -126,7 +126,7 @@ def stitch(
     pair : int
         Row of the file's `pair/` table.
     side : {'target', 'input'}
-        Whose normalisation is undone, see `h5_read.denormalise`.
+        Whose normalisation is undone, see `patchfile.denormalise`.
     scale : float
         Of the view: 1, or with `--ds_augment` 0.8 or 0.6, which give the downscaled slice.
     unit : {'hu', 'stored', 'file'}
@@ -139,7 +139,7 @@ def stitch(
     ndarray of float32, shape (rows, columns) of the view
         Overlaps and the orientations of one window are blended (see `blend`). The file's own
         patches give back the view exactly, in the unit of the file; what undoing the normalisation
-        costs is that of `h5_read.denormalise`.
+        costs is that of `patchfile.denormalise`.
 
     Raises
     ------
@@ -153,13 +153,13 @@ def stitch(
     """
     import numpy as np
 
-    import h5_read
+    from ctpatches import patchfile
 
     if side not in SIDES or unit not in UNITS:
         raise ValueError(
             f"side {side!r}, unit {unit!r}; wanted: {' or '.join(SIDES)}, {', '.join(UNITS)}"
         )
-    with h5_read.opened(file) as source:
+    with patchfile.opened(file) as source:
         block = _block(source, pair)
         if not np.isclose(scale, source.scales).any():
             there = ", ".join(f"{one:g}" for one in source.scales)
@@ -176,7 +176,7 @@ def stitch(
         # One affine map for all patches of a pair: undone once, after the blending.
         if unit != "file" and chosen.any():
             patch = block.start + int(np.flatnonzero(chosen)[0])
-            image = h5_read.denormalise(image[None], source, [patch], side, unit)[0]
+            image = patchfile.denormalise(image[None], source, [patch], side, unit)[0]
     image[np.isnan(image)] = fill
     return image
 
@@ -296,7 +296,7 @@ def write_dicom(
     ValueError
         The image has another shape than the source, or a text does not fit its tag.
     """
-    import dicom_io
+    from pipeline.dicom import dicom_io
 
     check_texts(series_uid, description)
     folder, name = os.path.split(os.fspath(source_path))
@@ -571,8 +571,8 @@ def _source(options: argparse.Namespace) -> str:
     RunError
         It is not there, or lies at another place in the patient than the pair.
     """
-    import dicom_io
-    from h5_read import opened
+    from ctpatches.patchfile import opened
+    from pipeline.dicom import dicom_io
 
     path: str = options.source
     with opened(options.file) as source:

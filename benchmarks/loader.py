@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from numpy.typing import NDArray
 
-from h5_dataset import PatchDataset
-from h5_read import opened
+from ctpatches.patchfile import opened
+from ctpatches.torch import PatchDataset
 
 
 class MapDataset:

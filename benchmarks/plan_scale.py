@@ -23,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-import filling
-import h5_store
 import patching
-import planning
-from pairing import PatientPairs, pair_slices
+from pipeline import filling, planning
+from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.output import file_header
 from utils import Config, PairPlan, Plan, Slice, Tally
 
 #: As in the larger series of TCIA.
@@ -90,7 +89,7 @@ def survey(findings: planning.Findings) -> planning.Collector:
 
 def tables(plan: Plan) -> int:
     """Build the header of the file with all its tables; return how large it is."""
-    pages = h5_store.header(plan, CONFIG).bytes.pages
+    pages = file_header.header(plan, CONFIG).bytes.pages
     return sum(map(len, pages.values()))
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main as tool
-import parallel
-import streams
+from pipeline import streams
+from pipeline.mpi import parallel
 
 
 def main(argv: Sequence[str]) -> int:

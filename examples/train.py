@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from h5_dataset import PatchDataset, patient_names
+from ctpatches.torch import PatchDataset, patient_names
 
 if __name__ == "__main__":
     file, left_out, output = sys.argv[1:]

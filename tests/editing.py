@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import xxhash
 
-import h5_read
+from ctpatches import patchfile
 
 
 def edit(path: Path, **tags: object) -> Path:
@@ -65,11 +65,11 @@ def sign(path: Path) -> Path:
     """Give an h5 file that was edited the checksum of what its header and its tables hold now."""
     with h5py.File(path, "r+") as file:
         apart = []
-        for name in (*h5_read.bulk_names(), h5_read.REST):
+        for name in (*patchfile.bulk_names(), patchfile.REST):
             start = file[name].id.get_offset()
             apart.append((start, start + file[name].id.get_storage_size()))
     with open(path, "r+b") as raw:
-        digest = h5_read.rest_digest(raw.fileno(), path.stat().st_size, apart)
+        digest = patchfile.rest_digest(raw.fileno(), path.stat().st_size, apart)
         raw.seek(apart[-1][0])
         raw.write(digest)
     return path

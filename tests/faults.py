@@ -25,8 +25,8 @@ from typing import Any
 
 import pytest
 
-import parallel
-import streams
+from pipeline import streams
+from pipeline.mpi import parallel
 from tests.running import REPO, Ended, environment, mpiexec
 
 #: Seconds after which a run with a fault counts as hung.
@@ -36,16 +36,16 @@ SOON = 10
 EARLIER = b"weeks of work"
 #: The function that is broken for a step: module and name. Those of the tool's work on one pair.
 STEPS = {
-    "finding": ("patients", "read_headers"),
-    "planning": ("dicom_io", "read_sample"),
-    "reading": ("dicom_io", "read_pixels"),
+    "finding": ("pipeline.cohort.patients", "read_headers"),
+    "planning": ("pipeline.dicom.dicom_io", "read_sample"),
+    "reading": ("pipeline.dicom.dicom_io", "read_pixels"),
     "patching": ("patching", "make_block"),
-    "writing": ("blocks", "write_block"),
-    "handing over": ("parallel", "_Sender.write"),
-    "taking": ("blocks", "PartialFile.write"),
-    "reserving": ("outputs", "reserve"),
-    "creating": ("outputs", "OutputFile.create"),
-    "syncing": ("outputs", "OutputFile.sync"),
+    "writing": ("pipeline.output.blocks", "write_block"),
+    "handing over": ("pipeline.mpi.parallel", "_Sender.write"),
+    "taking": ("pipeline.output.blocks", "PartialFile.write"),
+    "reserving": ("pipeline.output.commit", "reserve"),
+    "creating": ("pipeline.output.commit", "OutputFile.create"),
+    "syncing": ("pipeline.output.commit", "OutputFile.sync"),
     "renaming": ("os", "replace"),
     "reporting": ("sanity", "draw"),
     "drawing": ("sanity", "coverage_pairs"),

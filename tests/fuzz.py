@@ -57,9 +57,9 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dicom_io
 import main
-from pairing import PatientPairs, pair_slices
+from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.dicom import dicom_io
 from tests.jpeg_lossless import compress
 from tests.scans import phantom, write_slice
 from utils import Config, Slice, ToolError

@@ -20,8 +20,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from pairing import PatientPairs
-from patients import PatientFolders, list_series, pair_up, read_headers
+from pipeline.cohort.pairing import PatientPairs
+from pipeline.cohort.patients import PatientFolders, list_series, pair_up, read_headers
 
 Stored = NDArray[Any]
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-import ahead
-import parallel
-import stopwatch
-from dicom_io import read_slice
+from pipeline import prefetch, profile
+from pipeline.dicom.dicom_io import read_slice
+from pipeline.mpi import parallel
 from tests.scans import phantom, write_slice
 from utils import Pair, RunError
 
@@ -21,7 +20,7 @@ from utils import Pair, RunError
 @pytest.mark.parametrize("threads", [0, 1, 2, 5])
 @pytest.mark.parametrize("number", [0, 1, 2, 30])
 def test_every_task_comes_once_in_order(number, threads):
-    made = list(ahead.made_ahead(range(number), lambda task: task**2, threads))
+    made = list(prefetch.made_ahead(range(number), lambda task: task**2, threads))
     assert made == [(task, task**2) for task in range(number)]
 
 
@@ -31,7 +30,7 @@ def test_an_error_is_raised_when_its_turn_has_come():
             raise RunError("this slice is bad")
         return task
 
-    made = ahead.made_ahead(range(100), make, 2)
+    made = prefetch.made_ahead(range(100), make, 2)
     assert [next(made)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(RunError, match="this slice is bad"):
         next(made)
@@ -44,18 +43,18 @@ def test_no_more_is_made_ahead_than_there_are_threads():
         begun.append(task)
         return task
 
-    for task, _ in ahead.made_ahead(range(50), make, 3):
+    for task, _ in prefetch.made_ahead(range(50), make, 3):
         assert max(begun) <= task + 3
 
 
 def test_what_is_made_ahead_is_made_in_other_threads_all_of_which_end():
-    made = list(ahead.made_ahead(range(9), lambda _: threading.current_thread().name, 2))
+    made = list(prefetch.made_ahead(range(9), lambda _: threading.current_thread().name, 2))
     assert {name.split("_")[0] for _, name in made} == {"ahead"}
     assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
 
 
 def test_leaving_early_ends_the_threads():
-    made = ahead.made_ahead(range(10**6), lambda task: task, 2)
+    made = prefetch.made_ahead(range(10**6), lambda task: task, 2)
     next(made)
     made.close()
     assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
@@ -66,10 +65,10 @@ def test_a_process_with_one_core_uses_no_thread():
     cores = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(cores)})
-        assert ahead.threads() == 0
+        assert prefetch.threads() == 0
     finally:
         os.sched_setaffinity(0, cores)
-    assert ahead.threads() == (min(len(cores), ahead.MOST_THREADS) if len(cores) > 1 else 0)
+    assert prefetch.threads() == (min(len(cores), prefetch.MOST_THREADS) if len(cores) > 1 else 0)
 
 
 def slices(folder: Any, **options: Any) -> Pair:
@@ -79,11 +78,11 @@ def slices(folder: Any, **options: Any) -> Pair:
 
 
 def test_slices_that_need_a_decoder_are_read_in_their_turn(tmp_path, monkeypatch):
-    monkeypatch.setattr(ahead, "threads", lambda: 2)
+    monkeypatch.setattr(prefetch, "threads", lambda: 2)
     pair = slices(tmp_path)
     packed = Pair("P", pair.input, dataclasses.replace(pair.target, pixel_offset=None))
-    assert ahead.threads_for([pair, pair]) == 2
-    assert ahead.threads_for([pair, packed]) == 0
+    assert prefetch.threads_for([pair, pair]) == 2
+    assert prefetch.threads_for([pair, packed]) == 0
 
 
 @pytest.mark.parametrize(
@@ -91,10 +90,10 @@ def test_slices_that_need_a_decoder_are_read_in_their_turn(tmp_path, monkeypatch
     [(32, 32, 4), (1024, 1024, 4), (1024, 2048, 2), (2048, 2048, 1), (2048, 2049, 0)],
 )
 def test_fewer_pairs_of_large_images_are_prefetched(tmp_path, monkeypatch, rows, columns, expected):
-    monkeypatch.setattr(ahead, "threads", lambda: 4)
+    monkeypatch.setattr(prefetch, "threads", lambda: 4)
     small = slices(tmp_path)
     large = dataclasses.replace(small.target, rows=rows, columns=columns)
-    assert ahead.threads_for([small, Pair("P", large, large), small]) == expected
+    assert prefetch.threads_for([small, Pair("P", large, large), small]) == expected
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -129,35 +128,35 @@ def test_an_error_that_nobody_foresaw_names_the_task(where, threads):
 
 
 def test_the_profile_tells_threads_from_ranks(monkeypatch):
-    monkeypatch.setattr(stopwatch, "spent", {})
-    monkeypatch.setattr(stopwatch, "spent_ahead", {})
+    monkeypatch.setattr(profile, "spent", {})
+    monkeypatch.setattr(profile, "spent_ahead", {})
 
     def make(task: int) -> int:
-        with stopwatch.step("scale"):
+        with profile.step("scale"):
             return task
 
-    for _ in ahead.made_ahead(range(5), make, 2):
-        with stopwatch.step("cut"):
+    for _ in prefetch.made_ahead(range(5), make, 2):
+        with profile.step("cut"):
             pass
-    assert set(stopwatch.spent) == {"cut", "wait"}
-    assert set(stopwatch.spent_ahead) == {"scale"}
-    lines = stopwatch.table([stopwatch.spent], stopwatch.spent_ahead, 1.0)
+    assert set(profile.spent) == {"cut", "wait"}
+    assert set(profile.spent_ahead) == {"scale"}
+    lines = profile.table([profile.spent], profile.spent_ahead, 1.0)
     assert [line.split()[0] for line in lines] == ["seconds", "rank", "ahead"]
 
 
 def test_steps_that_take_turns_share_the_time_between_them(monkeypatch):
     clock = iter([1.0, 3.0, 7.0, 7.5])
-    monkeypatch.setattr(stopwatch, "spent", {"cut": 10.0})
-    monkeypatch.setattr("stopwatch.time.perf_counter", lambda: next(clock))
-    with stopwatch.laps() as lap:
+    monkeypatch.setattr(profile, "spent", {"cut": 10.0})
+    monkeypatch.setattr("pipeline.profile.time.perf_counter", lambda: next(clock))
+    with profile.laps() as lap:
         for name in ("cut", "write", "cut"):
             lap(name)
-    assert stopwatch.spent == {"cut": 12.5, "write": 4.0}
+    assert profile.spent == {"cut": 12.5, "write": 4.0}
 
 
 def test_the_profile_of_ranks_tells_how_long_they_were_idle():
     ranks = [{"cut": 3.0, "rank 0": 5.0}, {"cut": 2.0, "wait": 1.0, "rank 0": 5.0}]
-    lines = stopwatch.table(ranks, {}, 9.0)
+    lines = profile.table(ranks, {}, 9.0)
     assert lines[-1].split() == ["idle", "in", "shared", "work", "16.7%"]
     assert [line.split()[-1] for line in lines[1:3]] == ["9.00", "9.00"]
 
@@ -171,7 +170,7 @@ def behind_threads() -> list[str]:
 
 def test_jobs_are_done_in_order_in_one_other_thread():
     done: list[tuple[int, str]] = []
-    behind = ahead.Behind(3)
+    behind = prefetch.Behind(3)
     assert not behind_threads()
 
     def job(i: int) -> None:
@@ -187,7 +186,7 @@ def test_jobs_are_done_in_order_in_one_other_thread():
 
 def test_no_more_jobs_wait_than_may():
     begin, waiting = threading.Event(), threading.Event()
-    behind = ahead.Behind(2)
+    behind = prefetch.Behind(2)
     given: list[int] = []
 
     def give() -> None:
@@ -218,7 +217,7 @@ def test_an_error_comes_out_and_what_lies_behind_it_is_left_undone():
             raise RunError("the disk is full")
         done.append(i)
 
-    behind = ahead.Behind(100)
+    behind = prefetch.Behind(100)
     with pytest.raises(RunError, match="the disk is full"):  # noqa: PT012
         for i in range(100):
             behind.do(functools.partial(job, i))
@@ -240,7 +239,7 @@ def test_closing_drops_what_waits():
         go.wait(60)
         done.append("first")
 
-    behind = ahead.Behind(10**6)
+    behind = prefetch.Behind(10**6)
     behind.do(first)
     behind.do(lambda: done.append("second"))
     assert begun.wait(60)

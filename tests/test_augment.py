@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import augment
-from h5_read import ORIENTATIONS
+from ctpatches.patchfile import ORIENTATIONS
 from tests import naive
 from tests.scans import phantom
 

@@ -19,8 +19,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_io import read_pixels, read_slice, to_hu
-from patients import PatientFolders, find_patients
+from pipeline.cohort.patients import PatientFolders, find_patients
+from pipeline.dicom.dicom_io import read_pixels, read_slice, to_hu
 from tests.running import Ended, called, contents
 from tests.scans import find_pairs, phantom, write_patient, write_slice
 from utils import CallError, Config

@@ -20,8 +20,8 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-import outputs
-from outputs import OutputFile
+from pipeline.output import commit
+from pipeline.output.commit import OutputFile
 from tests.editing import edit
 from tests.faults import (
     EARLIER,
@@ -126,7 +126,7 @@ def test_space_that_runs_out_for_the_checkpoint_is_named(tmp_path, monkeypatch):
             while True:
                 filler.write(bytes(4096))
 
-    monkeypatch.setattr(outputs, "reserve", reserve_and_fill)
+    monkeypatch.setattr(commit, "reserve", reserve_and_fill)
     with mounted(tmp_path / "disk", "size=16m") as disk:
         output = disk / "x.h5"
         ended = called(tmp_path, *argv(tmp_path / "many", output))

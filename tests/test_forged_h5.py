@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import xxhash
 
-import h5_read
 import stitch
-from h5_dataset import PatchDataset, patient_names
+from ctpatches import patchfile
+from ctpatches.torch import PatchDataset, patient_names
 from tests.editing import sign
 from tests.running import REPO, called, run
 from tests.scans import write_patient
@@ -59,9 +59,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "PatchDataset": PatchDataset,
     "samples": samples,
     "patient_names": patient_names,
-    "provenance": lambda path: h5_read.provenance(path, 0),
-    "read_patches": lambda path: h5_read.read_patches(path, 0),
-    "denormalise": lambda path: h5_read.denormalise(np.zeros((1, 2)), path, 0),
+    "provenance": lambda path: patchfile.provenance(path, 0),
+    "read_patches": lambda path: patchfile.read_patches(path, 0),
+    "denormalise": lambda path: patchfile.denormalise(np.zeros((1, 2)), path, 0),
     "stitch": lambda path: stitch.stitch(None, path, 0),
 }
 every_reader = pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
@@ -136,7 +136,7 @@ def test_what_the_schema_forbids_is_refused_in_one_line(
     message = str(caught.value)
     assert message.startswith(f"'{path}' ")
     assert "\n" not in message
-    assert h5_read.verify(path) != []
+    assert patchfile.verify(path) != []
 
 
 @every_reader
@@ -209,8 +209,8 @@ def claim(rows: int, names: tuple[str, ...], **options: Any) -> Change:
     return change
 
 
-OF_PATCHES = ("input", "target", *(f"patch/{name}" for name in h5_read.PATCH_COLUMNS))
-OF_PAIRS = tuple(name for name, field in h5_read.SCHEMA.items() if field.row_of == "pair")
+OF_PATCHES = ("input", "target", *(f"patch/{name}" for name in patchfile.PATCH_COLUMNS))
+OF_PAIRS = tuple(name for name, field in patchfile.SCHEMA.items() if field.row_of == "pair")
 
 
 @every_reader
@@ -275,7 +275,7 @@ def test_no_other_file_is_read(
         assert file["target"][...].any()
     with pytest.raises(ValueError, match=r"has (no target, or a link|target in other files)"):
         reader(path)
-    assert len(h5_read.verify(path)) == 1
+    assert len(patchfile.verify(path)) == 1
 
 
 @pytest.mark.parametrize("name", ["../scans/x.dcm", "/etc/passwd", "A/../../x", "", "A\0x"])
@@ -317,12 +317,12 @@ def test_a_file_of_which_everything_was_compressed_is_read_alike(
     ):
         np.testing.assert_array_equal(one, other)
     samples(packed)
-    assert h5_read.provenance(packed, 50) == h5_read.provenance(valid, 50)
+    assert patchfile.provenance(packed, 50) == patchfile.provenance(valid, 50)
     for scale in (1, 0.8):
         np.testing.assert_array_equal(
             stitch.stitch(None, packed, 1, scale=scale), stitch.stitch(None, valid, 1, scale=scale)
         )
-    assert h5_read.verify(packed) == [
+    assert patchfile.verify(packed) == [
         "was compressed or rewritten: its checksums are of other bytes"
     ]
 
@@ -339,7 +339,7 @@ def test_damaged_compressed_patches_are_an_error_that_names_the_file(
         target.id.write_direct_chunk((0, 0, 0, 0), b"no zlib stream")
 
     path = forge(change)
-    for read in (PatchDataset(path).read, lambda rows: h5_read.read_patches(path, rows)):
+    for read in (PatchDataset(path).read, lambda rows: patchfile.read_patches(path, rows)):
         with pytest.raises(OSError, match=r"forged\.h5': target cannot be read"):
             read([0])
         assert len(read([4])[0]) == 1
@@ -347,17 +347,17 @@ def test_damaged_compressed_patches_are_an_error_that_names_the_file(
 
 def test_a_signed_copy_is_whole(forge: Callable[[Change], Path]) -> None:
     path = forge(lambda file: file["left_out"].attrs.create("note", 1))
-    assert h5_read.verify(path) == ["header or tables of pairs are damaged"]
-    assert h5_read.verify(sign(path)) == []
+    assert patchfile.verify(path) == ["header or tables of pairs are damaged"]
+    assert patchfile.verify(sign(path)) == []
 
 
 def test_the_digest_of_pixels_is_that_of_little_endian_rows() -> None:
     image = np.arange(-6, 6, dtype=np.float32).reshape(3, 4)
     expected = xxhash.xxh3_64_intdigest(image.astype("<f4").tobytes())
-    assert h5_read.pixel_digest(image) == expected
-    assert h5_read.pixel_digest(np.asfortranarray(image)) == expected
-    assert h5_read.pixel_digest(image.astype(">f4")) == expected
-    assert h5_read.pixel_digest(image.T) != expected
+    assert patchfile.pixel_digest(image) == expected
+    assert patchfile.pixel_digest(np.asfortranarray(image)) == expected
+    assert patchfile.pixel_digest(image.astype(">f4")) == expected
+    assert patchfile.pixel_digest(image.T) != expected
 
 
 # --- at random -------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ import pytest
 from numpy.typing import NDArray
 
 import augment
-import h5_read
-from h5_dataset import (
+from ctpatches import patchfile
+from ctpatches.patchfile import VERSION
+from ctpatches.torch import (
     DIHEDRAL,
     PatchDataset,
     draw_orientations,
@@ -28,7 +29,6 @@ from h5_dataset import (
     patient_names,
     tf_dataset,
 )
-from h5_read import VERSION
 from tests.conftest import Tree
 from tests.running import REPO, called
 from tests.scans import write_patient, write_slice
@@ -158,13 +158,12 @@ def test_a_compressed_copy_reads_the_same(file: Path, tmp_path: Path) -> None:
 
 
 def test_neither_torch_nor_the_tool_is_needed(file: Path, tmp_path: Path) -> None:
-    for name in ("h5_dataset.py", "h5_read.py"):
-        shutil.copy(REPO / name, tmp_path)
+    shutil.copytree(REPO / "ctpatches", tmp_path / "ctpatches")
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"
         "sys.modules['torch'] = sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
-        "from h5_dataset import PatchDataset\n"
+        "from ctpatches.torch import PatchDataset\n"
         "print(len(PatchDataset(sys.argv[1]).read([0, 1])[0]))\n"
     )
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -219,7 +218,7 @@ def test_a_file_that_changes_under_the_reader_is_noticed(file: Path, tmp_path: P
     dataset = PatchDataset(copy)
     with h5py.File(copy, "r+") as opened:
         start = opened["target"].id.get_offset()
-        opened[h5_read.REST][0] ^= 1
+        opened[patchfile.REST][0] ^= 1
     with pytest.raises(ValueError, match="another file than when it was opened first"):
         dataset.read([0])
     shutil.copy(file, copy)
@@ -310,7 +309,7 @@ def test_provenance_is_that_of_the_file(file: Path, torch: Any) -> None:
         row = int(dataset.rows([index])[0])
         found = dataset[index][2]
         code = int(draw_orientations(0, 0, np.array([row]))[0])
-        wanted = dataclasses.asdict(h5_read.provenance(file, row))
+        wanted = dataclasses.asdict(patchfile.provenance(file, row))
         np.testing.assert_equal(found, {**wanted, "patch": row, "turned": code})
 
 

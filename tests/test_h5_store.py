@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 import xxhash
 
-import blocks
-import h5_read
-import h5_store
 import patching
-from checkpoint import BlockRecord
-from dicom_io import read_pixels
-from parallel import World
+from ctpatches import patchfile
 from patching import Block
-from pipeline import find as find_pairs_of
-from pipeline import make_plans
+from pipeline.dicom.dicom_io import read_pixels
+from pipeline.mpi.parallel import World
+from pipeline.output import blocks, file_header
+from pipeline.output.checkpoint import BlockRecord
+from pipeline.run import find as find_pairs_of
+from pipeline.run import make_plans
 from tests.conftest import Tree
 from tests.scans import write_tree
 from utils import Config, Plan, Tally
@@ -58,7 +57,7 @@ def laid_out(plan: Plan, config: Config) -> blocks.Layout:
     """Create the file with room for every patch; return where its bytes lie."""
     path = Path(config.output_fname)
     path.parent.mkdir(parents=True)
-    header = h5_store.header(plan, config)
+    header = file_header.header(plan, config)
     with open(path, "x+b") as file:
         file.truncate(header.size)
         header.write(file.fileno())
@@ -79,7 +78,7 @@ def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
         for i, block in enumerate(made)
     ]
     with open(layout.path, "r+b") as whole:
-        h5_store.header(plan, config, records).write(whole.fileno())
+        file_header.header(plan, config, records).write(whole.fileno())
     return made
 
 
@@ -177,9 +176,9 @@ def test_the_pair_table_holds_the_digests_of_both_slices(scans, tmp_path):
 
 def test_a_digest_is_of_the_pixels_in_hu_alone():
     hu = np.arange(-6, 6, dtype=np.float32).reshape(3, 4)
-    assert h5_read.pixel_digest(hu) == xxhash.xxh3_64_intdigest(hu.astype("<f4").tobytes())
-    assert h5_read.pixel_digest(np.asfortranarray(hu)) == h5_read.pixel_digest(hu)
-    assert h5_read.pixel_digest(hu + 1) != h5_read.pixel_digest(hu)
+    assert patchfile.pixel_digest(hu) == xxhash.xxh3_64_intdigest(hu.astype("<f4").tobytes())
+    assert patchfile.pixel_digest(np.asfortranarray(hu)) == patchfile.pixel_digest(hu)
+    assert patchfile.pixel_digest(hu + 1) != patchfile.pixel_digest(hu)
 
 
 def test_attributes_say_how_the_file_was_made(scans, tmp_path):
@@ -189,7 +188,7 @@ def test_attributes_say_how_the_file_was_made(scans, tmp_path):
         attrs = dict(file.attrs)
     assert attrs["seed"] == 7
     assert attrs["complete"] == 1
-    assert attrs["format_version"] == h5_read.VERSION
+    assert attrs["format_version"] == patchfile.VERSION
     assert json.loads(attrs["configuration"])["patch_size"] == 24
 
 
@@ -213,14 +212,14 @@ def test_before_the_end_the_file_is_not_marked_complete(scans, tmp_path):
 
 def test_the_header_alone_is_no_larger_than_its_tables(scans, tmp_path):
     plan, config = planned(scans.root, tmp_path)
-    header = h5_store.header(plan, config)
+    header = file_header.header(plan, config)
     assert header.size > 1_000_000
-    assert sum(map(len, header.bytes.pages.values())) <= 4 * h5_store.SparseFile.PAGE_BYTES
+    assert sum(map(len, header.bytes.pages.values())) <= 4 * file_header.SparseFile.PAGE_BYTES
 
 
 def test_a_sparse_file_reads_what_was_written_and_zeros_elsewhere():
-    page = h5_store.SparseFile.PAGE_BYTES
-    file, plain = h5_store.SparseFile(), bytearray(4 * page)
+    page = file_header.SparseFile.PAGE_BYTES
+    file, plain = file_header.SparseFile(), bytearray(4 * page)
     for offset, length in ((page - 3, 7), (0, 1), (2 * page, page + 1), (page - 1, 2)):
         data = bytes(i % 255 + 1 for i in range(length))
         file.seek(offset)

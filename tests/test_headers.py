@@ -16,7 +16,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-import dicom_io
+from pipeline.dicom import dicom_io
 from tests.fuzz import Element, compare_headers, compare_with_pydicom
 from tests.scans import SHAPE, phantom, write_slice
 

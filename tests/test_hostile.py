@@ -27,8 +27,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-import dicom_io
 import main
+from pipeline.dicom import dicom_io
 from tests.faults import EARLIER, argv, command, kept, left, one_error
 from tests.jpeg_lossless import compress
 from tests.running import Ended, called, environment

@@ -22,8 +22,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-import h5_read
-from dicom_io import read_pixels, read_slice
+from ctpatches import patchfile
+from pipeline.dicom.dicom_io import read_pixels, read_slice
 from tests.editing import edit, flip, swap
 from tests.running import Ended, called, serial
 from tests.scans import phantom, write_patient, write_slice
@@ -407,7 +407,7 @@ def test_the_key_leads_back_to_the_pixels(tmp_path):
     key = key_of(tmp_path)
     with h5py.File(tmp_path / "out.h5") as file:
         for i in range(len(file["input"])):
-            origin = h5_read.provenance(file, i)
+            origin = patchfile.provenance(file, i)
             assert key[origin.input_file].startswith(key[origin.patient])
             for side in ("input", "target"):
                 path = root / key[getattr(origin, f"{side}_file")]

@@ -28,8 +28,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_io import read_pixels, read_sample, read_slice, sample_of, to_hu
-from patients import PatientFolders
+from pipeline.cohort.patients import PatientFolders
+from pipeline.dicom.dicom_io import read_pixels, read_sample, read_slice, sample_of, to_hu
 from tests import jpeg_lossless
 from tests.editing import edit
 from tests.running import called

@@ -16,7 +16,7 @@ from tests.running import REPO, Ended, called, contents, ranks, run, serial
 from tests.scans import write_patient
 from utils import CallError, Config
 
-HEAVY = {"numpy", "pydicom", "h5py", "cv2", "matplotlib", "PIL", "mpi4py", "pipeline"}
+HEAVY = {"numpy", "pydicom", "h5py", "cv2", "matplotlib", "PIL", "mpi4py", "pipeline.run"}
 OPTIONS = [
     action
     for action in build_parser()._actions

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
 
-from pairing import PatientPairs, pair_slices, tolerance_mm
-from patients import PatientFolders
+from pipeline.cohort.pairing import PatientPairs, pair_slices, tolerance_mm
+from pipeline.cohort.patients import PatientFolders
 from tests.editing import edit, patch_set
 from tests.running import Ended, called
 from tests.scans import Made, find_pairs, phantom, write_patient, write_slice

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import parallel
+from pipeline.mpi import parallel
 from tests.running import REPO, Ended, ranks_of, run
 from tests.worlds import EARLY, PIECE, TASKS
 from utils import CallError
@@ -186,20 +186,3 @@ def test_a_rank_that_exits_amid_the_work_takes_the_others_along(tmp_path, at):
 def test_failures_of_all_ranks_at_once_are_one_message(tmp_path: Path):
     ended = ranks_of(3, "worlds.py", tmp_path, "everywhere")
     failed_once(ended, "this slice is bad")
-
-
-def test_rank_0_alone_loads_the_hdf5_library(tmp_path, tree):
-    script = tmp_path / "loads.py"
-    script.write_text(
-        "import os, sys\n"
-        f"sys.path.insert(0, {str(REPO)!r})\n"
-        "import main, parallel, streams\n"
-        "status = streams.run(main.main)\n"
-        "rank, _ = parallel.launcher_ranks(os.environ)\n"
-        "open(f'{rank}', 'w').write(str('h5py' in sys.modules))\n"
-        "parallel.leave(status)\n"
-    )
-    job = ("--input-folder", str(tree.root), "--patch-size", "p24", "--mpi_run")
-    ended = ranks_of(3, str(script), tmp_path, *job)
-    assert (ended.status, ended.errors) == (0, [])
-    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["True", "False", "False"]

@@ -1,7 +1,7 @@
 """Where each patch came from: the file alone, and the scans that it names, give back the pixels.
 
 The scans are read through pydicom and brought to HU, normalised, downscaled and cut by the plain
-arithmetic of `tests.naive`; nothing of the tool but `h5_read` and, for noise, `augment.degrade`.
+arithmetic of `tests.naive`; nothing of the tool but `ctpatches.patchfile` and, for noise, `augment.degrade`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 import augment
-import h5_read
+from ctpatches import patchfile
 from tests import naive
 from tests.running import called
 from tests.scans import PATIENTS, write_patient
@@ -45,7 +45,7 @@ class Sample:
     chosen: NDArray[np.int64]
     input: Image
     target: Image
-    origins: list[h5_read.Provenance]
+    origins: list[patchfile.Provenance]
 
     @property
     def in_hu(self) -> bool:
@@ -58,7 +58,7 @@ class Sample:
 
     def denormalised(self, side: str, unit: str) -> Image:
         """Return the patches of one side as `denormalise` gives them back."""
-        return h5_read.denormalise(self.patches(side), self.path, self.chosen, side, unit)
+        return patchfile.denormalise(self.patches(side), self.path, self.chosen, side, unit)
 
 
 def make(
@@ -72,11 +72,11 @@ def make(
     ended = called(folder, *map(str, options))
     assert ended.status == 0, ended.err
     path = folder / "out.h5"
-    with h5_read.opened(path) as file:
+    with patchfile.opened(path) as file:
         rng = np.random.default_rng(SEED)
         chosen = np.sort(rng.choice(file.patches, drawn, replace=False))
-        patches = h5_read.read_patches(file, chosen)
-        origins = [h5_read.provenance(file, int(i)) for i in chosen]
+        patches = patchfile.read_patches(file, chosen)
+        origins = [patchfile.provenance(file, int(i)) for i in chosen]
     return Sample(path, root, kind, intensity, chosen, *patches, origins)
 
 
@@ -142,7 +142,7 @@ def padded(image: Image, size: int, fill: float) -> Image:
     return out
 
 
-def cut(view: Image, origin: h5_read.Provenance, size: int) -> Image:
+def cut(view: Image, origin: patchfile.Provenance, size: int) -> Image:
     """Return the window of a (padded) view, turned as the file says."""
     window = view[origin.row : origin.row + size, origin.col : origin.col + size]
     return np.asarray(naive.TURNED[origin.orientation](window))
@@ -170,14 +170,14 @@ class Views:
             self.table = {name: file[f"pair/{name}"][...] for name in file["pair"]}
         self.made: dict[tuple[str, int, float], Image] = {}
 
-    def view(self, side: str, origin: h5_read.Provenance) -> Image:
+    def view(self, side: str, origin: patchfile.Provenance) -> Image:
         """Return the padded view that a patch was cut from."""
         key = (side, origin.pair, origin.scale)
         if key not in self.made:
             self.made[key] = self.remade(side, origin)
         return self.made[key]
 
-    def remade(self, side: str, origin: h5_read.Provenance) -> Image:
+    def remade(self, side: str, origin: patchfile.Provenance) -> Image:
         sample, table = self.sample, self.table
         image = hu_of(sample.root / (origin.input_file if side == "input" else origin.target_file))
         air = np.array([-1024.0])
@@ -273,7 +273,7 @@ def test_an_image_as_small_as_a_patch_gives_itself(tmp_path):
     (made,) = write_patient(tmp_path / "scans", "A", 1, shape=(24, 24))
     options = ("--patch-size", "p24", "--output-fname", "out.h5")
     assert called(tmp_path, "--input-folder", tmp_path / "scans", *options).status == 0
-    found = h5_read.read_patches(tmp_path / "out.h5", 0)
+    found = patchfile.read_patches(tmp_path / "out.h5", 0)
     np.testing.assert_array_equal(found, [made.input[None], made.target[None]])
 
 
@@ -294,7 +294,7 @@ def test_a_patch_has_patient_files_and_position_of_its_slice(plain, tree):
         pairs = file["patch/pair"][...].tolist()
     assert sorted(set(pairs)) == list(range(sum(PATIENTS.values())))
     for i in range(0, len(pairs), 5):
-        origin, made = h5_read.provenance(plain, i), tree.pairs[pairs[i]]
+        origin, made = patchfile.provenance(plain, i), tree.pairs[pairs[i]]
         assert (origin.patient, origin.input_file) == (made.patient, made.input_file)
         assert (origin.target_file, origin.position_mm) == (made.target_file, made.z)
 
@@ -304,18 +304,18 @@ def test_a_patch_that_the_file_does_not_have_is_an_index_error(plain, side):
     with h5py.File(plain) as file:
         patches = len(file["input"])
     with pytest.raises(IndexError, match=str(patches)):
-        h5_read.provenance(plain, patches if side == 0 else -1)
+        patchfile.provenance(plain, patches if side == 0 else -1)
 
 
 def test_patches_are_read_alike_by_number_slice_list_and_open_file(plain):
     with h5py.File(plain) as file:
         expected = file["input"][[5, 6, 7]][..., 0]
         for chosen in (slice(5, 8), [5, 6, 7], np.array([5, 6, 7])):
-            np.testing.assert_array_equal(h5_read.read_patches(file, chosen)[0], expected)
-    np.testing.assert_array_equal(h5_read.read_patches(plain, 5)[0], expected[:1])
+            np.testing.assert_array_equal(patchfile.read_patches(file, chosen)[0], expected)
+    np.testing.assert_array_equal(patchfile.read_patches(plain, 5)[0], expected[:1])
 
 
 def test_patches_are_read_in_the_order_that_is_asked_for(plain):
-    found = h5_read.read_patches(plain, [7, 5, 7])[1]
+    found = patchfile.read_patches(plain, [7, 5, 7])[1]
     for patch, i in zip(found, (7, 5, 7), strict=True):
-        np.testing.assert_array_equal(patch, h5_read.read_patches(plain, i)[1][0])
+        np.testing.assert_array_equal(patch, patchfile.read_patches(plain, i)[1][0])

@@ -39,6 +39,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     for path in REPO.glob("*.py"):
         shutil.copy2(path, folder)
+    for package in ("ctpatches", "pipeline"):
+        shutil.copytree(REPO / package, folder / package)
     write_tree(folder / "raw_data", {"P1": 2, "P2": 1, "P3": 1}, shape=(100, 120))
     (command,) = {c for c in commands() if c.startswith(MAIN_COMMAND)}
     ended = run(["bash", "-c", command], folder, path_of_this_python())

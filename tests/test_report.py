@@ -25,14 +25,14 @@ import h5py
 import numpy as np
 import pytest
 
-import h5_read
 import main
-import outputs
-import pipeline
 import report
 import report_figures
 import report_page
 import report_pictures
+from ctpatches import patchfile
+from pipeline import run
+from pipeline.output import commit
 from tests.provenance import squeezed
 from tests.running import called
 from tests.scans import phantom, write_patient, write_slice
@@ -79,7 +79,7 @@ def job(root: Path, file: Path, *options: str) -> Job:
 
     argv = ["--input-folder", str(root), "--output-fname", str(file), *options]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "show", show)
+        patch.setattr(run, "show", show)
         ended = called(file.parent, *argv)
     assert ended.status == 0, ended.err
     config = next(one for one in got["rest"] if isinstance(one, Config))
@@ -90,7 +90,7 @@ def job(root: Path, file: Path, *options: str) -> Job:
         side: [drawn.page[i] for i in sorted(drawn.page)]
         for side, drawn in zip(got["plans"], drawings, strict=True)
     }
-    return Job(got["plans"], outputs.files_of(config), config, tally, command, slices)
+    return Job(got["plans"], commit.files_of(config), config, tally, command, slices)
 
 
 def figures_of(one: Job, side: str = "") -> dict[str, Any]:
@@ -200,13 +200,13 @@ def test_noise_is_that_of_untouched_patches_in_hu(whole):
     apart: dict[str, list[Any]] = {}
     with h5py.File(whole.files[""]) as file:
         for index in sampled(facts):
-            there = h5_read.provenance(file, index)
+            there = patchfile.provenance(file, index)
             assert there.orientation == 0
             if there.scale != 1 or there.degradation != "none":
                 continue
-            low, full = h5_read.read_patches(file, index)
-            low_hu = h5_read.denormalise(low, file, index, "input")
-            full_hu = h5_read.denormalise(full, file, index, "target")
+            low, full = patchfile.read_patches(file, index)
+            low_hu = patchfile.denormalise(low, file, index, "input")
+            full_hu = patchfile.denormalise(full, file, index, "target")
             apart.setdefault(there.patient, []).append((low_hu - full_hu, low - full))
     assert apart
     for one in facts["patients"]:
@@ -426,7 +426,7 @@ def test_the_way_to_load_it_works(tree, tmp_path, layout):
     found: dict[str, Any] = {}
     with contextlib.chdir(tmp_path):
         # TensorFlow is no package of the tests.
-        exec(code if layout == "torch" else code.split("from h5_dataset")[0], found)
+        exec(code if layout == "torch" else code.split("from ctpatches.torch")[0], found)
     shape = (1, 24, 24) if layout == "torch" else (24, 24, 1)
     assert found["low"].shape == found["full"].shape == shape
     if layout == "torch":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint import Checkpoint, Entries
+from pipeline.output.checkpoint import Checkpoint, Entries
 from tests.conftest import Tree
 from tests.editing import flip
 from tests.faults import (

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-import filling
-import pipeline
 import sanity
-from parallel import World
+from pipeline import filling
+from pipeline.mpi.parallel import World
+from pipeline.run import find, make_plans
 from tests.conftest import Tree
 from tests.provenance import squeezed
 from tests.running import called
@@ -69,7 +69,7 @@ def test_an_error_in_a_picture_names_its_slice(
 ) -> None:
     config = Config(str(tree.root), str(tmp_path / "out.h5"), patch_size=24, overlap=4)
     world, tally = World(None), Tally()
-    plans = pipeline.make_plans(pipeline.find(config, world, tally), config, world, tally)
+    plans = make_plans(find(config, world, tally), config, world, tally)
     task = filling.to_draw(plans, config, together=True)[0]
     assert len(task.slices) == 4
     guilty = task.slices[2][1]

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import JPEGLosslessSV1, generate_uid
 
-from splitting import draw_sides, same_persons
+from pipeline.cohort.splitting import draw_sides, same_persons
 from tests.editing import edit, patch_set
 from tests.jpeg_lossless import compress
 from tests.running import Ended, called, ranks_of

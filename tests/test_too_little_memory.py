@@ -14,7 +14,9 @@ from tests.running import REPO, mpiexec, run
 SCRIPT = f"""import importlib, os, resource, sys
 sys.path.insert(0, {str(REPO)!r})
 module, megabytes = sys.argv[1], int(sys.argv[2])
-import main, parallel, streams
+import main
+from pipeline import streams
+from pipeline.mpi import parallel
 importlib.import_module(module)
 with open("/proc/self/statm") as file:
     size = int(file.read().split()[0]) * resource.getpagesize()
@@ -25,7 +27,8 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 
 
 @pytest.mark.parametrize(
-    ("loaded", "megabytes"), [("main", 8), ("main", 20), ("pipeline", 150), ("pipeline", 250)]
+    ("loaded", "megabytes"),
+    [("main", 8), ("main", 20), ("pipeline.run", 150), ("pipeline.run", 250)],
 )
 def test_a_library_that_does_not_fit_into_memory_is_one_line(tmp_path, tree, loaded, megabytes):
     (tmp_path / "limited.py").write_text(SCRIPT)

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from h5_dataset import PatchDataset
-from h5_read import denormalise
+from ctpatches.patchfile import denormalise
+from ctpatches.torch import PatchDataset
 from stitch import stitch
 from tests.running import REPO, called
 

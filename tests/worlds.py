@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import parallel
-import streams
+from pipeline import streams
+from pipeline.mpi import parallel
 from utils import RunError
 
 TASKS = 40

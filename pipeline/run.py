@@ -11,19 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-import ahead
-import filling
-import outputs
-import patients
-import planning
-import preview
-import stopwatch
-from outputs import Output
-from pairing import PatientPairs
-from parallel import World
-from planning import Findings
-from progress import Progress
-from stopwatch import step
+from pipeline import dry_run, filling, planning, prefetch, profile
+from pipeline.cohort import patients
+from pipeline.cohort.pairing import PatientPairs
+from pipeline.mpi.parallel import World
+from pipeline.output import commit
+from pipeline.output.commit import Output
+from pipeline.planning import Findings
+from pipeline.profile import step
+from pipeline.progress import Progress
 from utils import Config, Plan, Tally, say, shown
 
 #: glibc takes the largest block that was ever freed, up to 32 MB, as the size below which freed
@@ -38,12 +34,12 @@ def run(config: Config, world: World) -> None:
     np.empty(KEPT_BYTES, np.uint8)
     tally = Tally()
     if not config.dry_run:
-        world.on_root(lambda: outputs.check(config))
-    identify = world.share(world.rank == 0 and not config.dry_run and outputs.may_resume(config))
+        world.on_root(lambda: commit.check(config))
+    identify = world.share(world.rank == 0 and not config.dry_run and commit.may_resume(config))
     findings = find(config, world, tally)
     plans = make_plans(findings, config, world, tally, identify)
     if config.dry_run:
-        world.on_root(lambda: preview.show(plans, findings, config, world.size, tally))
+        world.on_root(lambda: dry_run.show(plans, findings, config, world.size, tally))
         return
     output = world.on_root(lambda: allocate(plans, config))
     try:
@@ -55,9 +51,9 @@ def run(config: Config, world: World) -> None:
         raise
     world.on_root(lambda: show(plans, findings, config, tally, drawings))
     if config.profile:
-        ranks = world.gather(stopwatch.spent)
+        ranks = world.gather(profile.spent)
         wall = time.perf_counter() - begin
-        table = stopwatch.table(ranks, stopwatch.spent_ahead, wall)
+        table = profile.table(ranks, profile.spent_ahead, wall)
         world.on_root(lambda: print("\n".join(table)))
 
 
@@ -119,14 +115,14 @@ def make_plans(
                 collector.take(survey)
                 progress.advance()
 
-        threads = ahead.threads_for(task.pair for task in findings.tasks)
+        threads = prefetch.threads_for(task.pair for task in findings.tasks)
         survey = planning.surveyor(config, identify)
         tasks = planning.in_twos(findings.tasks)
 
         def load() -> None:
             """Load what the others would wait for later: HDF5, random draws, pictures, the page."""
             if not config.dry_run:
-                for module in ("h5_store", "numpy.random", "sanity", "report"):
+                for module in ("pipeline.output.file_header", "numpy.random", "sanity", "report"):
                     importlib.import_module(module)
 
         world.run(tasks, lambda made: made, take, prepare=survey, threads=threads, meanwhile=load)
@@ -161,7 +157,7 @@ def show(
     import report
     import sanity
 
-    files = outputs.files_of(config)
+    files = commit.files_of(config)
     command = shlex.join(["python", "main.py", *config.argv])
 
     def pictures(side: str, drawn: filling.Drawings) -> Path:
@@ -181,7 +177,7 @@ def show(
         made = [shown(name) for name in pool.map(lambda job: job(), jobs)]
     say(tally, config)
     if config.verbose:
-        preview.show_plan(plans, findings, config)
+        dry_run.show_plan(plans, findings, config)
     if config.quiet:
         return
     for (side, plan), folder, site in zip(plans.items(), made[::2], made[1::2], strict=True):

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-import ahead
-import blocks
-import dicom_io
 import patching
-from checkpoint import BlockRecord
-from h5_read import pixel_digest
-from outputs import Output
-from parallel import World, Writer, about
-from progress import Progress
-from stopwatch import step
+from ctpatches.patchfile import pixel_digest
+from pipeline import prefetch
+from pipeline.dicom import dicom_io
+from pipeline.mpi.parallel import World, Writer, about
+from pipeline.output import blocks
+from pipeline.output.checkpoint import BlockRecord
+from pipeline.output.commit import Output
+from pipeline.profile import step
+from pipeline.progress import Progress
 from utils import Affine, Config, Pair, PairPlan, Plan, Slice, shown
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def fill(
     short = [task for task in drawing if len(task.slices) == 1]
     tasks: list[PairTask | DrawTask] = [*long, *pairs, *short]
     drawn = [pair for task in drawing for _, pair, *_ in task.slices]
-    threads = ahead.threads_for([*drawn, *(task.pair for task in pairs)])
+    threads = prefetch.threads_for([*drawn, *(task.pair for task in pairs)])
     filler = Filler(config, layouts, world.open_writers(files, threads))
     drawings = [Drawings() for _ in plans]
     with Progress("filling", len(pairs), config.quiet) as progress:

@@ -27,7 +27,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from h5_read import (
+from ctpatches.patchfile import (
     PATCH_COLUMNS,
     REST,
     PatchFile,

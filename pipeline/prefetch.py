@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from stopwatch import step
+from pipeline.profile import step
 from utils import Pair
 
 Task = TypeVar("Task")

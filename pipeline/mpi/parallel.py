@@ -28,9 +28,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
-import stopwatch
-import streams
-from ahead import Behind, made_ahead
+from pipeline import profile, streams
+from pipeline.prefetch import Behind, made_ahead
 from utils import CallError, RunError, ToolError
 
 if TYPE_CHECKING:
@@ -372,14 +371,14 @@ class World:
             What the step returned on rank 0, None on the others.
         """
         if self.rank:
-            with stopwatch.step("rank 0"):
+            with profile.step("rank 0"):
                 message, _ = self._wait(source=0)
             failure = message.recv()
             if failure:
                 raise failure
             return None
         try:
-            with stopwatch.step("rank 0"):
+            with profile.step("rank 0"):
                 result = do()
         except Exception as error:
             failure = _shared(error, "")
@@ -443,10 +442,10 @@ class World:
         file, offset, length = head
         data = bytearray(length)
         assert self.comm is not None
-        with stopwatch.step("receive"):
+        with profile.step("receive"):
             self.comm.Recv(data, source, BYTES)
         if keep:
-            with stopwatch.step("write"):
+            with profile.step("write"):
                 writer = self._writers[file]
                 assert writer
                 writer.write(offset, memoryview(data))
@@ -532,7 +531,7 @@ class World:
         assert self.comm is not None
         failure: SharedFailure | None = None
         while True:
-            with stopwatch.step("wait"):
+            with profile.step("wait"):
                 message, status = self._wait(source=0)
             told = message.recv()
             if status.tag == STOP:
@@ -619,7 +618,7 @@ class _Later:
 
     def write(self, offset: int, data: memoryview) -> None:
         def job() -> None:
-            with stopwatch.step("write"):
+            with profile.step("write"):
                 self.writer.write(offset, data)
 
         self.behind.do(job)
@@ -669,7 +668,7 @@ class _Lead:
         if self.tasks:
             self.take(self.work(self.tasks.pop()))
         elif any(self.held.values()):
-            with stopwatch.step("wait"):
+            with profile.step("wait"):
                 found = self.world._wait()
             self.answer(found)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import dicom_io
-from h5_read import Invalid, PatchFile, opened, pixel_digest
+from ctpatches.patchfile import Invalid, PatchFile, opened, pixel_digest
+from pipeline.dicom import dicom_io
 from utils import RunError, quoted
 
 SIDES = ("input", "target")

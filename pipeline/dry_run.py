@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-import ahead
-import filling
-import outputs
-from planning import Findings
+from pipeline import filling, prefetch
+from pipeline.output import commit
+from pipeline.planning import Findings
 from utils import Config, Pair, Plan, Tally, quoted, say, shown
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
@@ -122,13 +121,13 @@ def _show_needs(plans: dict[str, Plan], config: Config, ranks: int) -> None:
     # Patches are cut and written a piece at a time: what counts is images and where to cut.
     everything = [pair for plan in plans.values() for pair in plan.pairs]
     image = 4 * max(pair.input.rows * pair.input.columns for pair in everything)
-    threads = 0 if config.mpi_run else ahead.threads_for(everything)
+    threads = 0 if config.mpi_run else prefetch.threads_for(everything)
     held = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
     held += largest * config.orientations * PLACE_BYTES * (1 + threads)
     memory = BASE_MB + held / 1e6
     seconds = _seconds_a_pair(next(iter(plans.values())), config)
     pairs = sum(len(plan.pairs) for plan in plans.values())
-    files = ", ".join(quoted(path) for path in outputs.files_of(config).values())
+    files = ", ".join(quoted(path) for path in commit.files_of(config).values())
     lack = "" if size <= free else "  NOT ENOUGH"
     print(f"{'would write':28} {size / 1e6:.1f} MB to {files}")
     print(f"{'free there':28} {free / 1e6:.1f} MB{lack}")

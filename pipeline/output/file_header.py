@@ -28,9 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from blocks import write_at
-from checkpoint import BlockRecord, configuration_difference
-from h5_read import (
+from ctpatches.patchfile import (
     FORMAT,
     ORIENTATIONS,
     PATCH_COLUMNS,
@@ -41,6 +39,8 @@ from h5_read import (
     opened,
     rest_digest,
 )
+from pipeline.output.blocks import write_at
+from pipeline.output.checkpoint import BlockRecord, configuration_difference
 from utils import Affine, Config, LeftOut, Plan, shown
 
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.

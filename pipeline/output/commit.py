@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import checkpoint
-from blocks import NO_SPACE, Layout, block_ranges, named_errors
-from checkpoint import BlockRecord, Checkpoint, Entries, Job
-from h5_read import block_digest
+from ctpatches.patchfile import block_digest
+from pipeline.output import checkpoint
+from pipeline.output.blocks import NO_SPACE, Layout, block_ranges, named_errors
+from pipeline.output.checkpoint import BlockRecord, Checkpoint, Entries, Job
 from utils import SIDES, CallError, Config, Plan, RunError, quoted, shown
 
 if TYPE_CHECKING:
-    from h5_store import Header
+    from pipeline.output.file_header import Header
 
 PARTIAL = ".partial"
 #: What a spreadsheet takes for a formula, at the beginning of a cell.
@@ -283,9 +283,9 @@ class Output:
             )
         if entries.job and not changed:
             self._may_replace |= entries.job.overwrite
-        import h5_store  # here, as other ranks need no HDF5
+        from pipeline.output import file_header  # here, as other ranks need no HDF5
 
-        headers = [h5_store.header(file.plan, self.config) for file in self.files]
+        headers = [file_header.header(file.plan, self.config) for file in self.files]
         for number, (file, header) in enumerate(zip(self.files, headers, strict=True)):
             if not changed:
                 records = {i: record for (one, i), record in entries.done.items() if one == number}
@@ -319,11 +319,11 @@ class Output:
         """Find out whether a file is complete already, and refuse to replace another job's."""
         if not os.path.lexists(file.final):
             return
-        import h5_store
+        from pipeline.output import file_header
 
         changed = "it exists"
         if self.config.resume and not file.layout:
-            changed = h5_store.difference(file.final, file.plan, self.config)
+            changed = file_header.difference(file.final, file.plan, self.config)
         if not changed:
             file.complete = True
         elif not self._may_replace:
@@ -392,7 +392,7 @@ class Output:
         The order makes a killed run leave the final names alone: all bytes are on the disk before
         the first rename, and the renames before the checkpoint is removed.
         """
-        import h5_store
+        from pipeline.output import file_header
 
         assert self._checkpoint is not None
         files = [file for file in self.files if not file.complete]
@@ -400,7 +400,7 @@ class Output:
             with named_errors(file.partial):
                 self._check_intact(file)
                 records = [file.done[i] for i in range(len(file.plan.pairs))]
-                file.write_header(h5_store.header(file.plan, self.config, records))
+                file.write_header(file_header.header(file.plan, self.config, records))
                 file.sync()
         if self._key:
             write_key(self._new_key, self._key)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dicom_io import BAD, BadFile, read_slice
-from pairing import PatientPairs, pair_slices
+from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.dicom.dicom_io import BAD, BadFile, read_slice
 from utils import CallError, Config, LeftOut, Slice, listed, quoted, shown
 
 #: Folder names that are taken when no option names them, by how they begin.

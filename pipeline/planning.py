@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
-import dicom_io
-import outputs
 import patching
-import splitting
-from h5_read import pixel_digest
-from pairing import UNPAIRED, PatientPairs, Sample, misfits
-from stopwatch import step
+from ctpatches.patchfile import pixel_digest
+from pipeline.cohort import splitting
+from pipeline.cohort.pairing import UNPAIRED, PatientPairs, Sample, misfits
+from pipeline.dicom import dicom_io
+from pipeline.output import commit
+from pipeline.profile import step
 from utils import (
     Affine,
     Config,
@@ -373,7 +373,7 @@ def assemble(
     if config.blurr_n_noise:
         kinds = augment.draw_degradations(identities, config.seed)
     plans = {}
-    for side in outputs.files_of(config):
+    for side in commit.files_of(config):
         here = [i for i, pair in enumerate(findings.pairs) if sides[pair.patient] == side]
         parts = [part for i in here if (part := surveys[i].part)]
         starts = [0]

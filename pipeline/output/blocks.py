@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from h5_read import PATCH_COLUMNS, bulk_names
-from stopwatch import laps
+from ctpatches.patchfile import PATCH_COLUMNS, bulk_names
+from pipeline.profile import laps
 from utils import PIECE_BYTES, Config, Plan, RunError, quoted
 
 if TYPE_CHECKING:
-    from parallel import Writer
     from patching import Block
+    from pipeline.mpi.parallel import Writer
 
 #: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

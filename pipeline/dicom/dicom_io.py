@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-import dicom_header
-from pairing import Sample, sample_steps
+from pipeline.cohort.pairing import Sample, sample_steps
+from pipeline.dicom import fast_header
 from utils import AIR_HU, RunError, Slice, quoted, shown
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ _TAGS = [
 #: Kind of what `--bad-files` is about.
 BAD = "bad file"
 
-_EXPLICIT_LITTLE = dicom_header.EXPLICIT_LITTLE
+_EXPLICIT_LITTLE = fast_header.EXPLICIT_LITTLE
 _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -198,7 +198,7 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
     A length in a damaged file may claim gigabytes: from bytes in memory, no more can be read than
     there are.
     """
-    plain = dicom_header.read(data)
+    plain = fast_header.read(data)
     if plain:
         header, offset = plain
         with contextlib.suppress(ValueError, TypeError):  # an odd value, for pydicom to judge

@@ -1,0 +1,1 @@
+"""Patients, their pairs, and the subsets that they belong to."""

@@ -1,0 +1,1 @@
+"""Reading CT slices; the only importer of pydicom."""

@@ -1,0 +1,1 @@
+"""The ranks of a run; the only importer of mpi4py."""

@@ -1,0 +1,1 @@
+"""The output files: created, written by all ranks, committed."""
