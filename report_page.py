@@ -508,10 +508,10 @@ def snippet(facts: Facts) -> str:
     torch = facts["configuration"]["tensor_format"] == "torch"
     shape = f"(1, {p}, {p})" if torch else f"({p}, {p}, 1)"
     load = (
-        f"from h5_dataset import PatchDataset\n\npatches = PatchDataset({file})"
+        f"from ctpatches.torch import PatchDataset\n\npatches = PatchDataset({file})"
         "  # for torch.utils.data.DataLoader"
         if torch
-        else f"from h5_dataset import tf_dataset\n\npatches = tf_dataset({file}, 64)  # batches"
+        else f"from ctpatches.torch import tf_dataset\n\npatches = tf_dataset({file}, 64)  # batches"
     )
     return f"""import h5py
 

@@ -1,7 +1,8 @@
 """Where each patch came from: the file alone, and the scans that it names, give back the pixels.
 
 The scans are read through pydicom and brought to HU, normalised, downscaled and cut by the plain
-arithmetic of `tests.naive`; nothing of the tool but `ctpatches.patchfile` and, for noise, `augment.degrade`.
+arithmetic of `tests.naive`; nothing of the tool but `ctpatches.patchfile` and, for noise,
+`augment.degrade`.
 """
 
 from __future__ import annotations
