@@ -78,7 +78,9 @@ def _replace(path: str, content: str) -> None:
     """Write a text file under a temporary name and give it its own when it is whole."""
     partial = f"{path}.partial"
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as out:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)  # it may be a link
+        with open(partial, "x", encoding="utf-8", newline="\n") as out:
             out.write(content)
         os.replace(partial, path)
     except BaseException:

@@ -177,7 +177,7 @@ class PatchFile:
             for name, field in SCHEMA.items():
                 if field.since <= self.version:
                     self._datasets[name] = self._checked(name, field)
-        except Invalid:
+        except (Invalid, ImportError, MemoryError):
             raise
         except Exception as error:  # HDF5 and h5py raise what they like over damaged bytes
             raise self.invalid(f"is damaged: its header is not valid ({_kind(error)})") from error
@@ -493,6 +493,8 @@ def opened(file: File, complete: bool = True) -> Iterator[PatchFile]:
         os.close(open_regular(path))  # an error of the system says more here than in HDF5's words
         try:
             handle = open_file(path)
+        except (ImportError, MemoryError):
+            raise
         except Exception as error:
             raise Invalid.of(path, "is no HDF5 file, or it is cut off") from error
         with handle:

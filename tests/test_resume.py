@@ -164,7 +164,7 @@ def test_of_a_split_run_every_file_is_gone_on_with(tmp_path, scans):
 def refused(output: Path, scans: Tree, *options: str) -> str:
     """Check that going on is refused, and that what is there is left alone; return the message."""
     before = {name: (output.parent / name).read_bytes() for name in left(output.parent)}
-    message = one_error(resumed(output, scans, *options), f"{output}.partial")
+    message = one_error(resumed(output, scans, *options), f"{output}.checkpoint")
     assert {name: (output.parent / name).read_bytes() for name in left(output.parent)} == before
     return message
 
@@ -397,11 +397,55 @@ def test_file_and_key_are_replaced_together_or_not_at_all(tmp_path, scans, step)
     before = output.read_bytes(), key.read_bytes()
     one_error(run(command(0, [*arguments, "--overwrite"], Fault("raise", step)), tmp_path))
     assert (output.read_bytes(), key.read_bytes()) == before
-    assert kept(tmp_path) == {"x.h5", "x_key.csv", "x.h5.partial", "x.h5.checkpoint"}
+    remaining = {"x.h5", "x_key.csv", "x.h5.partial", "x.h5.checkpoint"}
+    assert kept(tmp_path) - {"x_key.csv.partial"} == remaining
     assert called(tmp_path, *arguments, "--resume").errors == []
     assert kept(tmp_path) == {"x.h5", "x_key.csv"}
     assert len(output.read_bytes()) > len(before[0])
     assert len(key.read_text().splitlines()) == 1 + 2 + 2 * 7
+
+
+def test_a_key_that_cannot_be_replaced_is_not_lost(tmp_path, scans):
+    output, key = tmp_path / "x.h5", tmp_path / "x_key.csv"
+    arguments = argv(scans.root, output, "--anonymize")
+    assert called(tmp_path, *arguments, "--random_N", "1").errors == []
+    fault = Fault("raise", "renaming", call=2)  # the h5 file has its name, the key has not
+    message = one_error(run(command(0, [*arguments, "--overwrite"], fault), tmp_path))
+    assert "--resume continues" in message
+    assert kept(tmp_path) == {"x.h5", "x.h5.checkpoint", "x_key.csv", "x_key.csv.partial"}
+    assert called(tmp_path, *arguments, "--resume").errors == []
+    assert kept(tmp_path) == {"x.h5", "x_key.csv"}
+    assert len(key.read_text().splitlines()) == 1 + 2 + 2 * 7
+
+
+def test_a_folder_under_the_name_of_the_key_is_refused_at_the_start(tmp_path, scans):
+    (tmp_path / "x_key.csv").mkdir()
+    for more in ((), ("--overwrite",), ("--resume",)):
+        ended = called(tmp_path, *argv(scans.root, tmp_path / "x.h5", "--anonymize", *more))
+        one_error(ended, "x_key.csv' is a folder", status=2)
+    assert left(tmp_path) == {"x_key.csv"}
+
+
+def test_a_file_of_a_subset_that_a_split_does_not_write_is_refused(tmp_path, scans):
+    """A patient of it may be in another subset now."""
+    (tmp_path / "x_test.h5").write_bytes(b"of an earlier split")
+    for more in ((), ("--overwrite",), ("--resume",)):
+        ended = called(tmp_path, *argv(scans.root, tmp_path / "x.h5", *SPLIT, *more))
+        one_error(ended, "x_test.h5' exists", "no test", status=2)
+    assert left(tmp_path) == {"x_test.h5"}
+
+
+def test_a_file_that_a_run_of_another_name_is_writing_is_left_alone(tmp_path, scans):
+    mark = tmp_path / "mark"
+    arguments = argv(scans.root, tmp_path / "x_train.h5")
+    with Run(command(0, arguments, Fault("hold", "writing", mark=str(mark))), tmp_path) as first:
+        wait_for(mark.exists, "the first block")
+        for more in ((), ("--resume",), ("--resume", "--overwrite")):
+            ended = called(tmp_path, *argv(scans.root, tmp_path / "x.h5", *SPLIT, *more))
+            one_error(ended, "x_train.h5.partial", "another run is writing it", status=2)
+        mark.unlink()
+        ended = first.ended()
+    assert (ended.status, ended.errors) == (0, [])
 
 
 def test_a_name_that_a_spreadsheet_takes_for_a_formula_is_escaped_in_the_key(tmp_path):
@@ -429,13 +473,24 @@ def test_of_two_runs_that_resume_the_second_is_refused(output, scans, whole, tmp
     assert output.read_bytes() == whole
 
 
+def replace(path: str) -> None:
+    """Put a file of the same size in place of another."""
+    Path(f"{path}.new").write_bytes(bytes(os.path.getsize(path)))
+    os.replace(f"{path}.new", path)
+
+
 @pytest.mark.parametrize(
-    ("harm", "word"),
-    [(os.unlink, "removed"), (lambda path: os.truncate(path, 5000), "bytes, expected")],
-    ids=["removed", "truncated"],
+    ("harm", "word", "remaining"),
+    [
+        (os.unlink, "removed", set()),
+        (lambda path: os.rename(path, f"{path}.moved"), "removed", {"x.h5.partial.moved"}),
+        (replace, "replaced", {"x.h5.partial"}),
+        (lambda path: os.truncate(path, 5000), "bytes, expected", set()),
+    ],
+    ids=["removed", "renamed", "replaced", "truncated"],
 )
 def test_a_partial_file_that_another_process_harms_is_not_called_resumable(
-    output, scans, whole, tmp_path, harm, word
+    output, scans, whole, tmp_path, harm, word, remaining
 ):
     mark = tmp_path / "mark"
     arguments = argv(scans.root, output, "--resume")
@@ -445,7 +500,7 @@ def test_a_partial_file_that_another_process_harms_is_not_called_resumable(
         mark.unlink()
         message = one_error(first.ended(), f"{output}.partial", word, "another process", status=1)
     assert "--resume" not in message
-    assert left(output.parent) == set()
+    assert left(output.parent) == remaining
     assert called(tmp_path, *arguments).errors == []
     assert output.read_bytes() == whole
 

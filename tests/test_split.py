@@ -434,6 +434,13 @@ def test_a_split_file_that_cannot_be_read_is_named(ten, tmp_path, how):
     assert "sides.txt" in ended.err
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="the system has no /dev/zero")
+def test_a_split_file_without_an_end_is_refused(ten, tmp_path):
+    ended = run(ten, "--split-file", "/dev/zero")
+    assert ended.status == 2
+    assert "more than 10000000 characters" in ended.err
+
+
 def test_split_and_split_file_exclude_each_other(ten, tmp_path):
     ended = run(ten, *THIRDS, "--split-file", split_file(tmp_path, ""))
     assert ended.status == 2

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from utils import SIDES, CallError, RunError, key, listed, quoted, shown
 
+#: Longest text of a split file; `/dev/zero` has no end.
+MAX_CHARACTERS = 10_000_000
 #: Tags whose value says nothing where every patient has the same.
 _MAYBE_PLACEHOLDER = ("PatientID", "StudyDate with StudyTime")
 
@@ -112,10 +114,16 @@ def read_sides(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is no UTF-8 text"
         raise CallError(f"--split-file {quoted(path)}: {reason}") from None
+    if len(text) > MAX_CHARACTERS:
+        raise CallError(
+            f"--split-file {quoted(path)} has more than {MAX_CHARACTERS} characters; expected a "
+            "line per patient"
+        )
+    lines = [line.strip() for line in text.splitlines()]
     known = {patient for group in groups for patient in group}
     out: dict[str, str] = {}
     problems = []

@@ -139,7 +139,7 @@ class Checkpoint:
         while True:
             # It holds real names, with --anonymize too: for the owner alone.
             descriptor = os.open(path, flags, 0o600)
-            if not _lock(descriptor):
+            if not try_lock(descriptor):
                 os.close(descriptor)
                 return None
             if is_at(path, descriptor):
@@ -203,18 +203,19 @@ class Checkpoint:
 
 
 def is_locked(path: str) -> bool:
-    """Return whether another run has locked a checkpoint."""
+    """Return whether another run has locked a file."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     try:
-        return not _lock(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed; return whether no other run has locked it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

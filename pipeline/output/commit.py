@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,12 +66,31 @@ def check(config: Config) -> None:
     for fname in files:
         _check_file(fname, config.overwrite or config.resume)
     _check_earlier_run([checkpoint_path(config), *map(partial_path, files)], config)
-    key = key_path(config)
-    if config.anonymize and os.path.lexists(key) and not (config.overwrite or config.resume):
+    if config.anonymize:
+        _check_key(key_path(config), config.overwrite or config.resume)
+    if "" not in files_of(config):
+        _check_other_subsets(config)
+
+
+def _check_key(key: str, may_exist: bool) -> None:
+    if os.path.isdir(key):
+        raise CallError(f"{quoted(key)} is a folder; expected a file, the key of the pseudonyms")
+    if os.path.lexists(key) and not may_exist:
         raise CallError(
             f"{quoted(key)}, the key of the pseudonyms, exists; add --overwrite to replace it, or "
             "name another --output-fname"
         )
+
+
+def _check_other_subsets(config: Config) -> None:
+    """Refuse a file of a subset that this run does not write: a patient of it may be in another."""
+    every = files_of(dataclasses.replace(config, split=(1.0, 1.0, 1.0)))
+    for side in every.keys() - files_of(config).keys():
+        if os.path.lexists(every[side]):
+            raise CallError(
+                f"{quoted(every[side])} exists, but this split has no {side}: the same patient "
+                "could be in two of the files; remove or rename it"
+            )
 
 
 def _check_file(fname: str, may_exist: bool) -> None:
@@ -94,12 +114,11 @@ def _check_file(fname: str, may_exist: bool) -> None:
 
 def _check_earlier_run(paths: Sequence[str], config: Config) -> None:
     left = [path for path in paths if os.path.lexists(path)]
-    if not left:
-        return
-    with named_errors(paths[0]):
-        if checkpoint.is_locked(paths[0]):
-            raise CallError(f"{quoted(left[-1])}: another run is writing it; wait for it to end")
-    if not config.resume:
+    for path in left:
+        with named_errors(path):
+            if checkpoint.is_locked(path):
+                raise CallError(f"{quoted(left[-1])}: another run is writing it; wait for its end")
+    if left and not config.resume:
         raise CallError(
             f"{quoted(left[-1])} was left by an interrupted run; add --resume to continue it, or "
             f"remove {' and '.join(map(quoted, left))}"
@@ -156,6 +175,9 @@ class OutputFile:
     def open(self, header: Header, flags: int = 0) -> None:
         """Open the partial file, and note where its bytes lie."""
         self._descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
+        if not checkpoint.try_lock(self._descriptor):  # as a file of another --output-fname
+            self.close()
+            raise RunError(f"{quoted(self.partial)}: another run is writing it")
         status = os.fstat(self._descriptor)
         self.size = header.size
         path = os.path.abspath(self.partial)
@@ -198,12 +220,17 @@ class OutputFile:
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
-        status = os.fstat(self._descriptor)
-        if not status.st_nlink:
-            return "was removed by another process"
-        if status.st_size != self.size:
-            return f"has {status.st_size} bytes, expected {self.size}: another process changed it"
+        if not checkpoint.is_at(self.partial, self._descriptor):
+            return "was removed or replaced by another process"
+        size = os.fstat(self._descriptor).st_size
+        if size != self.size:
+            return f"has {size} bytes, expected {self.size}: another process changed it"
         return ""
+
+    def check(self) -> None:
+        """Raise RunError if another process has removed, replaced or truncated the partial file."""
+        if problem := self.problem():
+            raise RunError(f"{quoted(self.partial)} {problem}; run again")
 
     def commit(self) -> None:
         """Give the complete file its final name."""
@@ -257,6 +284,8 @@ class Output:
         self._checkpoint: Checkpoint | None = None
         #: Whether the partial files and the checkpoint are of this run.
         self._owned = False
+        #: Whether some files may have their final names already.
+        self._committing = False
         self._may_replace = config.overwrite
         folders = _missing_folders(config.output_fname)
         try:
@@ -278,8 +307,8 @@ class Output:
         changed = self._difference(entries, job)
         if entries.job and changed and not self.config.overwrite:
             raise RunError(
-                f"{quoted(self.files[0].partial)} is of another job; undo the change to continue "
-                f"it, or add --overwrite to start over: {changed}"
+                f"{quoted(checkpoint.path)}: the interrupted run was another job; undo the change "
+                f"to continue it, or add --overwrite to start over: {changed}"
             )
         if entries.job and not changed:
             self._may_replace |= entries.job.overwrite
@@ -291,7 +320,7 @@ class Output:
                 records = {i: record for (one, i), record in entries.done.items() if one == number}
                 file.resume(header, records, self.config)
             self._check_final(file)
-        self._check_key()
+        self._check_key_is_ours()
         self._owned = True
         self._remove_stale()
         if changed:
@@ -332,7 +361,7 @@ class Output:
                 f"it, or choose another name: {changed}"
             )
 
-    def _check_key(self) -> None:
+    def _check_key_is_ours(self) -> None:
         path = key_path(self.config)
         if self._key and not self._may_replace and os.path.lexists(path):
             with open(path, "rb") as file:
@@ -345,7 +374,9 @@ class Output:
     def _remove_stale(self) -> None:
         """Remove what an interrupted run left and this one does not continue."""
         for path in [*(file.partial for file in self.files if not file.layout), self._new_key]:
-            with contextlib.suppress(FileNotFoundError):
+            if os.path.lexists(path):
+                if checkpoint.is_locked(path):
+                    raise RunError(f"{quoted(path)}: another run is writing it")
                 os.unlink(path)
 
     def _create(self, new: Sequence[tuple[OutputFile, Header]]) -> None:
@@ -376,15 +407,11 @@ class Output:
             written.
         """
         file = self.files[number]
-        self._check_intact(file)
+        file.check()
         file.done[index] = record
         assert self._checkpoint is not None
         with named_errors(self._checkpoint.path):
             self._checkpoint.add(number, index, record)
-
-    def _check_intact(self, file: OutputFile) -> None:
-        if problem := file.problem():
-            raise RunError(f"{quoted(file.partial)} {problem}; run again")
 
     def finish(self) -> None:
         """Complete all files, and give them and the key their final names.
@@ -398,21 +425,25 @@ class Output:
         files = [file for file in self.files if not file.complete]
         for file in files:
             with named_errors(file.partial):
-                self._check_intact(file)
+                file.check()
                 records = [file.done[i] for i in range(len(file.plan.pairs))]
                 file.write_header(file_header.header(file.plan, self.config, records))
                 file.sync()
         if self._key:
             write_key(self._new_key, self._key)
         for file in files:
+            file.check()
             if os.path.lexists(file.final) and not self._may_replace:
                 raise RunError(f"{quoted(file.final)} was made by another run meanwhile")
+        self._committing = True
         for file in files:
             file.commit()
+        if self._key:
+            with named_errors(key_path(self.config)):
+                os.replace(self._new_key, key_path(self.config))
+        for file in files:
             file.close()
         with named_errors(self.config.output_fname):
-            if self._key:
-                os.replace(self._new_key, key_path(self.config))
             _sync(os.path.dirname(os.path.abspath(self.config.output_fname)))
             self._checkpoint.close(remove=True)
         self._checkpoint = None
@@ -428,12 +459,12 @@ class Output:
         """
         if not self._checkpoint:
             return ""
-        resumable = any(file.is_resumable() for file in self.files)
+        resumable = self._committing or any(file.is_resumable() for file in self.files)
         for file in self.files:
             if self._owned and not resumable:
                 file.remove()
             file.close()
-        if self._owned:
+        if self._owned and not self._committing:
             with contextlib.suppress(OSError):
                 os.unlink(self._new_key)
         empty = not self._owned and not self._checkpoint.read().size
@@ -441,10 +472,9 @@ class Output:
         self._checkpoint = None
         if not resumable:
             return ""
-        names = ", ".join(quoted(file.partial) for file in self.files if not file.complete)
-        return (
-            f"{self.pairs_done} of {self.pairs} pairs are complete in {names}; --resume continues"
-        )
+        names = [quoted(one.final if one.complete else one.partial) for one in self.files]
+        done = f"{self.pairs_done} of {self.pairs} pairs are complete in {', '.join(names)}"
+        return f"{done}; --resume continues"
 
 
 def reserve(files: Sequence[OutputFile]) -> None:
@@ -463,10 +493,11 @@ def reserve(files: Sequence[OutputFile]) -> None:
 
 def _locked_checkpoint(config: Config) -> Checkpoint:
     path = checkpoint_path(config)
-    try:
-        found = Checkpoint.lock(path, exclusive=not config.resume)
-    except FileExistsError:
-        found = None
+    with named_errors(path):
+        try:
+            found = Checkpoint.lock(path, exclusive=not config.resume)
+        except FileExistsError:
+            found = None
     if found is None:
         raise RunError(f"{quoted(partial_path(config.output_fname))}: another run is writing it")
     return found
