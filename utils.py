@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,6 +77,19 @@ def listed(headline: str, problems: Iterable[str]) -> str:
     return "\n".join([f"{headline}:", *(f"  {line}" for line in lines)])
 
 
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a temporary name to write to, and rename the file to `path` once it is whole."""
+    partial = f"{os.fspath(path)}.partial"
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+
+
 @dataclass(frozen=True)
 class Config:
     """What a run was asked for. Fields are named as the options of the command line are."""
@@ -109,13 +124,14 @@ class Config:
     profile: bool = False
     quiet: bool = False
     verbose: bool = False
+    no_report: bool = False
     hand_over: str = "auto"
     argv: tuple[str, ...] = ()
 
     #: Where and how a run is done; all other fields decide what the file holds.
     HOW = (
         *("input_folder", "output_fname", "split_file", "mpi_run", "overwrite", "resume"),
-        *("dry_run", "profile", "quiet", "verbose", "hand_over", "argv"),
+        *("dry_run", "profile", "quiet", "verbose", "no_report", "hand_over", "argv"),
     )
 
     @property
