@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -166,6 +167,8 @@ def write_reports(plans: dict[str, Plan], config: Config, tally: Tally) -> dict[
     """Write the report on every finished file; return the pages by subset."""
     if config.no_report:
         return {}
+    # Where the home folder is not writable, matplotlib warns and caches its fonts elsewhere.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from report import write_report  # here: matplotlib and jinja2 take half a second
 
     return {

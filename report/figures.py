@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,9 +57,6 @@ CHART, CHART_AXES = (5.4, 3.1), (0.7, 0.55, 4.55, 2.4)
 #: Windows drawn on one view; of more, only every k-th row and column.
 MAX_DRAWN_WINDOWS = 2500
 
-# Where the home folder is not writable, matplotlib warns and caches its fonts elsewhere.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
-
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
@@ -102,7 +98,7 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
 def _title(figure: Figure, text: str) -> None:
     """Add a title in the upper left corner, shortened where it does not fit."""
     wide, high = figure.get_size_inches()
-    text, most = label(text), int(10 * wide)
+    text, most = label(text), int(8 * wide)
     if len(text) > most:
         text = f"{text[: most // 2]} \u2026 {text[-most // 2 :]}"
     figure.text(0.15 / wide, 1 - 0.2 / high, text, va="center", fontsize=10, fontweight="bold")
@@ -289,21 +285,21 @@ class WindowedView:
 
 def coverage(views: Sequence[WindowedView], title: str) -> Figure:
     """Draw a slice at every scale with its kept and rejected windows."""
+    views = [view for view in views if view.image_hu.size]
     inch = 4.6 / max(views[0].image_hu.shape)
     sizes = [(inch * v.image_hu.shape[1], inch * v.image_hu.shape[0]) for v in views]
     slots = [max(width, 2.0) + 0.75 for width, _ in sizes]
     top = max(height for _, height in sizes) + 1.3
-    figure = _figure(max(sum(slots), 5.0) + 0.15, top + 0.8, dpi=110)
+    figure = _figure(max(sum(slots), 5.0) + 0.15, top + 0.95, dpi=110)
     _title(figure, title)
     left = 0.65
     for view, (width, height), slot in zip(views, sizes, slots, strict=True):
         image = _draw_view(_axes(figure, left, top - height, width, height), view)
         left += slot
     _colour_bar(figure, image, (0.65, 0.42, 2.0, 0.1), "HU")
-    keys = [
-        Line2D([], [], color=KEPT_COLOUR, lw=2, label="kept"),
-        Line2D([], [], color=AIR_COLOUR, lw=2, ls=(0, (2, 1)), label="left out as air"),
-    ]
+    keys = [Line2D([], [], color=KEPT_COLOUR, lw=2, label="kept")]
+    if not all(view.kept.all() for view in views):
+        keys.append(Line2D([], [], color=AIR_COLOUR, lw=2, ls=(0, (2, 1)), label="left out as air"))
     place = 2.9 / figure.get_figwidth(), 0.1 / figure.get_figheight()
     figure.legend(handles=keys, loc="lower left", bbox_to_anchor=place)
     return figure

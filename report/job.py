@@ -60,7 +60,8 @@ def command(config: Config) -> list[str]:
     It follows from the configuration alone, so options that do not affect the file are not in it.
     Of paths it has the last name; with `--anonymize` neither paths nor names.
     """
-    return ["python main.py", *map(shlex.join, _options(config))]
+    lines = ["python main.py", *map(shlex.join, _options(config))]
+    return [line.replace(shlex.quote(HIDDEN), HIDDEN) for line in lines]
 
 
 def _options(config: Config) -> Iterator[list[str]]:

@@ -68,7 +68,10 @@ WORDS = [
     *("Xaverquist", "Ottilie", "Zk4711x", "Quellklinik", "Lindwurm", "Brunnhuber", "Severin"),
     *("19440229", "041733", "081Y", "20190731", "113355", "987654321"),
 ]
-FORM = ("--input-folder", "scans", "--patch-size", "p24", "--output-fname", "out.h5")
+FORM = (
+    *("--input-folder", "scans", "--patch-size", "p24", "--output-fname", "out.h5"),
+    "--no-report",
+)
 
 
 def found_in(data: bytes) -> list[str]:
