@@ -208,7 +208,7 @@ def noise(sd_hu: Sequence[float | None]) -> Figure:
     values = np.array([np.nan if sd is None else sd for sd in sd_hu])
     axes.plot(np.arange(1, len(values) + 1), values, "o", ms=4 if len(values) < 200 else 2)
     middle = float(np.nanmedian(values))
-    axes.axhline(middle, color="#59636e", lw=1, ls="--", label=f"median: {middle:.1f} HU")
+    axes.axhline(middle, color="black", lw=1, ls="--", zorder=3, label=f"median: {middle:.1f} HU")
     axes.set_ylim(0, max(1.25 * float(np.nanmax(values)), 1e-3))
     axes.set_xlim(0.5, len(values) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
