@@ -91,11 +91,12 @@ class Pairs:
 
     def windows(self, config: Config) -> Integers:
         """Return the number of windows of every view, kept or not, shape (n, scales)."""
+        shapes, which = np.unique(self.shape, axis=0, return_inverse=True)
         counts = [
             [len(Grid.of(augment.view_shape((rows, cols), s), config)) for s in config.scales]
-            for rows, cols in self.shape.tolist()
+            for rows, cols in shapes.tolist()
         ]
-        return np.array(counts, np.int64)
+        return np.array(counts, np.int64)[which.ravel()]
 
 
 def _to_hu(table: dict[str, NDArray[Any]], role: str, in_hu: bool) -> NDArray[np.float64]:

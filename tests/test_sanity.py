@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 
 from report import figures
 from tests import naive
@@ -216,6 +217,10 @@ def test_slices_of_any_shape_are_drawn(tmp_path, shape):
 
 
 # --- text ------------------------------------------------------------------------------------
+
+
+def test_the_font_is_the_one_that_comes_with_matplotlib():
+    assert Path(matplotlib.get_data_path()) in Path(findfont("DejaVu Sans")).parents
 
 
 @pytest.mark.parametrize(
