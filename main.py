@@ -332,6 +332,11 @@ def _add_run(add: Callable[..., object]) -> None:
         "itself failed; default: do not",
     )
     add(
+        "--no-report",
+        action="store_true",
+        help="write the h5 file alone, no report and no sanity-check images; default: write them",
+    )
+    add(
         "--hand_over",
         choices=("auto", "messages"),
         default="auto",

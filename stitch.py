@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pipeline import streams
-from utils import AIR_HU, CallError, RunError, ToolError, quoted, shown
+from utils import AIR_HU, CallError, RunError, ToolError, atomic_write, quoted, shown
 
 if TYPE_CHECKING:  # heavy: --help answers without them
     import numpy as np
@@ -390,21 +390,8 @@ def _save(derived: Dataset, path: str) -> None:
     derived.file_meta.MediaStorageSOPClassUID = derived.SOPClassUID
     derived.file_meta.MediaStorageSOPInstanceUID = derived.SOPInstanceUID
     derived.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    with _reasons(path, "cannot be written"), _replaced(path) as partial:
+    with _reasons(path, "cannot be written"), atomic_write(path) as partial:
         derived.save_as(partial, enforce_file_format=True)
-
-
-@contextlib.contextmanager
-def _replaced(path: str) -> Iterator[str]:
-    """Give a name to write to, and rename the file to `path` when it is whole."""
-    partial = f"{path}.partial"
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
 
 
 @contextlib.contextmanager
@@ -557,7 +544,7 @@ def _save_array(image: Image, path: str) -> None:
 
     with (
         _reasons(path, "cannot be written"),
-        _replaced(path) as partial,
+        atomic_write(path) as partial,
         open(partial, "wb") as file,
     ):
         np.save(file, image)

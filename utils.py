@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,6 +80,19 @@ def listed(headline: str, problems: Iterable[str]) -> str:
     return "\n".join([f"{headline}:", *(f"  {line}" for line in lines)])
 
 
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a temporary name to write to, and rename the file to `path` once it is whole."""
+    partial = f"{os.fspath(path)}.partial"
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+
+
 @dataclass(frozen=True)
 class Config:
     """What a run was asked for. Fields are named as the options of the command line are."""
@@ -112,13 +127,14 @@ class Config:
     profile: bool = False
     quiet: bool = False
     verbose: bool = False
+    no_report: bool = False
     hand_over: str = "auto"
     argv: tuple[str, ...] = ()
 
     #: Where and how a run is done; all other fields decide what the file holds.
     HOW = (
         *("input_folder", "output_fname", "split_file", "mpi_run", "overwrite", "resume"),
-        *("dry_run", "profile", "quiet", "verbose", "hand_over", "argv"),
+        *("dry_run", "profile", "quiet", "verbose", "no_report", "hand_over", "argv"),
     )
 
     @property
@@ -291,8 +307,8 @@ class Plan:
     left_out : list of LeftOut
         What of these patients gives no patches.
     digests : list of tuple of int
-        `h5_read.pixel_digest` of the input and the target of each pair; empty tuples where planning
-        did not need them.
+        `ctpatches.patchfile.pixel_digest` of the input and the target of each pair; empty tuples
+        where planning did not need them.
     """
 
     pairs: list[Pair]

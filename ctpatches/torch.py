@@ -1,6 +1,6 @@
 """Feeding a training from the h5 file: PyTorch, `tf.data`, Keras, each imported where it is used.
 
-Needs h5py, numpy and `h5_read` alone, so the two files can be copied beside a training script.
+Needs h5py, numpy and xxhash alone, so the folder can be copied beside a training script.
 
 `PatchDataset` does not inherit from `torch.utils.data.Dataset`: a DataLoader takes whatever has
 `__len__` and `__getitem__`, and so this module is imported, and serves TensorFlow, without torch.
@@ -45,7 +45,7 @@ Images = NDArray[np.float32]
 Indices = Sequence[int] | NDArray[np.integer[Any]]
 
 #: The eight orientations of a square, of arrays of shape (n, p, p): the first six as in
-#: `h5_read.ORIENTATIONS`, then mirrored at the main and at the other diagonal.
+#: `ctpatches.patchfile.ORIENTATIONS`, then mirrored at the main and at the other diagonal.
 DIHEDRAL: tuple[Callable[[Images], Images], ...] = (
     lambda a: a,
     lambda a: np.rot90(a, 1, (1, 2)),
@@ -190,7 +190,7 @@ class PatchDataset:
     patients : str or iterable of str, optional
         Names of the patients whose patches are taken; by default all.
     provenance : bool
-        Whether a sample has a third part, a dict: the fields of `h5_read.Provenance`, `patch`, the
+        Whether a sample has a third part, a dict: the fields of `patchfile.Provenance`, `patch`, the
         index in the file, and `turned`, the index into `DIHEDRAL` of what `augment` did.
     augment : bool
         Whether input and target are turned or mirrored alike, at random, anew in every epoch.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import shlex
+import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +40,13 @@ def run(config: Config, world: World) -> None:
         return
     output = world.on_root(lambda: allocate(plans, config))
     try:
-        drawings = filling.fill(plans, output, config, world)
+        filling.fill(output, config, world)
         world.on_root(lambda: finish(output))
     except BaseException as error:
         if output and (note := output.release()):
             error.add_note(note)
         raise
-    world.on_root(lambda: show(plans, findings, config, tally, drawings))
+    world.on_root(lambda: show(plans, findings, config, tally))
     if config.profile:
         ranks = world.gather(profile.spent)
         wall = time.perf_counter() - begin
@@ -118,14 +115,7 @@ def make_plans(
         threads = prefetch.threads_for(task.pair for task in findings.tasks)
         survey = planning.surveyor(config, identify)
         tasks = planning.in_twos(findings.tasks)
-
-        def load() -> None:
-            """Load what the others would wait for later: HDF5, random draws, pictures, the page."""
-            if not config.dry_run:
-                for module in ("pipeline.output.file_header", "numpy.random", "sanity", "report"):
-                    importlib.import_module(module)
-
-        world.run(tasks, lambda made: made, take, prepare=survey, threads=threads, meanwhile=load)
+        world.run(tasks, lambda made: made, take, prepare=survey, threads=threads)
     return world.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}
 
 
@@ -151,39 +141,33 @@ def show(
     findings: Findings,
     config: Config,
     tally: Tally,
-    drawings: list[filling.Drawings],
 ) -> None:
-    """Save the sanity-check pictures and the page, and print the summary."""
-    import report
-    import sanity
-
+    """Write the reports, and print the summary."""
     files = commit.files_of(config)
-    command = shlex.join(["python", "main.py", *config.argv])
-
-    def pictures(side: str, drawn: filling.Drawings) -> Path:
-        return sanity.draw(plans[side], files[side], side, config, drawn.pictures)
-
-    def page(side: str, drawn: filling.Drawings) -> str:
-        slices = [drawn.page[i] for i in sorted(drawn.page)]
-        return report.write(plans[side], files[side], side, config, tally, command, slices)[0]
-
-    jobs = [
-        functools.partial(kind, side, drawn)
-        for side, drawn in zip(plans, drawings, strict=True)
-        for kind in (pictures, page)
-    ]
-    # Side by side: the other ranks are through, so their cores are free.
-    with ThreadPoolExecutor(2) as pool:
-        made = [shown(name) for name in pool.map(lambda job: job(), jobs)]
+    pages = write_reports(plans, config, tally)
     say(tally, config)
     if config.verbose:
         dry_run.show_plan(plans, findings, config)
     if config.quiet:
         return
-    for (side, plan), folder, site in zip(plans.items(), made[::2], made[1::2], strict=True):
+    for side, plan in plans.items():
         if side:
             patients = sorted({names.patient for names in plan.names})
             print(f"{side:28} {plan.patches} patches of {', '.join(map(shown, patients))}")
         print(f"{'output':28} {shown(files[side])}")
-        print(f"{'page to keep with it':28} {site}")
-        print(f"{'pictures to check it by':28} {folder}")
+        if side in pages:
+            print(f"{'report':28} {shown(pages[side])}")
+
+
+def write_reports(plans: dict[str, Plan], config: Config, tally: Tally) -> dict[str, Path]:
+    """Write the report on every finished file; return the pages by subset."""
+    if config.no_report:
+        return {}
+    # Where the home folder is not writable, matplotlib warns and caches its fonts elsewhere.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from pipeline.report import write_report  # here: matplotlib and jinja2 take half a second
+
+    return {
+        subset: write_report(file, plans[subset], subset, config, tally.warnings)
+        for subset, file in commit.files_of(config).items()
+    }

@@ -18,7 +18,7 @@ def check_scans(file: str, root: str) -> str:
     Parameters
     ----------
     file : str
-        A file of this tool, whose bytes are as they were written (see `h5_read.verify`).
+        A file of this tool, whose bytes are as they were written (see `patchfile.verify`).
     root : str
         The input folder.
 

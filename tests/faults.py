@@ -47,8 +47,7 @@ STEPS = {
     "creating": ("pipeline.output.commit", "OutputFile.create"),
     "syncing": ("pipeline.output.commit", "OutputFile.sync"),
     "renaming": ("os", "replace"),
-    "reporting": ("sanity", "draw"),
-    "drawing": ("sanity", "coverage_pairs"),
+    "reporting": ("pipeline.report", "write_report"),
 }
 
 
@@ -102,10 +101,11 @@ def finished_blocks(checkpoint: Path) -> int:
 # --- runs ------------------------------------------------------------------------------------
 
 
-def argv(root: Path, output: str | Path, *options: str | Path) -> list[str]:
+def argv(root: Path, output: str | Path, *options: str | Path, report: bool = False) -> list[str]:
     """Return the arguments of a small job."""
     where = ["--input-folder", root, "--output-fname", output]
-    return [str(a) for a in (*where, "--patch-size", "p24", *options)]
+    how = ["--patch-size", "p24", *([] if report else ["--no-report"])]
+    return [str(a) for a in (*where, *how, *options)]
 
 
 def command(n: int, arguments: Sequence[str], fault: Fault | None = None) -> list[str]:
@@ -205,9 +205,8 @@ def left(folder: Path) -> set[str]:
 
 
 def kept(folder: Path) -> set[str]:
-    """Return the names in a folder without the reports and pictures of runs that went well."""
-    names = left(folder) - {"sanity_check"}
-    return {name for name in names if not name.endswith((".html", ".json"))}
+    """Return the names in a folder without the reports of runs that went well."""
+    return left(folder) - {"sanity_check"}
 
 
 # --- disks -----------------------------------------------------------------------------------

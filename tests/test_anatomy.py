@@ -15,7 +15,7 @@ from tests.editing import edit, swap
 from tests.running import Ended, called
 from tests.scans import PATIENTS, Made, write_patient
 
-FORM = ("--patch-size", "p24", "--output-fname", "out.h5")
+FORM = ("--patch-size", "p24", "--output-fname", "out.h5", "--no-report")
 #: Every two of a patient's four slices.
 SWAPS = list(itertools.combinations(range(4), 2))
 

@@ -172,9 +172,6 @@ def test_more_ranks_than_pairs_work(tmp_path):
     assert output.read_bytes() == (tmp_path / "serial.h5").read_bytes()
 
 
-#: A slice with a quarter of a million windows takes longer to draw than to cut.
-NO_PICTURES = Fault("skip", "drawing")
-
 # --- large -----------------------------------------------------------------------------------
 
 
@@ -185,7 +182,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], by
     write_tree(folder / "scans", SMALL, shape=(360, 360))
     options = ["--patch-size", "p12", "--overlap", "11"]
     output = folder / "serial.h5"
-    ended = run(command(0, [*argv(folder / "scans", output), *options], NO_PICTURES), folder)
+    ended = run(command(0, [*argv(folder / "scans", output), *options]), folder)
     assert ended.status == 0, ended.err
     return folder, options, digest(output)
 
@@ -203,7 +200,7 @@ def test_blocks_larger_than_64_mb_make_the_bytes_of_the_serial_run(large, how):
     folder, options, expected = large
     output = folder / f"{how}.h5"
     arguments = [*argv(folder / "scans", output), *options, "--hand_over", how]
-    ended = run(command(2, arguments, NO_PICTURES), folder)
+    ended = run(command(2, arguments), folder)
     assert (ended.status, ended.errors) == (0, [])
     assert digest(output) == expected
 
@@ -225,9 +222,7 @@ def test_more_than_2_to_the_31_elements_make_the_bytes_of_the_serial_run(tmp_pat
     arguments[arguments.index("p24")] = "p12"
     digests = []
     for n, how in ((0, "auto"), (3, "messages"), (3, "auto")):
-        ended = run(
-            command(n, [*arguments, "--hand_over", how], NO_PICTURES), tmp_path, seconds=3600
-        )
+        ended = run(command(n, [*arguments, "--hand_over", how]), tmp_path, seconds=3600)
         assert (ended.status, ended.errors) == (0, [])
         assert (tmp_path / "made.h5").stat().st_size > 2 * 60 * 250_000 * 4 * 144
         digests.append(digest(tmp_path / "made.h5"))

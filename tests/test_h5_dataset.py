@@ -39,7 +39,8 @@ OPTIONS = ("--patch-size", "p24", "--rot_augment", "--ds_augment", "--air_thresh
 
 def make(root: Path, path: Path, *options: str) -> Path:
     """Make an h5 file."""
-    ended = called(path.parent, "--input-folder", root, "--output-fname", path, *options)
+    where = ("--input-folder", root, "--output-fname", path, "--no-report")
+    ended = called(path.parent, *where, *options)
     assert ended.status == 0, ended.err
     return path
 

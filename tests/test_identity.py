@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import re
 import shutil
@@ -82,6 +83,15 @@ def found_in(data: bytes) -> list[str]:
     ]
 
 
+def read(path: Path) -> bytes:
+    """Return the bytes of a file, the images that a page holds decoded.
+
+    In megabytes of base64 any four letters stand somewhere.
+    """
+    image = rb"data:image/png;base64,([^\"]*)"
+    return re.sub(image, lambda found: base64.b64decode(found[1]), path.read_bytes())
+
+
 def leaks(folder: Path, ended: Ended) -> list[str]:
     """Return where planted words stand: in what a run said, or in a file that it left."""
     out = [f"said: {word}" for word in found_in((ended.out + ended.err).encode())]
@@ -90,7 +100,7 @@ def leaks(folder: Path, ended: Ended) -> list[str]:
         if name.parts[0] != "scans":
             out += [f"{name}: named {word}" for word in found_in(str(name).encode())]
             if path.is_file():
-                out += [f"{name}: {word}" for word in found_in(path.read_bytes())]
+                out += [f"{name}: {word}" for word in found_in(read(path))]
     return out
 
 
@@ -317,7 +327,7 @@ def names_in(folder: Path, ended: Ended, but: str = "out_key.csv") -> list[str]:
         where = str(path.relative_to(folder))
         if where.startswith("scans/") or where == but:
             continue
-        content = path.read_bytes() if path.is_file() else b""
+        content = read(path) if path.is_file() else b""
         out += [f"{where}: {n}" for n in REAL if n in where or n.encode() in content]
     return out
 

@@ -22,7 +22,7 @@ from tests.running import Ended, called
 from tests.scans import Made, find_pairs, phantom, write_patient, write_slice
 from utils import Pair, Slice
 
-FORM = ("--patch-size", "p24", "--output-fname", "out.h5", "--overwrite")
+FORM = ("--patch-size", "p24", "--output-fname", "out.h5", "--overwrite", "--no-report")
 
 
 def run(root: Path, *options: str) -> Ended:

@@ -67,6 +67,7 @@ def make(
 ) -> Sample:
     """Make a file with every augmentation, and draw patches from it."""
     options = ["--input-folder", root, "--output-fname", "out.h5", "--seed", SEED, *AUGMENTED]
+    options.append("--no-report")
     options += ["--normalization-type", kind, "--intensity", intensity, *more]
     if kind == "hu_window":
         options += ["--hu-window", *WINDOW]

@@ -17,7 +17,7 @@ P55 = "--patch-size p55 --rot_augment --ds_augment --air_threshold"
 
 
 def options(ldct: Path, file: Path, how: str) -> list[str]:
-    return ["--input-folder", str(ldct), "--output-fname", str(file), *how.split()]
+    return ["--input-folder", str(ldct), "--output-fname", str(file), "--no-report", *how.split()]
 
 
 def patches(file: Path) -> int:

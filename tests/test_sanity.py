@@ -1,239 +1,260 @@
-"""The pictures to check a data set by."""
+"""The sanity-check images: sheets of patches, and slices with their windows."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import cv2
 import h5py
+import matplotlib.image
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 
-import sanity
-from pipeline import filling
-from pipeline.mpi.parallel import World
-from pipeline.run import find, make_plans
+from pipeline.report import figures
+from tests import naive
 from tests.conftest import Tree
 from tests.provenance import squeezed
 from tests.running import called
-from tests.scans import write_patient
-from utils import Config, Pair, Tally, ToolError
+from tests.scans import INTERCEPT, write_patient, write_slice
 
-FOLDER = "sanity_check/scans/norm_{}_patch_size_{}"
+AUGMENTED = ("--rot_augment", "--ds_augment", "--air_threshold")
 
 
-def run(cwd: Path, tree: Tree, *options: str, kind: str = "None", size: str = "p24") -> Path:
-    """Run a job; return the folder of its pictures."""
-    how = ["--input-folder", str(tree.root), "--output-fname", "out.h5", "--overwrite"]
-    how += ["--normalization-type", kind, "--patch-size", size]
-    ended = called(cwd, *how, *options)
+def run(cwd: Path, root: Path, *options: str, size: str = "p24") -> Path:
+    """Run a job; return the folder of its report."""
+    how = ["--input-folder", str(root), "--output-fname", "out.h5", "--overwrite"]
+    ended = called(cwd, *how, "--patch-size", size, *options)
     assert (ended.status, ended.err) == (0, "")
-    return cwd / FOLDER.format(kind, size)
-
-
-def grey(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as picture:
-        assert picture.mode == "L"
-        return np.array(picture)
-
-
-def sheets(folder: Path, side: str) -> dict[int, Path]:
-    """Return the pictures of a side by the patch that they begin with."""
-    found = {}
-    for path in folder.glob(f"{side}_input_sub_img_rand_*.png"):
-        match = re.fullmatch(rf"{side}_input_sub_img_rand_(\d+)\.png", path.name)
-        assert match
-        found[int(match[1])] = path
-    return found
-
-
-def tiles(picture: NDArray[np.uint8], size: int) -> list[NDArray[np.uint8]]:
-    """Cut a picture of 3 x 4 patches into them, each at one pixel a pixel."""
-    times = -(-sanity.SHOWN_SIZE // size)
-    step = size * times + sanity.GAP
-    found = []
-    for row in range(3):
-        for col in range(4):
-            top, left = sanity.GAP + row * step, sanity.GAP + col * step
-            tile = picture[top : top + size * times, left : left + size * times]
-            small = tile[::times, ::times]
-            np.testing.assert_array_equal(tile, small.repeat(times, axis=0).repeat(times, axis=1))
-            found.append(small)
-    return found
-
-
-def test_an_error_in_a_picture_names_its_slice(
-    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = Config(str(tree.root), str(tmp_path / "out.h5"), patch_size=24, overlap=4)
-    world, tally = World(None), Tally()
-    plans = make_plans(find(config, world, tally), config, world, tally)
-    task = filling.to_draw(plans, config, together=True)[0]
-    assert len(task.slices) == 4
-    guilty = task.slices[2][1]
-
-    def coverage(pair: Pair, *_: object) -> bytes:
-        if pair == guilty:
-            raise ValueError("a bug")
-        return b""
-
-    monkeypatch.setattr(sanity, "coverage", coverage)
-    with pytest.raises(ToolError, match=f"^{re.escape(guilty.input.file)}: ValueError .*a bug"):
-        filling.draw(task, config)
+    return cwd / "sanity_check" / "out"
 
 
 @pytest.fixture(scope="module")
-def pictures(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the working folder of a run with every augmentation."""
-    cwd = tmp_path_factory.mktemp("pictures")
-    run(cwd, tree, "--rot_augment", "--ds_augment", "--air_threshold")
-    return cwd
+def folder(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the report of a run with every augmentation of patches."""
+    return run(tmp_path_factory.mktemp("images"), tree.root, *AUGMENTED)
 
 
-@pytest.fixture
-def folder(pictures: Path) -> Path:
-    return pictures / FOLDER.format("None", "p24")
+def sheets(folder: Path) -> dict[int, Path]:
+    """Return the sheets by the patch that they begin with."""
+    return {int(path.stem.removeprefix("sheet_")): path for path in folder.glob("sheet_*.png")}
 
 
-def test_five_pairs_of_pictures_begin_at_the_same_patches(folder):
-    low, high = sheets(folder, "lr"), sheets(folder, "hr")
-    assert len(low) == 5
-    assert low.keys() == high.keys()
+def patches(folder: Path) -> tuple[Any, Any]:
+    """Return all patches of the file that a report is on, of both roles."""
+    with h5py.File(folder.parents[1] / "out.h5") as file:
+        return squeezed(file["input"]), squeezed(file["target"])
 
 
-def test_every_picture_lies_in_the_folder_of_the_run(folder):
-    assert len(list(folder.iterdir())) == 5 + 5 + 4
-    assert {path.suffix for path in folder.iterdir()} == {".png"}
+def images(figure: Figure) -> list[Any]:
+    """Return the arrays that a figure shows as images, without those of colour bars."""
+    found: list[Any] = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    return [np.ma.filled(image, np.nan) for image in found]
 
 
-@pytest.mark.parametrize(("size", "times"), [("p24", 7), ("p12", 14), ("p55", 3)])
-def test_pictures_show_three_rows_of_four_patches(tree, tmp_path, size, times):
-    made = run(tmp_path, tree, size=size)
-    step = int(size[1:]) * times + 4
-    expected = (3 * step + 4, 4 * step + 4)
-    shapes = {grey(p).shape for side in ("lr", "hr") for p in sheets(made, side).values()}
-    assert shapes == {expected}
+# --- sheets ----------------------------------------------------------------------------------
 
 
-def test_pictures_show_consecutive_patches_in_one_grey_range(pictures, folder):
-    with h5py.File(pictures / "out.h5") as file:
-        patches = {"lr": squeezed(file["input"]), "hr": squeezed(file["target"])}
-    for first in sheets(folder, "lr"):
-        values, greys = [], []
-        for side in ("lr", "hr"):
-            for i, tile in enumerate(tiles(grey(sheets(folder, side)[first]), 24)):
-                values.append(patches[side][first + i].ravel())
-                greys.append(tile.ravel())
-        value, shade = np.concatenate(values), np.concatenate(greys).astype(int)
-        # One range for both: wherever a value stands, it has one grey, and more is never darker.
-        order = np.lexsort((shade, value))
-        value, shade = value[order], shade[order]
-        assert (np.diff(shade) >= 0).all()
-        assert (np.diff(shade)[np.diff(value) == 0] == 0).all()
-        assert (shade[0], shade[-1]) == (0, 255)
+def test_the_folder_holds_the_report_and_its_images(folder):
+    kinds = [re.sub(r"_.*", "", path.name) for path in sorted(folder.iterdir())]
+    assert kinds == [*["coverage"] * 4, "report.html", "report.json", *["sheet"] * 5]
+
+
+def test_sheets_show_consecutive_patches_of_the_file(folder):
+    both = patches(folder)
+    with figures.style():
+        for first, path in sheets(folder).items():
+            title = f"Patches {first} to {first + 11} of out.h5"
+            low, full = (values[first : first + 12] for values in both)
+            expected = figures.sheet(low, full, title, "stored values")
+            assert path.read_bytes() == figures.png(expected)
+
+
+@pytest.mark.parametrize("size", [5, 24, 96])
+def test_a_sheet_has_three_rows_of_four_patches_in_one_grey_range(size):
+    rng = np.random.default_rng(0)
+    both = rng.normal(0, 100, (2, 12, size, size)).astype(np.float32)
+    figure = figures.sheet(both[0], both[1], "a title", "HU")
+    gap = max(1, size // 24)
+    for values, image in zip(both, images(figure), strict=True):
+        assert image.shape == (3 * size + 2 * gap, 4 * size + 3 * gap)
+        for i, patch in enumerate(values):
+            top, left = (place * (size + gap) for place in divmod(i, 4))
+            np.testing.assert_array_equal(image[top : top + size, left : left + size], patch)
+        assert np.isfinite(image).sum() == values.size
+    ranges = [axes.images[0].get_clim() for axes in figure.axes if axes.images]
+    expected = np.quantile(both, (0.005, 0.995))
+    assert ranges == [pytest.approx(tuple(expected))] * 2
 
 
 def test_the_patches_shown_are_drawn_by_the_seed(tree, tmp_path):
-    drawn = [set(sheets(run(tmp_path, tree, "--seed", seed), "lr")) for seed in ("1", "2", "1")]
+    drawn = [set(sheets(run(tmp_path, tree.root, "--seed", seed))) for seed in ("1", "2", "1")]
     assert drawn[0] == drawn[2] != drawn[1]
 
 
-@pytest.mark.parametrize("kind", ["unity_independent", "std_wrt_ld"])
-def test_normalised_runs_have_a_folder_of_their_own(tree, tmp_path, kind):
-    made = run(tmp_path, tree, kind=kind)
-    assert len(sheets(made, "lr")) == 5
-    assert [path.name for path in made.parent.iterdir()] == [made.name]
-
-
-def test_a_second_run_removes_the_pictures_of_the_first(tree, tmp_path):
-    run(tmp_path, tree, "--ds_augment", "--seed", "1")
-    made = run(tmp_path, tree, "--seed", "2")
-    alone = run(tmp_path / "alone", tree, "--seed", "2")
-    assert {path.name for path in made.iterdir()} == {path.name for path in alone.iterdir()}
-
-
-def test_what_else_lies_in_the_folder_stays(tree, tmp_path):
-    made = run(tmp_path, tree)
+def test_a_second_run_replaces_the_images_of_the_first_and_nothing_else(tree, tmp_path):
+    made = run(tmp_path, tree.root, "--ds_augment", "--seed", "1")
     (made / "my notes.txt").write_text("keep")
-    run(tmp_path, tree)
-    assert (made / "my notes.txt").read_text() == "keep"
+    run(tmp_path, tree.root, "--seed", "2")
+    alone = run(tmp_path / "alone", tree.root, "--seed", "2")
+    found = {path.name: path.read_bytes() for path in made.iterdir()}
+    assert found.pop("my notes.txt") == b"keep"
+    assert found == {path.name: path.read_bytes() for path in alone.iterdir()}
 
 
 @pytest.mark.parametrize(
-    ("shape", "patches", "rows", "columns"),
+    ("shape", "count", "rows", "columns"),
     [((24, 24), 1, 1, 1), ((24, 64), 3, 1, 3), ((44, 64), 6, 2, 4), ((44, 104), 10, 3, 4)],
 )
-def test_fewer_than_twelve_patches_give_a_smaller_picture(tmp_path, shape, patches, rows, columns):
+def test_fewer_than_twelve_patches_give_a_smaller_sheet(tmp_path, shape, count, rows, columns):
     write_patient(tmp_path / "scans", "P1", 1, shape=shape)
-    made = run(tmp_path, Tree(tmp_path / "scans", []))
-    with h5py.File(tmp_path / "out.h5") as file:
-        assert len(file["input"]) == patches
-    assert list(sheets(made, "lr")) == list(sheets(made, "hr")) == [0]
-    step = 24 * 7 + 4
-    assert grey(sheets(made, "hr")[0]).shape == (rows * step + 4, columns * step + 4)
+    made = run(tmp_path, tmp_path / "scans")
+    both = patches(made)
+    assert len(both[0]) == count
+    assert list(sheets(made)) == [0]
+    for image in images(figures.sheet(*both, "", "")):
+        assert image.shape == (rows * 25 - 1, columns * 25 - 1)
 
 
-def test_constant_patches_give_pictures(tmp_path):
-    made = write_patient(tmp_path / "scans", "P1", 1, shape=(30, 30))
-    tree = Tree(tmp_path / "scans", made)
-    folder = run(tmp_path, tree, "--normalization-type", "std_independent", kind="std_independent")
-    assert len(sheets(folder, "lr")) == 1
+@pytest.mark.parametrize("kind", ["std_independent", "hu_window", "dataset_std"])
+def test_images_of_constant_values_are_drawn(tmp_path, kind):
+    for name, value in (("low", 1000), ("full", 1000)):
+        flat = np.full((30, 30), value, np.uint16)
+        write_slice(tmp_path / "scans" / "P1" / name / "1.dcm", flat)
+    made = run(tmp_path, tmp_path / "scans", "--normalization-type", kind)
+    assert len(sheets(made)) == 1
 
 
 # --- slices with their windows ---------------------------------------------------------------
 
 
-def coloured(path: Path, blue_green_red: tuple[int, int, int]) -> int:
-    """Return how many pixels of a picture have a colour."""
-    with Image.open(path) as picture:
-        pixels = np.array(picture.convert("RGB"))
-    return int((pixels == blue_green_red[::-1]).all(axis=2).sum())
+def naive_views(tree: Tree, index: int, size: int, overlap: int) -> list[figures.WindowedView]:
+    """Return the target of a pair at every scale, with its windows, from the specification."""
+    image = tree.pairs[index].target.astype(np.float32) + INTERCEPT
+    views = []
+    for scale in (1.0, 0.8, 0.6):
+        shape = int(image.shape[0] * scale), int(image.shape[1] * scale)
+        view: Any = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA)
+        rows, cols = (naive.starts(length, size, overlap, "shift") for length in shape)
+        kept = [
+            [naive.is_kept(view[r : r + size, c : c + size].astype(float)) for c in cols]
+            for r in rows
+        ]
+        views.append(
+            figures.WindowedView(
+                scale, view, np.array(rows), np.array(cols), size, np.array(kept, bool)
+            )
+        )
+    return views
 
 
-def coverages(folder: Path) -> list[Path]:
-    return sorted(folder.glob("coverage_*.png"))
+def test_coverage_shows_every_scale_with_the_windows_that_gave_patches(folder, tree):
+    found = sorted(folder.glob("coverage_*.png"))
+    assert len(found) == 4
+    with figures.style():
+        for path in found:
+            match = re.fullmatch(r"coverage_(\w+)_(\d+)\.png", path.name)
+            assert match
+            pair = tree.pairs[int(match[2])]
+            assert pair.patient == match[1]
+            views = naive_views(tree, int(match[2]), 24, 4)
+            assert not all(view.kept.all() for view in views)
+            assert path.read_bytes() == figures.png(figures.coverage(views, pair.target_file))
 
 
-def test_up_to_four_slices_are_shown_with_their_patients_names(folder, tree):
-    names = [re.fullmatch(r"coverage_(\w+)_(\d+)\.png", p.name) for p in coverages(folder)]
-    assert len(names) == 4
-    for match in names:
-        assert match
-        assert tree.pairs[int(match[2])].patient == match[1]
-
-
-def test_fewer_slices_give_fewer_pictures(tmp_path):
+def test_fewer_slices_give_fewer_images(tmp_path):
     write_patient(tmp_path / "scans", "P1", 2)
-    found = coverages(run(tmp_path, Tree(tmp_path / "scans", [])))
-    assert [path.name for path in found] == ["coverage_P1_0.png", "coverage_P1_1.png"]
+    found = run(tmp_path, tmp_path / "scans").glob("coverage_*")
+    assert sorted(path.name for path in found) == ["coverage_P1_0.png", "coverage_P1_1.png"]
 
 
-def test_slices_show_kept_and_rejected_windows_in_two_colours(tmp_path):
-    write_patient(tmp_path / "scans", "P1", 1)
-    tree = Tree(tmp_path / "scans", [])
-    count = {}
-    for options in ((), ("--air_threshold",)):
-        (path,) = coverages(run(tmp_path, tree, *options, size="p12"))
-        count[options] = [coloured(path, c) for c in (sanity.KEPT_COLOUR, sanity.AIR_COLOUR)]
-    kept, rejected = 0, 1
-    # Without the threshold, what is drawn as rejected is the box of the legend alone.
-    legend = np.zeros((20, 20, 3), np.uint8)
-    sanity._box(legend, (1, 1), 18, sanity.AIR_COLOUR, dashed=True)
-    assert count[()][rejected] == np.count_nonzero((legend == sanity.AIR_COLOUR).all(axis=2))
-    assert count["--air_threshold",][rejected] > 10 * count[()][rejected]
-    assert count[()][kept] > count["--air_threshold",][kept] > 1000
+def outlines(figure: Figure) -> list[list[Any]]:
+    """Return the outlines drawn on each view: of rejected windows, and of kept ones."""
+    return [
+        [one.get_segments() for one in axes.collections if isinstance(one, LineCollection)]
+        for axes in figure.axes
+        if axes.images
+    ]
 
 
-def test_pictures_of_slices_widen_with_the_scales(tmp_path):
-    write_patient(tmp_path / "scans", "P1", 1)
-    tree = Tree(tmp_path / "scans", [])
-    widths = []
-    for options in ((), ("--ds_augment",)):
-        (path,) = coverages(run(tmp_path, tree, *options))
-        with Image.open(path) as picture:
-            widths.append(picture.width)
-    # A panel is as wide as its image or what is written above it, a picture at least as its legend.
-    assert widths[0] == sanity.LEGEND
-    assert widths[1] > sum((80, 64, 48)) + 3 * sanity.MARGIN
+def test_every_window_is_outlined_at_its_place_kept_and_rejected_ones_apart(tree):
+    views = naive_views(tree, 0, 24, 4)
+    figure = figures.coverage(views, "")
+    for view, (rejected, kept) in zip(views, outlines(figure), strict=True):
+        for lines, chosen in ((rejected, ~view.kept), (kept, view.kept)):
+            centres = [[*(line[:4].mean(axis=0) + 0.5)] for line in lines]
+            expected = [
+                [col + view.size / 2, row + view.size / 2]
+                for i, row in enumerate(view.rows)
+                for j, col in enumerate(view.cols)
+                if chosen[i, j]
+            ]
+            np.testing.assert_allclose(centres, expected)
+    for view, image in zip(views, images(figure), strict=True):
+        np.testing.assert_array_equal(image, view.image_hu)
+
+
+def test_of_many_windows_only_some_are_drawn(tree):
+    starts = np.arange(500)
+    view = figures.WindowedView(
+        1.0, np.zeros((511, 511), np.float32), starts, starts, 12, np.ones((500, 500), bool)
+    )
+    ((_, kept),) = outlines(figures.coverage([view], ""))
+    assert 2000 < len(kept) <= figures.MAX_DRAWN_WINDOWS
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (40, 1), (30, 400), (400, 30)])
+def test_slices_of_any_shape_are_drawn(tmp_path, shape):
+    write_patient(tmp_path / "scans", "P1", 1, shape=shape)
+    write_patient(tmp_path / "scans", "P2", 1)
+    options = (*AUGMENTED, "--anatomy-check", "off")
+    found = run(tmp_path, tmp_path / "scans", *options).glob("coverage_*")
+    assert sorted(path.name for path in found) == ["coverage_P1_0.png", "coverage_P2_1.png"]
+
+
+# --- text ------------------------------------------------------------------------------------
+
+
+def test_the_font_is_the_one_that_comes_with_matplotlib():
+    assert Path(matplotlib.get_data_path()) in Path(findfont("DejaVu Sans")).parents
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("$\\frac{1}{0}$ \\$ $", "$\\frac{1}{0}$ \\$ $"),
+        ("two\nlines\x1b", "two\\nlines\\x1b"),
+        ("Zoë пациент", "Zoë пациент"),
+        ("患者", "\\u60a3\\u8005"),
+    ],
+)
+def test_any_text_is_one_plain_line(text, expected):
+    assert figures.label(text) == expected
+    with figures.style():
+        patch = np.zeros((1, 4, 4), np.float32)
+        figure = figures.sheet(patch, patch, text, "")
+        assert figures.png(figure)
+        assert [one.get_text() for one in figure.texts] == [expected]
+
+
+def test_a_long_title_is_shortened():
+    patch = np.zeros((1, 4, 4), np.float32)
+    figure = figures.sheet(patch, patch, "a" * 300 + "b" * 300, "")
+    with figures.style():
+        figures.png(figure)
+    (title,) = figure.texts
+    assert re.fullmatch(r"a+ … b+", title.get_text())
+    assert title.get_window_extent().x1 < figure.bbox.x1
+
+
+def test_an_image_that_is_read_again_has_the_colours_of_its_windows(folder):
+    for path in folder.glob("coverage_*.png"):
+        pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
+        for colour in (figures.KEPT_COLOUR, figures.AIR_COLOUR):
+            rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+            assert (np.abs(pixels - rgb).max(axis=2) < 40).sum() > 500

@@ -24,7 +24,7 @@ from tests.running import Ended, called, ranks_of
 from tests.scans import phantom, write_patient, write_slice
 from utils import SIDES, RunError
 
-FORM = ("--patch-size", "p24", "--output-fname", "out.h5", "--overwrite")
+FORM = ("--patch-size", "p24", "--output-fname", "out.h5", "--overwrite", "--no-report")
 THIRDS = ("--split", "0.34", "0.33", "0.33")
 EVENT, STUDY = generate_uid(), generate_uid()
 
@@ -79,7 +79,7 @@ def test_the_three_files_hold_what_one_file_would(ten):
 
 
 def test_two_ranks_make_the_same_three_files(ten, tmp_path):
-    options = ["--input-folder", str(ten), "--patch-size", "p24", *THIRDS]
+    options = ["--input-folder", str(ten), "--patch-size", "p24", *THIRDS, "--no-report"]
     assert called(tmp_path, *options, "--output-fname", "serial.h5").status == 0
     jobs = [[*options, "--mpi_run", "--output-fname", "ranks.h5"]]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))

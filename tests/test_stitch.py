@@ -70,7 +70,7 @@ def make(scans: File, tmp_path_factory: pytest.TempPathFactory) -> Maker:
         key = (source.root, *options)
         if key not in made:
             path = tmp_path_factory.mktemp("files") / "out.h5"
-            where = ("--input-folder", source.root, "--output-fname", path)
+            where = ("--input-folder", source.root, "--output-fname", path, "--no-report")
             ended = called(path.parent, *where, *options)
             assert ended.status == 0, ended.err
             made[key] = File(path, source.root, source.pairs)

@@ -35,8 +35,8 @@ def trained(scans: Scans, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any
     left_out, root = scans
     folder = tmp_path_factory.mktemp("training")
     file, output = folder / "train.h5", folder / "network.pt"
-    made = ("--normalization-type", "dataset_std", "--air_threshold", "--output-fname", file)
-    ended = called(folder, "--input-folder", root, *made)
+    made = ("--normalization-type", "dataset_std", "--air_threshold", "--no-report")
+    ended = called(folder, "--input-folder", root, "--output-fname", file, *made)
     assert ended.status == 0, ended.err
     threads = torch.get_num_threads()
     # Small layers and a busy machine: threads that wait for each other take longer than one.

@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     write_tree(folder / "scans", {"A": 3, "B": 2})
     options = ["--input-folder", "scans", "--patch-size", "p24", "--output-fname", "out.h5"]
     options += ["--rot_augment", "--blurr_n_noise", "--normalization-type", "std_wrt_ld"]
-    assert called(folder, *options).status == 0
+    assert called(folder, *options, "--no-report").status == 0
     path = folder / "out.h5"
     extents: dict[str, tuple[int, int]] = {}
 
