@@ -17,8 +17,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn, TypeAlias
 
-from pipeline import config_file, streams
-from pipeline.mpi import parallel
+from pipeline import config_file, errors, streams
+from pipeline.mpi import launch
+from pipeline.mpi.ranks import Ranks
 from utils import (
     EDGES,
     INTENSITIES,
@@ -480,18 +481,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _request(words)
     try:
         mpi_run = any(_field(word) == "mpi_run" for word in words)
-        world = parallel.connect(mpi_run, os.environ)
+        ranks = launch.connect(mpi_run, os.environ)
     except ToolError as error:
         return _unconnected(error)
-    _prepare_signals(world)
+    _prepare_signals(ranks)
     try:
-        request: Request = parallel.agree(world, _loaded(asked))
-        status = _fulfil(request, world)
-        world.close()
+        request: Request = launch.agree(ranks, _loaded(asked))
+        status = _fulfil(request, ranks)
+        ranks.close()
     except BaseException as error:
         if isinstance(asked, Config) and asked.verbose:
             print(streams.escaped(traceback.format_exc()), end="", file=sys.stderr)
-        return world.fail(error)
+        return ranks.fail(error)
     return status
 
 
@@ -499,16 +500,16 @@ def _request(words: Sequence[str]) -> Request | ToolError:
     """Return what the command line of this rank asks for, or why it is invalid."""
     try:
         request = parse(words)
-        _, launched = parallel.launcher_ranks(os.environ)
+        _, launched = launch.launcher_ranks(os.environ)
         if launched > 1 and isinstance(request, Config) and not request.mpi_run:
-            launcher = parallel.launcher_name(os.environ)
+            launcher = launch.launcher_name(os.environ)
             raise CallError(
                 f"{launcher} started {launched} processes, but without --mpi_run each would do the "
                 f"whole job; add --mpi_run, or run without {launcher}"
             )
         return request
     except Exception as error:  # whatever it is, the other ranks have to know
-        return parallel.failure_of(error)
+        return errors.failure_of(error)
 
 
 def _loaded(asked: Request | ToolError) -> Request | ToolError:
@@ -517,13 +518,13 @@ def _loaded(asked: Request | ToolError) -> Request | ToolError:
         try:
             importlib.import_module("pipeline.run")
         except Exception as error:  # with too little memory, of any kind
-            return parallel.not_loaded(error)
+            return errors.not_loaded(error)
     return asked
 
 
 def _unconnected(error: ToolError) -> int:
     """Print an error that all ranks have but none can tell another; return the exit status."""
-    rank, _ = parallel.launcher_ranks(os.environ)
+    rank, _ = launch.launcher_ranks(os.environ)
     if rank == 0:
         streams.print_error(error)
     else:  # some launchers end all others as soon as one has failed
@@ -531,29 +532,29 @@ def _unconnected(error: ToolError) -> int:
     return error.status
 
 
-def _fulfil(request: Request, world: parallel.World) -> int:
+def _fulfil(request: Request, ranks: Ranks) -> int:
     """Do what the command line asks for; return the exit status."""
     if isinstance(request, str):
-        world.on_root(lambda: print(request, end=""))
+        ranks.on_root(lambda: print(request, end=""))
         return 0
     if isinstance(request, FilesToVerify):
-        return world.share(world.on_root(lambda: verify(*request)))
+        return ranks.share(ranks.on_root(lambda: verify(*request)))
     from pipeline import run
 
-    run.run(request, world)
+    run.run(request, ranks)
     return 0
 
 
-def _prepare_signals(world: parallel.World) -> None:
+def _prepare_signals(ranks: Ranks) -> None:
     """Make a serial run end in one line when it is told to end, and leave MPI's ranks to mpiexec.
 
     With a handler of Python's own, MPICH was seen to hang on SIGTERM.
     """
-    if world.comm:
+    if ranks.parallel:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 if __name__ == "__main__":
-    parallel.leave(streams.run(main))
+    sys.exit(streams.run(main))

@@ -175,7 +175,10 @@ choose_mpi() {
     # Open MPI refuses more ranks than cores; the first of these is for version 5, the second for 4.
     export PRTE_MCA_rmaps_default_mapping_policy=${PRTE_MCA_rmaps_default_mapping_policy:-:oversubscribe}
     export OMPI_MCA_rmaps_base_oversubscribe=${OMPI_MCA_rmaps_base_oversubscribe:-1}
-    # It also refuses root, which is the usual user in a container.
+    # UCX, which both MPIs may send by, would rewrite the calls for memory of the C library to keep memory
+    # registered between messages: the few messages of this tool do not need it, and it slows the start.
+    export UCX_MEM_EVENTS=${UCX_MEM_EVENTS:-n}
+    # Open MPI also refuses root, which is the usual user in a container.
     if [ "$(id -u)" = 0 ]; then
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi

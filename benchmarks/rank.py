@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main as tool
 from pipeline import streams
-from pipeline.mpi import parallel
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,4 +36,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    parallel.leave(streams.run(lambda: main(sys.argv[1:])))
+    sys.exit(streams.run(lambda: main(sys.argv[1:])))

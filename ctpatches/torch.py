@@ -190,8 +190,8 @@ class PatchDataset:
     patients : str or iterable of str, optional
         Names of the patients whose patches are taken; by default all.
     provenance : bool
-        Whether a sample has a third part, a dict: the fields of `patchfile.Provenance`, `patch`, the
-        index in the file, and `turned`, the index into `DIHEDRAL` of what `augment` did.
+        Whether a sample has a third part, a dict: the fields of `patchfile.Provenance`, `patch`,
+        the index in the file, and `turned`, the index into `DIHEDRAL` of what `augment` did.
     augment : bool
         Whether input and target are turned or mirrored alike, at random, anew in every epoch.
     seed : int

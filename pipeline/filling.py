@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,13 +14,14 @@ import patching
 from ctpatches.patchfile import pixel_digest
 from pipeline import prefetch
 from pipeline.dicom import dicom_io
-from pipeline.mpi.parallel import World, Writer
+from pipeline.errors import naming
+from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
-from pipeline.output.commit import Output
+from pipeline.output.commit import Output, OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine, Config, Pair, PairPlan, Plan, Slice, shown
+from utils import Affine, Config, Pair, PairPlan, Plan, Slice
 
 #: A block, and the digests of its two slices.
 PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]
@@ -53,24 +55,26 @@ class Filler:
 
     config: Config
     layouts: Sequence[blocks.Layout | None]
-    writers: Sequence[Writer | None]
+    writers: Sequence[blocks.Writer | None]
 
     def prepare(self, task: PairTask) -> tuple[PairTask, PreparedBlock]:
         """Read and scale a pair."""
-        return task, prepare_block(task, self.config)
+        with naming(task.pair.input.file):
+            return task, prepare_block(task, self.config)
 
-    def work(self, prepared: tuple[PairTask, PreparedBlock]) -> Filled:
+    def write(self, prepared: tuple[PairTask, PreparedBlock]) -> Filled:
         """Cut and write a block."""
         task, (block, digests) = prepared
         layout, writer = self.layouts[task.file], self.writers[task.file]
         assert layout
         assert writer
-        checksum = blocks.write_block(writer, layout, block, task.index, task.start)
+        with naming(task.pair.input.file):
+            checksum = blocks.write_block(writer, layout, block, task.index, task.start)
         record = BlockRecord(block.input_affine, block.target_affine, checksum, digests)
         return Filled(task.file, task.index, record)
 
 
-def fill(output: Output | None, config: Config, world: World) -> None:
+def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     """Make every block that is not there yet and write it at its place.
 
     Parameters
@@ -78,37 +82,46 @@ def fill(output: Output | None, config: Config, world: World) -> None:
     output : Output or None
         None on other ranks.
     config : Config
-    world : World
+    ranks : Ranks
     """
-    out_files = output.files if output else []
-    layouts = world.share([file.layout for file in out_files])
-    direct = config.hand_over != "messages" and world.beside_root
-    files = [_open(layout, world.rank, direct) if layout else None for layout in layouts]
-    tasks = [
-        task
-        for number, file in enumerate(out_files)
-        if not file.complete
-        for task in pair_tasks(number, file.plan, file.done)
-    ]
+    files = output.files if output else []
+    layouts = ranks.share([file.layout for file in files])
+    tasks = [task for number, file in enumerate(files) for task in missing_blocks(number, file)]
     threads = prefetch.threads_for(task.pair for task in tasks)
-    filler = Filler(config, layouts, world.open_writers(files, threads))
-    with Progress("filling", len(tasks), config.quiet) as progress:
-
-        def take(result: Filled) -> None:
+    with (
+        contextlib.ExitStack() as stack,
+        Progress("filling", len(tasks), config.quiet) as progress,
+    ):
+        writers = ranks.writers(_open(layouts, config, ranks, stack), stack, threads > 0)
+        filler = Filler(config, layouts, writers)
+        records = ranks.imap_unordered(filler.write, tasks, filler.prepare, threads)
+        for filled in stack.enter_context(contextlib.closing(records)):
             assert output
-            output.add(result.file, result.index, result.record)
-            starts = output.files[result.file].plan.starts
-            patches = starts[result.index + 1] - starts[result.index]
+            output.add(filled.file, filled.index, filled.record)
+            starts = files[filled.file].plan.starts
+            patches = starts[filled.index + 1] - starts[filled.index]
             progress.advance(patches * config.bytes_a_patch)
-
-        world.run(tasks, filler.work, take, _name, filler.prepare, threads)
-    for one in files:
-        if one:
-            one.close()
+        for writer in writers:
+            if writer:
+                writer.flush()
 
 
-def _name(task: PairTask) -> str:
-    return f"{shown(task.pair.input.file)}: "
+def _open(
+    layouts: Sequence[blocks.Layout | None],
+    config: Config,
+    ranks: Ranks,
+    stack: contextlib.ExitStack,
+) -> list[blocks.PartialFile | None]:
+    """Open the files that this rank writes to itself: the bytes for others go through rank 0."""
+    out: list[blocks.PartialFile | None] = []
+    for layout in layouts:
+        file = None
+        if layout and ranks.rank == 0:
+            file = blocks.PartialFile(layout)
+        elif layout and config.hand_over != "messages" and ranks.beside_root:
+            file = blocks.PartialFile.seen(layout)
+        out.append(stack.enter_context(file) if file else None)
+    return out
 
 
 def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
@@ -138,6 +151,11 @@ def _read(one: Slice, config: Config) -> tuple[NDArray[np.float32], int]:
     return hu if config.in_hu else stored, pixel_digest(hu)
 
 
+def missing_blocks(number: int, file: OutputFile) -> list[PairTask]:
+    """Return the blocks that are still to be made for the file of that number."""
+    return [] if file.complete else pair_tasks(number, file.plan, file.done)
+
+
 def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
     """Return the blocks of a file that are still to be made.
 
@@ -154,10 +172,3 @@ def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
         for i, pair in enumerate(plan.pairs)
         if i not in done
     ]
-
-
-def _open(layout: blocks.Layout, rank: int, direct: bool) -> blocks.PartialFile | None:
-    """Open a file for writing, or return None where its bytes have to go through rank 0."""
-    if rank == 0:
-        return blocks.PartialFile(layout)
-    return blocks.PartialFile.seen(layout) if direct else None

@@ -2,103 +2,78 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import time
 from pathlib import Path
 
-import numpy as np
-
 from pipeline import dry_run, filling, planning, prefetch, profile
 from pipeline.cohort import patients
-from pipeline.cohort.pairing import PatientPairs
-from pipeline.mpi.parallel import World
+from pipeline.mpi.ranks import Ranks
 from pipeline.output import commit
 from pipeline.output.commit import Output
 from pipeline.planning import Findings
-from pipeline.profile import step
 from pipeline.progress import Progress
 from utils import Config, Plan, Tally, say, shown
 
-#: glibc takes the largest block that was ever freed, up to 32 MB, as the size below which freed
-#: memory is kept for reuse (mallopt(3), M_MMAP_THRESHOLD). Else every image would be made in new
-#: pages of the system, each of which costs a fault.
-KEPT_BYTES = 30 << 20
 
-
-def run(config: Config, world: World) -> None:
-    """Do the whole job that `config` describes, with the ranks of `world`."""
+def run(config: Config, ranks: Ranks) -> None:
+    """Do the whole job that `config` describes, with the ranks of `ranks`."""
     begin = time.perf_counter()
-    np.empty(KEPT_BYTES, np.uint8)
     tally = Tally()
     if not config.dry_run:
-        world.on_root(lambda: commit.check(config))
-    identify = world.share(world.rank == 0 and not config.dry_run and commit.may_resume(config))
-    findings = find(config, world, tally)
-    plans = make_plans(findings, config, world, tally, identify)
+        ranks.on_root(lambda: commit.check(config))
+    identify = ranks.share(ranks.rank == 0 and not config.dry_run and commit.may_resume(config))
+    findings = find(config, ranks, tally)
+    plans = make_plans(findings, config, ranks, tally, identify)
     if config.dry_run:
-        world.on_root(lambda: dry_run.show(plans, findings, config, world.size, tally))
+        ranks.on_root(lambda: dry_run.show(plans, findings, config, ranks.size, tally))
         return
-    output = world.on_root(lambda: allocate(plans, config))
+    output = ranks.on_root(lambda: allocate(plans, config))
     try:
-        filling.fill(output, config, world)
-        world.on_root(lambda: finish(output))
+        filling.fill(output, config, ranks)
+        ranks.on_root(lambda: finish(output))
     except BaseException as error:
         if output and (note := output.release()):
             error.add_note(note)
         raise
-    world.on_root(lambda: show(plans, findings, config, tally))
+    ranks.on_root(lambda: show(plans, findings, config, tally))
     if config.profile:
-        ranks = world.gather(profile.spent)
+        spent = ranks.gather(profile.spent)
         wall = time.perf_counter() - begin
-        table = profile.table(ranks, profile.spent_ahead, wall)
-        world.on_root(lambda: print("\n".join(table)))
+        table = profile.table(spent, profile.spent_ahead, wall)
+        ranks.on_root(lambda: print("\n".join(table)))
 
 
 # --- find ------------------------------------------------------------------------------------
 
 
-def find(config: Config, world: World, tally: Tally) -> Findings:
+def find(config: Config, ranks: Ranks, tally: Tally) -> Findings:
     """Read the headers of all patients and pair their slices."""
-    folders = world.on_root(lambda: patients.find_patients(config))
-    listings: dict[str, patients.Listing] = {}
-    headers: dict[str, dict[patients.SeriesPart, patients.Headers]] = {}
-    found: dict[str, PatientPairs] = {}
-
-    def look(one: patients.PatientFolders) -> patients.Listing:
-        with step("headers"):
-            return patients.list_series(config.input_folder, one)
-
-    def read(part: patients.SeriesPart) -> tuple[patients.SeriesPart, patients.Headers]:
-        with step("headers"):
-            return part, patients.read_headers(config.input_folder, part)
-
-    def listed(one: patients.Listing) -> None:
-        patient = one.folders.patient
-        listings[patient], headers[patient] = one, {}
-        pair_if_whole(patient)
-
-    def taken(result: tuple[patients.SeriesPart, patients.Headers]) -> None:
-        part, told = result
-        headers[part.patient][part] = told
-        pair_if_whole(part.patient)
-
-    def pair_if_whole(patient: str) -> None:
-        """Pair the slices once all headers are there, and let go of what no pair needs."""
-        one, told = listings[patient], headers[patient]
-        if len(told) == len(one.parts):
-            found[patient] = patients.pair_up(one, [told.pop(part) for part in one.parts])
-
-    world.run(folders, look, listed)
+    folders = ranks.on_root(lambda: patients.find_patients(config))
+    list_series = functools.partial(patients.list_series, config.input_folder)
+    listings = {
+        one.folders.patient: one for one in ranks.imap_unordered(list_series, folders or [])
+    }
     parts = [part for one in listings.values() for part in one.parts]
-    world.run(parts, read, taken)
-    return world.on_root(lambda: planning.choose_pairs(found, config, tally)) or Findings()
+    headers: dict[str, dict[patients.SeriesPart, patients.Headers]] = {p: {} for p in listings}
+    # A patient without a file has no part.
+    found = {p: patients.pair_up(one, []) for p, one in listings.items() if not one.parts}
+    read_headers = functools.partial(patients.read_headers, config.input_folder)
+    for part, read in ranks.imap_unordered(read_headers, parts):
+        one, here = listings[part.patient], headers[part.patient]
+        here[part] = read
+        if len(here) == len(one.parts):  # pair them, and drop what no pair needs
+            found[part.patient] = patients.pair_up(one, [here.pop(p) for p in one.parts])
+    return ranks.on_root(lambda: planning.choose_pairs(found, config, tally)) or Findings()
 
 
 # --- plan ------------------------------------------------------------------------------------
 
 
 def make_plans(
-    findings: Findings, config: Config, world: World, tally: Tally, identify: bool = False
+    findings: Findings, config: Config, ranks: Ranks, tally: Tally, identify: bool = False
 ) -> dict[str, Plan]:
     """Look at the pixels as far as needed, and give every pair its place; by side, on rank 0.
 
@@ -106,17 +81,14 @@ def make_plans(
     """
     collector = planning.Collector(findings, config)
     with Progress("planning", len(findings.tasks), config.quiet) as progress:
-
-        def take(surveys: list[planning.Survey]) -> None:
-            for survey in surveys:
-                collector.take(survey)
-                progress.advance()
-
         threads = prefetch.threads_for(task.pair for task in findings.tasks)
-        survey = planning.surveyor(config, identify)
+        look = planning.surveyor(config, identify)
         tasks = planning.in_twos(findings.tasks)
-        world.run(tasks, lambda made: made, take, prepare=survey, threads=threads)
-    return world.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}
+        surveys = ranks.imap_unordered(lambda surveyed: surveyed, tasks, look, threads)
+        for survey in itertools.chain.from_iterable(surveys):
+            collector.take(survey)
+            progress.advance()
+    return ranks.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}
 
 
 # --- allocate, finish, show ------------------------------------------------------------------

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from pipeline import streams
-from pipeline.mpi import parallel
+from pipeline.mpi import launch
 from tests.running import REPO, Ended, environment, mpiexec
 
 #: Seconds after which a run with a fault counts as hung.
@@ -41,7 +41,7 @@ STEPS = {
     "reading": ("pipeline.dicom.dicom_io", "read_pixels"),
     "patching": ("patching", "make_block"),
     "writing": ("pipeline.output.blocks", "write_block"),
-    "handing over": ("pipeline.mpi.parallel", "_Sender.write"),
+    "handing over": ("pipeline.mpi.remote_writer", "RemoteWriter.write"),
     "taking": ("pipeline.output.blocks", "PartialFile.write"),
     "reserving": ("pipeline.output.commit", "reserve"),
     "creating": ("pipeline.output.commit", "OutputFile.create"),
@@ -288,7 +288,7 @@ def main(told: str, arguments: Sequence[str]) -> int:
     import main as tool
 
     fault = Fault(**json.loads(told))
-    if parallel.launcher_ranks(os.environ)[0] == fault.rank:
+    if launch.launcher_ranks(os.environ)[0] == fault.rank:
         module, name = STEPS[fault.step]
         *path, last = name.split(".")
         owner = functools.reduce(getattr, path, importlib.import_module(module))
@@ -297,4 +297,4 @@ def main(told: str, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    parallel.leave(streams.run(lambda: main(sys.argv[1], sys.argv[2:])))
+    sys.exit(streams.run(lambda: main(sys.argv[1], sys.argv[2:])))

@@ -179,4 +179,4 @@ def write_tree(root: Path, patients: Mapping[str, int] | None = None, **options:
 def find_pairs(root: str, folders: PatientFolders) -> PatientPairs:
     """Read the headers of a patient's slices, all at once, and pair them."""
     listing = list_series(root, folders)
-    return pair_up(listing, [read_headers(root, part) for part in listing.parts])
+    return pair_up(listing, [read_headers(root, part)[1] for part in listing.parts])

@@ -17,7 +17,7 @@ import patching
 from ctpatches import patchfile
 from patching import Block
 from pipeline.dicom.dicom_io import read_pixels
-from pipeline.mpi.parallel import World
+from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks, file_header
 from pipeline.output.checkpoint import BlockRecord
 from pipeline.run import find as find_pairs_of
@@ -42,7 +42,7 @@ def planned(root: Path, folder: Path, **options: Any) -> tuple[Plan, Config]:
         output_fname=str(folder / "out" / "made.h5"),
         **{"patch_size": 24, "overlap": 4, "rot_augment": True, "ds_augment": True, **options},
     )
-    world, tally = World(None), Tally()
+    world, tally = Ranks(), Tally()
     plans = make_plans(find_pairs_of(config, world, tally), config, world, tally)
     return plans[""], config
 

@@ -16,12 +16,11 @@ sys.path.insert(0, {str(REPO)!r})
 module, megabytes = sys.argv[1], int(sys.argv[2])
 import main
 from pipeline import streams
-from pipeline.mpi import parallel
 importlib.import_module(module)
 with open("/proc/self/statm") as file:
     size = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (megabytes << 20),) * 2)
-parallel.leave(streams.run(lambda: main.main(sys.argv[3:])))
+sys.exit(streams.run(lambda: main.main(sys.argv[3:])))
 """
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 

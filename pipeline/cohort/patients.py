@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.cohort.pairing import PatientPairs, pair_slices
 from pipeline.dicom.dicom_io import BAD, BadFile, read_slice
+from pipeline.profile import step
 from utils import CallError, Config, LeftOut, Slice, listed, quoted, shown
 
 #: Folder names that are taken when no option names them, by how they begin.
@@ -247,15 +248,16 @@ def list_series(root: str, folders: PatientFolders) -> Listing:
     return out
 
 
-def read_headers(root: str, part: SeriesPart) -> Headers:
+def read_headers(root: str, part: SeriesPart) -> tuple[SeriesPart, Headers]:
     """Read the headers of some slices; never raises for what it finds in the files."""
     out = Headers()
-    for file in part.files:
-        try:
-            out.slices.append(read_slice(root, file))
-        except BadFile as error:
-            out.bad.append(LeftOut(part.patient, (error.file,), error.reason, BAD))
-    return out
+    with step("headers"):
+        for file in part.files:
+            try:
+                out.slices.append(read_slice(root, file))
+            except BadFile as error:
+                out.bad.append(LeftOut(part.patient, (error.file,), error.reason, BAD))
+    return part, out
 
 
 def pair_up(listing: Listing, headers: Sequence[Headers]) -> PatientPairs:

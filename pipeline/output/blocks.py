@@ -1,6 +1,6 @@
 """Blocks at their place in the partial file: plain writes at byte offsets, by any process.
 
-The HDF5 library, which `h5_store` makes and completes the file with, is not needed for it.
+HDF5, which `file_header` builds the rest of the file with, is not needed for it.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ import contextlib
 import errno
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ctpatches.patchfile import PATCH_COLUMNS, bulk_names
-from pipeline.profile import laps
+from pipeline.profile import laps, step
 from utils import PIECE_BYTES, Config, Plan, RunError, quoted
 
 if TYPE_CHECKING:
     from patching import Block
-    from pipeline.mpi.parallel import Writer
 
 #: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -82,6 +83,27 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[done:], offset + done
 
 
+class Writer(Protocol):
+    """Something that puts bytes at their place in the file.
+
+    Attributes
+    ----------
+    piece_bytes : int
+        How many it takes best at once.
+    keeps : bool
+        Whether it still needs them when `write` has returned.
+    """
+
+    piece_bytes: int
+    keeps: bool
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at that byte."""
+
+    def flush(self) -> None:
+        """Wait until all that was written is in the file, or raise why it is not."""
+
+
 class PartialFile:
     """The partial file, open for writing blocks at their place by any process of the host."""
 
@@ -116,6 +138,9 @@ class PartialFile:
         except OSError as error:
             raise _not_written(self.path, error) from error
 
+    def flush(self) -> None:
+        """Nothing waits to be written."""
+
     def close(self) -> None:
         """Close it; what was written may still be on its way to the disk."""
         os.close(self.descriptor)
@@ -130,6 +155,41 @@ class PartialFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class BackgroundWriter:
+    """Writes to a file in a thread, in order, while the process goes on.
+
+    An error is raised by the next call or by `flush`.
+    """
+
+    piece_bytes, keeps = 1 << 20, True
+    #: How many pieces may wait to be written: 9 MB with the one in work.
+    MAX_PENDING = 8
+
+    def __init__(self, file: Writer) -> None:
+        self._file = file
+        self._thread = ThreadPoolExecutor(1, "writer")
+        self._pending: deque[Future[None]] = deque()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at that byte, later."""
+        while len(self._pending) > self.MAX_PENDING or (self._pending and self._pending[0].done()):
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(self._write, offset, data))
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        with step("write"):
+            self._file.write(offset, data)
+
+    def flush(self) -> None:
+        """Wait until all is written."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Drop what waits to be written, and end the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 def write_block(writer: Writer, layout: Layout, block: Block, index: int, start: int) -> int:

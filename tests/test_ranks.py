@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.mpi import parallel
+from pipeline.errors import SharedFailure
+from pipeline.mpi import launch
+from pipeline.mpi.ranks import Ranks
+from tests.rank_scenarios import PIECE, TASKS
 from tests.running import REPO, Ended, ranks_of, run
-from tests.worlds import EARLY, PIECE, TASKS
 from utils import CallError
 
 # --- what a launcher says --------------------------------------------------------------------
@@ -37,7 +39,7 @@ from utils import CallError
     ],
 )
 def test_launcher_variables_are_understood(environ, expected):
-    assert parallel.launcher_ranks(environ) == expected
+    assert launch.launcher_ranks(environ) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,40 +47,32 @@ def test_launcher_variables_are_understood(environ, expected):
     [{}, {"PMI_RANK": "0", "PMI_SIZE": "1"}, {"SLURM_NTASKS": "8"}],
     ids=["no launcher", "mpiexec -n 1", "a batch script"],
 )
-def test_without_mpi_run_one_process_is_a_world_of_one(environ):
-    world = parallel.connect(False, environ)
-    assert (world.rank, world.size, world.beside_root) == (0, 1, True)
+def test_without_mpi_run_one_process_is_a_run_of_one(environ):
+    ranks = launch.connect(False, environ)
+    assert (ranks.rank, ranks.size, ranks.beside_root) == (0, 1, True)
     assert "mpi4py" not in sys.modules
 
 
-# --- a world of one --------------------------------------------------------------------------
+# --- a ranks of one --------------------------------------------------------------------------
 
 
-def test_a_serial_world_does_every_task_in_order():
-    taken: list[int] = []
-    parallel.World(None).run([3, 1, 2], lambda task: task * 10, taken.append)
-    assert taken == [30, 10, 20]
+def test_a_serial_run_does_every_task_in_order():
+    assert list(Ranks().imap_unordered(lambda task: task * 10, [3, 1, 2])) == [30, 10, 20]
 
 
-def test_an_error_in_a_serial_world_is_printed_once_and_gives_its_status(capsys):
+def test_an_error_in_a_serial_ranks_is_printed_once_and_gives_its_status(capsys):
     def step() -> None:
         raise CallError("no such thing")
 
-    world = parallel.World(None)
-    with pytest.raises(parallel.SharedFailure) as raised:
-        world.on_root(step)
-    assert world.fail(raised.value) == 2
+    ranks = Ranks()
+    with pytest.raises(SharedFailure) as raised:
+        ranks.on_root(step)
+    assert ranks.fail(raised.value) == 2
     assert capsys.readouterr().err == "main.py: error: no such thing\n"
 
 
-def test_a_serial_world_does_first_what_others_would_not_wait_for():
-    done: list[int] = []
-    parallel.World(None).run([1], lambda task: task, done.append, meanwhile=lambda: done.append(0))
-    assert done == [0, 1]
-
-
 def test_an_interruption_ends_with_130(capsys):
-    assert parallel.World(None).fail(KeyboardInterrupt()) == 130
+    assert Ranks().fail(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "main.py: error: interrupted\n"
 
 
@@ -87,7 +81,7 @@ def test_an_interruption_ends_with_130(capsys):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_every_result_comes_to_rank_0_once(tmp_path, n):
-    ended = ranks_of(n, "worlds.py", tmp_path, "results")
+    ended = ranks_of(n, "rank_scenarios.py", tmp_path, "results")
     assert (ended.status, ended.err) == (0, "")
     said = json.loads(ended.out)
     assert said["size"] == n
@@ -98,49 +92,14 @@ def test_every_result_comes_to_rank_0_once(tmp_path, n):
 
 
 def test_a_serial_run_gives_what_ranks_give(tmp_path):
-    ended = run([sys.executable, REPO / "tests" / "worlds.py", "serial"], tmp_path)
+    ended = run([sys.executable, REPO / "tests" / "rank_scenarios.py", "serial"], tmp_path)
     assert json.loads(ended.out)["found"][str(TASKS)] == [[t, t**2] for t in range(TASKS)]
 
 
 def test_bytes_of_any_size_reach_rank_0(tmp_path):
-    ended = ranks_of(2, "worlds.py", tmp_path, "bytes")
+    ended = ranks_of(2, "rank_scenarios.py", tmp_path, "bytes")
     expected = b"".join(bytes([task + 1]) * (3 * PIECE) for task in range(2))
     assert ended.out.split() == [hashlib.sha256(expected).hexdigest()], ended.err
-
-
-def test_other_ranks_have_work_while_rank_0_does_something_else_first(tmp_path):
-    ended = ranks_of(2, "worlds.py", tmp_path, "head start")
-    assert (ended.status, ended.err) == (0, "")
-    told, found = map(json.loads, ended.out.splitlines())
-    assert told == {"early": EARLY, "taken": 0}
-    assert found == [[task, task**2] for task in range(TASKS)]
-
-
-@pytest.mark.parametrize(
-    ("tasks", "ranks", "most", "held", "left"),
-    [
-        (3, 4, 3, [1, 1, 1], 0),
-        (4, 2, 3, [2], 2),
-        (7, 3, 3, [2, 2], 3),
-        (40, 2, 24, [14], 26),
-        (1000, 2, 24, [24], 976),
-        (1000, 3, 3, [3, 3], 994),
-    ],
-)
-def test_no_rank_gets_more_than_its_share(tasks, ranks, most, held, left):
-    told: list[object] = []
-
-    class Unheard(parallel.World):  # the arithmetic alone
-        def _tell(self, rank: int, what: object, tag: int) -> None:
-            told.append(what)
-
-    world = Unheard(None)
-    world.size = ranks
-    lead = parallel._Lead(world, list(range(tasks)), lambda task: task, told.append)
-    lead.hand_out_all(most)
-    assert list(lead.held.values()) == held
-    assert told == list(range(sum(held)))
-    assert len(lead.tasks) == left
 
 
 def failed_once(ended: Ended, message: str) -> None:
@@ -152,37 +111,37 @@ def failed_once(ended: Ended, message: str) -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_failure_on_any_rank_ends_all(tmp_path, at):
-    ended = ranks_of(3, "worlds.py", tmp_path, "refuses", str(at))
+    ended = ranks_of(3, "rank_scenarios.py", tmp_path, "refuses", str(at))
     failed_once(ended, f"rank {at}: this slice is bad")
 
 
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_bug_on_a_rank_ends_all_and_says_where_it_is(tmp_path, at):
-    ended = ranks_of(3, "worlds.py", tmp_path, "breaks", str(at))
-    failed_once(ended, f"rank {at}: ZeroDivisionError at worlds.py:")
+    ended = ranks_of(3, "rank_scenarios.py", tmp_path, "breaks", str(at))
+    failed_once(ended, f"rank {at}: ZeroDivisionError at rank_scenarios.py:")
 
 
-@pytest.mark.parametrize("scenario", ["take", "root", "meanwhile"])
+@pytest.mark.parametrize("scenario", ["consumer", "root"])
 def test_a_failure_of_rank_0_in_between_ends_all(tmp_path, scenario):
-    failed_once(ranks_of(3, "worlds.py", tmp_path, scenario), "this slice is bad")
+    failed_once(ranks_of(3, "rank_scenarios.py", tmp_path, scenario), "this slice is bad")
 
 
 def test_tasks_that_were_handed_out_before_a_failure_are_not_begun(tmp_path):
-    ended = ranks_of(2, "worlds.py", tmp_path, "stop")
+    ended = ranks_of(2, "rank_scenarios.py", tmp_path, "stop")
     failed_once(ended, "this slice is bad")
     assert len(ended.out.splitlines()) == 1, ended.out
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_rank_that_fails_on_its_own_takes_the_others_along(tmp_path, at):
-    failed_once(ranks_of(3, "worlds.py", tmp_path, "alone", str(at)), "this slice is bad")
+    failed_once(ranks_of(3, "rank_scenarios.py", tmp_path, "alone", str(at)), "this slice is bad")
 
 
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_rank_that_exits_amid_the_work_takes_the_others_along(tmp_path, at):
-    failed_once(ranks_of(2, "worlds.py", tmp_path, "exits", str(at)), "ended by a signal")
+    failed_once(ranks_of(2, "rank_scenarios.py", tmp_path, "exits", str(at)), "ended by a signal")
 
 
 def test_failures_of_all_ranks_at_once_are_one_message(tmp_path: Path):
-    ended = ranks_of(3, "worlds.py", tmp_path, "everywhere")
+    ended = ranks_of(3, "rank_scenarios.py", tmp_path, "everywhere")
     failed_once(ended, "this slice is bad")

@@ -1,0 +1,70 @@
+"""Failures that every rank knows of, and one line for errors that nobody foresaw."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import traceback
+from collections.abc import Iterator
+
+from utils import RunError, ToolError, shown
+
+
+class SharedFailure(ToolError):
+    """A failure that every rank knows of: rank 0 prints it, and all leave with its status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message, status)  # both, so that it survives pickling
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def reason_of(error: BaseException) -> str:
+    """Return on one line what an error was first caused by: numpy adds a page of advice to it."""
+    while error.__cause__:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def not_loaded(error: BaseException, what: str = "") -> RunError:
+    """Turn an error while libraries load into one line; `what` says what it was about."""
+    hint = "is there enough memory (ulimit -v)?"
+    if isinstance(error, ModuleNotFoundError):
+        hint = "install requirements.txt"
+    return RunError(f"{what}cannot load a library: {reason_of(error)}; {hint}")
+
+
+def failure_of(error: BaseException, what: str = "") -> ToolError:
+    """Turn an error that nobody foresaw into one line; `what` says what it was about."""
+    if isinstance(error, ToolError):
+        return error
+    if isinstance(error, ImportError):
+        return not_loaded(error, what)
+    no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or no_thread:
+        return RunError(f"{what}out of memory: {reason_of(error)}")
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return RunError(f"{what}{type(error).__name__}{place}: {error} (this is a bug)")
+
+
+@contextlib.contextmanager
+def naming(file: str) -> Iterator[None]:
+    """Name a file in every error inside that nobody foresaw."""
+    try:
+        yield
+    except ToolError:
+        raise
+    except Exception as error:
+        raise failure_of(error, f"{shown(file)}: ") from error
+
+
+def shared(error: BaseException, where: str = "") -> SharedFailure:
+    """Turn an error of a rank into the failure that all ranks are sent."""
+    if isinstance(error, SharedFailure):
+        return error
+    failure = failure_of(error)
+    return SharedFailure(f"{where}{failure}", failure.status)

@@ -1,0 +1,169 @@
+"""What the tests of `pipeline.mpi` run under mpiexec: `rank_scenarios.py SCENARIO [RANK]`.
+
+It ends as `main.py` does: an error goes to `Ranks.fail`, and its status is the process's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import select
+import sys
+import time
+from pathlib import Path
+
+from pipeline import streams
+from pipeline.mpi import launch
+from pipeline.mpi.ranks import Ranks
+from utils import RunError
+
+TASKS = 40
+PIECE = 24 << 20
+#: How long rank 0 waits for the bell of another rank, at most.
+PATIENCE_S = 20.0
+
+
+def square(task: int) -> list[int]:
+    """Return a task with its result."""
+    return [task, task**2]
+
+
+def every_task_once(ranks: Ranks) -> None:
+    """Print what came to rank 0 for several numbers of tasks, the smallest below that of ranks."""
+    found = {
+        number: sorted(ranks.imap_unordered(square, range(number)))
+        for number in (0, 1, max(1, ranks.size - 1), TASKS)
+    }
+    shared = ranks.share("from rank 0" if ranks.rank == 0 else None)
+    on_root = ranks.on_root(lambda: "on rank 0")
+
+    def values(_: int) -> list[object]:
+        return [ranks.rank, shared, on_root]
+
+    said = list(ranks.imap_unordered(values, range(5)))
+    if ranks.rank == 0:
+        print(json.dumps({"size": ranks.size, "found": found, "said": said}))
+
+
+def large_bytes(ranks: Ranks) -> None:
+    """Send more bytes to rank 0 than may be on their way at once; print their digest."""
+    image = bytearray(3 * ranks.size * PIECE)
+
+    class Memory:
+        piece_bytes, keeps = PIECE, False
+
+        def write(self, offset: int, data: memoryview) -> None:
+            image[offset : offset + len(data)] = data
+
+        def flush(self) -> None:
+            """Nothing waits."""
+
+    file = Memory() if ranks.rank == 0 else None
+    with contextlib.ExitStack() as stack:
+        (writer,) = ranks.writers([file], stack, background=False)
+        assert writer
+
+        def work(task: int) -> int:
+            data = bytes([task + 1]) * (3 * PIECE)
+            writer.write(task * 3 * PIECE, memoryview(data))
+            return task
+
+        for _ in ranks.imap_unordered(work, range(ranks.size)):
+            pass
+    if ranks.rank == 0:
+        print(hashlib.sha256(image).hexdigest())
+
+
+class Bell:
+    """Rung by other ranks; rank 0 waits for it."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.path = Path("bell")
+        ranks.on_root(lambda: os.mkfifo(self.path))
+
+    def ring(self) -> None:
+        """Ring once."""
+        with open(self.path, "ab", buffering=0) as pipe:
+            pipe.write(b".")
+
+    def wait(self) -> None:
+        """Wait until it was rung, unless it takes too long."""
+        pipe = os.open(self.path, os.O_RDWR)  # both, and never closed: writers wait for a reader
+        if select.select([pipe], [], [], PATIENCE_S)[0]:
+            os.read(pipe, 1)
+
+
+def stop(ranks: Ranks) -> None:
+    """Fail on rank 0 while another is at its first task of many; print what that one begins."""
+    from pipeline.mpi.messages import Tag
+
+    bell = Bell(ranks)
+
+    def work(task: int) -> int:
+        if ranks.rank == 0:
+            bell.wait()
+            raise RunError("this slice is bad")
+        print(json.dumps({"begun": task}))
+        bell.ring()
+        latest = time.monotonic() + PATIENCE_S
+        assert ranks._messages
+        while not ranks._messages.has(Tag.STOP, source=0) and time.monotonic() < latest:
+            pass
+        return task
+
+    for _ in ranks.imap_unordered(work, range(TASKS)):
+        pass
+
+
+def fail(ranks: Ranks, scenario: str, at: int) -> None:
+    """Fail on one rank in the way that the scenario names, amid the work of all."""
+
+    def work(task: int) -> int:
+        if scenario == "everywhere":
+            raise RunError("this slice is bad")
+        if ranks.rank == at:
+            if scenario == "refuses":
+                raise RunError("this slice is bad")
+            if scenario == "breaks":
+                raise ZeroDivisionError("nobody thought of this")
+            if scenario == "exits":
+                sys.exit(0)
+        return task
+
+    def step() -> None:
+        if scenario == "root":
+            raise RunError("this slice is bad")
+
+    ranks.on_root(step)
+    if scenario == "alone" and ranks.rank == at:
+        raise RunError("this slice is bad")
+    with contextlib.closing(ranks.imap_unordered(work, range(TASKS))) as results:
+        for _ in results:
+            if scenario == "consumer":
+                raise RunError("this slice is bad")
+    ranks.on_root(lambda: print("all is done"))
+
+
+def main(scenario: str, at: int) -> int:
+    """Run a scenario as `main.py` runs a job."""
+    ranks = launch.connect(scenario != "serial", os.environ)
+    try:
+        if scenario in ("results", "serial"):
+            every_task_once(ranks)
+        elif scenario == "bytes":
+            large_bytes(ranks)
+        elif scenario == "stop":
+            stop(ranks)
+        else:
+            fail(ranks, scenario, at)
+        ranks.close()
+    except BaseException as error:
+        return ranks.fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    rank = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    sys.exit(streams.run(lambda: main(sys.argv[1], rank)))

@@ -1,0 +1,207 @@
+"""Work done ahead of its turn: the order, the errors, how far ahead, and when threads are used."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from pipeline import prefetch, profile
+from pipeline.dicom.dicom_io import read_slice
+from pipeline.mpi.ranks import Ranks
+from pipeline.output.blocks import BackgroundWriter
+from tests.scans import phantom, write_slice
+from utils import Pair, RunError
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 5])
+@pytest.mark.parametrize("number", [0, 1, 2, 30])
+def test_every_task_comes_once_in_order(number, threads):
+    made = list(prefetch.prefetched(range(number), lambda task: task**2, threads))
+    assert made == [task**2 for task in range(number)]
+
+
+def test_an_error_is_raised_when_its_turn_has_come():
+    def make(task: int) -> int:
+        if task == 3:
+            raise RunError("this slice is bad")
+        return task
+
+    made = prefetch.prefetched(range(100), make, 2)
+    assert [next(made) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RunError, match="this slice is bad"):
+        next(made)
+
+
+def test_no_more_is_made_ahead_than_there_are_threads():
+    begun: list[int] = []
+
+    def make(task: int) -> int:
+        begun.append(task)
+        return task
+
+    for task in prefetch.prefetched(range(50), make, 3):
+        assert max(begun) <= task + 3
+
+
+def test_what_is_made_ahead_is_made_in_other_threads_all_of_which_end():
+    made = list(prefetch.prefetched(range(9), lambda _: threading.current_thread().name, 2))
+    assert {name.split("_")[0] for name in made} == {"prefetch"}
+    assert not [one for one in threading.enumerate() if one.name.startswith("prefetch")]
+
+
+def test_leaving_early_ends_the_threads():
+    made = prefetch.prefetched(range(10**6), lambda task: task, 2)
+    next(made)
+    made.close()
+    assert not [one for one in threading.enumerate() if one.name.startswith("prefetch")]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system binds no process")
+def test_a_process_with_one_core_uses_no_thread():
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert prefetch.threads() == 0
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert prefetch.threads() == (min(len(cores), prefetch.MOST_THREADS) if len(cores) > 1 else 0)
+
+
+def slices(folder: Any, **options: Any) -> Pair:
+    for name, image in zip(("low", "full"), phantom((32, 32), 1, 2), strict=True):
+        write_slice(folder / name, image, **options)
+    return Pair("P", *(read_slice(str(folder), name) for name in ("low", "full")))
+
+
+def test_slices_that_need_a_decoder_are_read_in_their_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(prefetch, "threads", lambda: 2)
+    pair = slices(tmp_path)
+    packed = Pair("P", pair.input, dataclasses.replace(pair.target, pixel_offset=None))
+    assert prefetch.threads_for([pair, pair]) == 2
+    assert prefetch.threads_for([pair, packed]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [(32, 32, 4), (1024, 1024, 4), (1024, 2048, 2), (2048, 2048, 1), (2048, 2049, 0)],
+)
+def test_fewer_pairs_of_large_images_are_prefetched(tmp_path, monkeypatch, rows, columns, expected):
+    monkeypatch.setattr(prefetch, "threads", lambda: 4)
+    small = slices(tmp_path)
+    large = dataclasses.replace(small.target, rows=rows, columns=columns)
+    assert prefetch.threads_for([small, Pair("P", large, large), small]) == expected
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_serial_run_prepares_and_works_in_order(threads):
+    results = Ranks().imap_unordered(lambda n: n + 1, [3, 1, 2], lambda n: n * 10, threads)
+    assert list(results) == [31, 11, 21]
+
+
+def test_the_profile_tells_threads_from_ranks(monkeypatch):
+    monkeypatch.setattr(profile, "spent", {})
+    monkeypatch.setattr(profile, "spent_ahead", {})
+
+    def make(task: int) -> int:
+        with profile.step("scale"):
+            return task
+
+    for _ in prefetch.prefetched(range(5), make, 2):
+        with profile.step("cut"):
+            pass
+    assert set(profile.spent) == {"cut", "wait"}
+    assert set(profile.spent_ahead) == {"scale"}
+    lines = profile.table([profile.spent], profile.spent_ahead, 1.0)
+    assert [line.split()[0] for line in lines] == ["seconds", "rank", "ahead"]
+
+
+def test_steps_that_take_turns_share_the_time_between_them(monkeypatch):
+    clock = iter([1.0, 3.0, 7.0, 7.5])
+    monkeypatch.setattr(profile, "spent", {"cut": 10.0})
+    monkeypatch.setattr("pipeline.profile.time.perf_counter", lambda: next(clock))
+    with profile.laps() as lap:
+        for name in ("cut", "write", "cut"):
+            lap(name)
+    assert profile.spent == {"cut": 12.5, "write": 4.0}
+
+
+def test_the_profile_of_ranks_tells_how_long_they_were_idle():
+    ranks = [{"cut": 3.0, "rank 0": 5.0}, {"cut": 2.0, "wait": 1.0, "rank 0": 5.0}]
+    lines = profile.table(ranks, {}, 9.0)
+    assert lines[-1].split() == ["idle", "in", "shared", "work", "16.7%"]
+    assert [line.split()[-1] for line in lines[1:3]] == ["9.00", "9.00"]
+
+
+# --- writing in the background ---------------------------------------------------------------
+
+
+class Disk:
+    """A file that notes where it was written, and is full at one place."""
+
+    piece_bytes, keeps = 100, False
+
+    def __init__(self, full_at: int = -1) -> None:
+        self.written: list[tuple[int, str]] = []
+        self.full_at = full_at
+
+    def write(self, offset: int, data: memoryview) -> None:
+        if offset == self.full_at:
+            raise RunError("no space left")
+        self.written.append((offset, threading.current_thread().name.split("_")[0]))
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def test_bytes_are_written_in_order_in_one_other_thread():
+    disk = Disk()
+    writer = BackgroundWriter(disk)
+    for offset in range(50):
+        writer.write(offset, memoryview(b"x"))
+    writer.flush()
+    assert disk.written == [(offset, "writer") for offset in range(50)]
+    writer.close()
+    assert not [one for one in threading.enumerate() if one.name.startswith("writer")]
+
+
+def test_a_write_that_fails_is_raised_at_the_end_at_the_latest():
+    writer = BackgroundWriter(Disk(full_at=3))
+    with pytest.raises(RunError, match="no space left"):  # noqa: PT012
+        for offset in range(4):
+            writer.write(offset, memoryview(b"x"))
+        writer.flush()
+    writer.close()
+
+
+def test_no_more_bytes_wait_than_may():
+    begin, many = threading.Event(), BackgroundWriter.MAX_PENDING + 1
+
+    class Blocked(Disk):
+        def write(self, offset: int, data: memoryview) -> None:
+            begin.wait(60)
+            super().write(offset, data)
+
+    disk, given = Blocked(), []
+    writer = BackgroundWriter(disk)
+    full = threading.Event()
+
+    def give() -> None:
+        for offset in range(2 * many):
+            given.append(offset)
+            if len(given) > many:
+                full.set()
+            writer.write(offset, memoryview(b"x"))
+
+    giver = threading.Thread(target=give)
+    giver.start()
+    assert full.wait(60)
+    assert len(given) == many + 1
+    begin.set()
+    giver.join()
+    writer.flush()
+    writer.close()
+    assert [offset for offset, _ in disk.written] == list(range(2 * many))
