@@ -16,6 +16,8 @@ from utils import Config, Pair, Plan, Tally, quoted, say, shown
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
 BASE_MB = 160
+#: What drawing the report takes, MB: measured.
+REPORT_MB = 90
 #: Images (float32, of the largest size) that a rank holds at most while it works on a pair, and how
 #: many more for every thread that prefetches in a serial run: measured, 512 to 4096 pixels a side.
 MAX_IMAGES_PER_RANK = 9
@@ -124,7 +126,7 @@ def _show_needs(plans: dict[str, Plan], config: Config, ranks: int) -> None:
     threads = 0 if config.mpi_run else prefetch.threads_for(everything)
     held = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
     held += largest * config.orientations * PLACE_BYTES * (1 + threads)
-    memory = BASE_MB + held / 1e6
+    memory = BASE_MB + REPORT_MB * (not config.no_report) + held / 1e6
     seconds = _seconds_a_pair(next(iter(plans.values())), config)
     pairs = sum(len(plan.pairs) for plan in plans.values())
     files = ", ".join(quoted(path) for path in commit.files_of(config).values())

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+import augment
 from utils import shown
 
 Floats = NDArray[np.float32]
@@ -54,6 +55,8 @@ SLICE_HU = (-1000.0, 600.0)
 CLIPPED = 0.005
 #: Size of a chart, and place of its axes, inches.
 CHART, CHART_AXES = (5.4, 3.1), (0.7, 0.55, 4.55, 2.4)
+#: Pixels a side at which a view is drawn: more would take memory and not be seen.
+MAX_DRAWN_SIDE = 1024
 #: Windows drawn on one view; of more, only every k-th row and column.
 MAX_DRAWN_WINDOWS = 2500
 
@@ -307,7 +310,10 @@ def coverage(views: Sequence[WindowedView], title: str) -> Figure:
 
 def _draw_view(axes: Axes, view: WindowedView) -> ScalarMappable:
     low, high = SLICE_HU
-    image = axes.imshow(view.image_hu, vmin=low, vmax=high)
+    rows, columns = view.image_hu.shape
+    reduced = augment.downscale(view.image_hu, min(1.0, MAX_DRAWN_SIDE / max(rows, columns)))
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    image = axes.imshow(reduced, vmin=low, vmax=high, extent=extent)
     every = max(1, math.ceil(math.sqrt(view.kept.size / MAX_DRAWN_WINDOWS)))
     drawn = view.kept[::every, ::every]
     # The rejected ones lie further in: where two windows meet, both lines are seen.

@@ -316,7 +316,7 @@ def measure_noise(sample: Sample) -> dict[str, dict[str, Facts]]:
 def _moments(values: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean and the mean square of every patch."""
     flat = values.reshape(len(values), -1)
-    return flat.mean(1, np.float64), np.square(flat).mean(1, np.float64)
+    return flat.mean(1, np.float64), np.square(flat, dtype=np.float64).mean(1)
 
 
 # --- histograms ------------------------------------------------------------------------------
