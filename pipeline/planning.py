@@ -19,8 +19,10 @@ import augment
 import patching
 from ctpatches.patchfile import pixel_digest
 from pipeline.cohort import splitting
-from pipeline.cohort.pairing import UNPAIRED, PatientPairs, Sample, misfits
-from pipeline.dicom import dicom_io
+from pipeline.cohort.anatomy import misfits
+from pipeline.cohort.pairing import UNPAIRED, PatientPairs
+from pipeline.dicom.pixels import Reader, Sample
+from pipeline.dicom.slice_file import BAD, BadFile
 from pipeline.output import commit
 from pipeline.profile import step
 from utils import (
@@ -97,7 +99,7 @@ class Findings:
 
 
 #: Which option is about which kind of what cannot be used.
-_SKIPS = (("--bad-files", dicom_io.BAD), ("--unpaired", UNPAIRED))
+_SKIPS = (("--bad-files", BAD), ("--unpaired", UNPAIRED))
 
 
 def choose_pairs(found: dict[str, PatientPairs], config: Config, tally: Tally) -> Findings:
@@ -202,7 +204,7 @@ def surveyor(config: Config, identify: bool) -> Callable[[Sequence[SurveyTask]],
 
     def survey(tasks: Sequence[SurveyTask]) -> list[Survey]:
         with step("plan"):
-            readers = [dicom_io.Reader(config.input_folder) for _ in tasks]
+            readers = [Reader(config.input_folder) for _ in tasks]
             out = [look(*one) for one in zip(tasks, readers, strict=True)]
             if config.air_threshold:
                 good = [i for i, task in enumerate(tasks) if task.chosen and not out[i].problem]
@@ -213,7 +215,7 @@ def surveyor(config: Config, identify: bool) -> Callable[[Sequence[SurveyTask]],
                     out[i].part = patching.plan_pair(shape, config, of_one)
             return out
 
-    def look(task: SurveyTask, read: dicom_io.Reader) -> Survey:
+    def look(task: SurveyTask, read: Reader) -> Survey:
         out = Survey(task.index, task.pair.patient)
         pair = task.pair
         try:
@@ -241,8 +243,8 @@ def surveyor(config: Config, identify: bool) -> Callable[[Sequence[SurveyTask]],
                 # Whether they decode shows up here, before any patch is made.
                 for one in (pair.input, target):
                     read.stored(one)
-        except dicom_io.BadFile as error:
-            out.problem = LeftOut(pair.patient, (error.file,), error.reason, dicom_io.BAD)
+        except BadFile as error:
+            out.problem = LeftOut(pair.patient, (error.file,), error.reason, BAD)
         return out
 
     return survey

@@ -16,7 +16,7 @@ import xxhash
 import patching
 from ctpatches import patchfile
 from patching import Block
-from pipeline.dicom.dicom_io import read_pixels
+from pipeline.dicom.pixels import read_pixels
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks, file_header
 from pipeline.output.checkpoint import BlockRecord

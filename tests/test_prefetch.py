@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import prefetch, profile
-from pipeline.dicom.dicom_io import read_slice
+from pipeline.dicom.header import read_slice
 from pipeline.mpi.ranks import Ranks
 from pipeline.output.blocks import BackgroundWriter
 from tests.scans import phantom, write_slice

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.cohort.pairing import PatientPairs, pair_slices
-from pipeline.dicom.dicom_io import BAD, BadFile, read_slice
+from pipeline.dicom.header import read_slice
+from pipeline.dicom.slice_file import BAD, BadFile
 from pipeline.profile import step
 from utils import CallError, Config, LeftOut, Slice, listed, quoted, shown
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import augment
 from ctpatches.patchfile import read_patches
 from patching import Grid
-from pipeline.dicom import dicom_io
+from pipeline.dicom.pixels import Reader
 from utils import AIR_HU, Config, Pair, generator, shown
 
 from . import figures
@@ -65,7 +65,7 @@ def coverage(
     first = int(pairs.first_patch[index])
     block = slice(first, first + int(pairs.patches[index]))
     places = {name: file[f"patch/{name}"][block] for name in ("scale", "row", "col")}
-    image = dicom_io.Reader(config.input_folder).hu(pair.target)
+    image = Reader(config.input_folder).hu(pair.target)
     views = [_view(image, scale, places, config) for scale in config.scales]
     target = pairs.target_file[index]
     patient = shown(pairs.patient[index]).encode()[:100].decode(errors="ignore")
