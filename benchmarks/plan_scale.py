@@ -26,8 +26,9 @@ import numpy as np
 import patching
 from pipeline import filling, planning
 from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.model import PairPlan, Plan, Slice
 from pipeline.output import file_header
-from utils import Config, PairPlan, Plan, Slice, Tally
+from utils import Config, Tally
 
 #: As in the larger series of TCIA.
 SLICES_A_PATIENT = 400

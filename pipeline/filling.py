@@ -15,13 +15,14 @@ from ctpatches.patchfile import pixel_digest
 from pipeline import prefetch
 from pipeline.dicom import pixels
 from pipeline.errors import naming
+from pipeline.model import Pair, PairPlan, Plan, Slice
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
 from pipeline.output.commit import Output, OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine, Config, Pair, PairPlan, Plan, Slice
+from utils import Affine, Config
 
 #: A block, and the digests of its two slices.
 PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]

@@ -23,24 +23,10 @@ from pipeline.cohort.anatomy import misfits
 from pipeline.cohort.pairing import UNPAIRED, PatientPairs
 from pipeline.dicom.pixels import Reader, Sample
 from pipeline.dicom.slice_file import BAD, BadFile
+from pipeline.model import LeftOut, Names, Pair, PairPlan, Plan, Slice
 from pipeline.output import commit
 from pipeline.profile import step
-from utils import (
-    Affine,
-    Config,
-    LeftOut,
-    Names,
-    Pair,
-    PairPlan,
-    Plan,
-    RunError,
-    Slice,
-    Tally,
-    generator,
-    listed,
-    shown,
-    sum_of,
-)
+from utils import Affine, Config, RunError, Tally, generator, listed, shown, sum_of
 
 
 class Figures(NamedTuple):

@@ -60,9 +60,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import main
 from pipeline.cohort.pairing import PatientPairs, pair_slices
 from pipeline.dicom import compressed, fast_header, header, padding, pixels
+from pipeline.model import Slice
 from tests.jpeg_lossless import compress
 from tests.scans import phantom, write_slice
-from utils import Config, Slice, ToolError
+from utils import Config, ToolError
 
 SECONDS = 10
 #: Inputs that are kept when a child dies: a decoder may have spoiled its memory some time before.

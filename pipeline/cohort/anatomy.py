@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dicom.pixels import Sample
-from utils import Pair, Slice, shown
+from pipeline.model import Pair, Slice
+from utils import shown
 
 #: Inputs that are compared with all targets of their patient at once.
 MAX_ROWS = 64

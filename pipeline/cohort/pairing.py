@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from utils import LeftOut, Pair, Slice
+from pipeline.model import LeftOut, Pair, Slice
 
 #: Two values of a geometry tag are the same up to this.
 SAME_MM = 0.01

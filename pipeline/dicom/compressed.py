@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.dicom.fast_header import EXPLICIT_LITTLE, TAGS
 from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, refusal, too_large
-from utils import Slice, shown
+from pipeline.model import Slice
+from utils import shown
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -33,7 +33,8 @@ from pipeline.dicom.slice_file import (
     stamp_of,
     too_large,
 )
-from utils import Slice, quoted
+from pipeline.model import Slice
+from utils import quoted
 
 if TYPE_CHECKING:
     from pipeline.dicom.slice_file import Header

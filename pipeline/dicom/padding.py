@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.dicom.compressed import LOSSY
 from pipeline.dicom.slice_file import refusal
-from utils import AIR_HU, Slice
+from pipeline.model import Slice
+from utils import AIR_HU
 
 if TYPE_CHECKING:
     from pipeline.dicom.slice_file import Header

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.dicom.compressed import decode
 from pipeline.dicom.padding import padding_to_air
 from pipeline.dicom.slice_file import opened_unchanged, refusal
-from utils import Slice
+from pipeline.model import Slice
 
 #: Image of every nth row and column, about 64 x 64 pixels, HU rounded.
 Sample: TypeAlias = NDArray[np.int16]

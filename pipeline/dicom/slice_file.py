@@ -9,7 +9,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from utils import RunError, Slice, shown
+from pipeline.model import Slice
+from utils import RunError, shown
 
 if TYPE_CHECKING:
     from pydicom import Dataset

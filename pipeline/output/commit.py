@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctpatches.patchfile import block_digest
+from pipeline.model import Plan
 from pipeline.output import checkpoint
 from pipeline.output.blocks import NO_SPACE, Layout, block_ranges, named_errors
 from pipeline.output.checkpoint import BlockRecord, Checkpoint, Entries, Job
-from utils import SIDES, CallError, Config, Plan, RunError, quoted, shown
+from utils import SIDES, CallError, Config, RunError, quoted, shown
 
 if TYPE_CHECKING:
     from pipeline.output.file_header import Header

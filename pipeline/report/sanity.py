@@ -12,7 +12,8 @@ import augment
 from ctpatches.patchfile import read_patches
 from patching import Grid
 from pipeline.dicom.pixels import Reader
-from utils import AIR_HU, Config, Pair, generator, shown
+from pipeline.model import Pair
+from utils import AIR_HU, Config, generator, shown
 
 from . import figures
 from .statistics import Facts, Pairs, unit_of
