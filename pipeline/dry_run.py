@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import filling, prefetch
 from pipeline.model import Pair, Plan
-from pipeline.output import commit
+from pipeline.output import paths
 from pipeline.planning import Findings
 from utils import Config, Tally, quoted, say, shown
 
@@ -128,7 +128,7 @@ def _show_needs(plans: dict[str, Plan], config: Config, ranks: int) -> None:
     memory = BASE_MB + held / 1e6
     seconds = _seconds_a_pair(next(iter(plans.values())), config)
     pairs = sum(len(plan.pairs) for plan in plans.values())
-    files = ", ".join(quoted(path) for path in commit.files_of(config).values())
+    files = ", ".join(quoted(path) for path in paths.files_of(config).values())
     lack = "" if size <= free else "  NOT ENOUGH"
     print(f"{'would write':28} {size / 1e6:.1f} MB to {files}")
     print(f"{'free there':28} {free / 1e6:.1f} MB{lack}")

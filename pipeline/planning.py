@@ -24,7 +24,7 @@ from pipeline.cohort.pairing import UNPAIRED, PatientPairs
 from pipeline.dicom.pixels import Reader, Sample
 from pipeline.dicom.slice_file import BAD, BadFile
 from pipeline.model import LeftOut, Names, Pair, PairPlan, Plan, Slice
-from pipeline.output import commit
+from pipeline.output import paths
 from pipeline.profile import step
 from utils import Affine, Config, RunError, Tally, generator, listed, shown, sum_of
 
@@ -361,7 +361,7 @@ def assemble(
     if config.blurr_n_noise:
         kinds = augment.draw_degradations(identities, config.seed)
     plans = {}
-    for side in commit.files_of(config):
+    for side in paths.files_of(config):
         here = [i for i, pair in enumerate(findings.pairs) if sides[pair.patient] == side]
         parts = [part for i in here if (part := surveys[i].part)]
         starts = [0]

@@ -12,7 +12,7 @@ from pipeline import dry_run, filling, planning, prefetch, profile
 from pipeline.cohort import patients
 from pipeline.model import Plan
 from pipeline.mpi.ranks import Ranks
-from pipeline.output import commit
+from pipeline.output import paths
 from pipeline.output.commit import Output
 from pipeline.planning import Findings
 from pipeline.progress import Progress
@@ -24,8 +24,8 @@ def run(config: Config, ranks: Ranks) -> None:
     begin = time.perf_counter()
     tally = Tally()
     if not config.dry_run:
-        ranks.on_root(lambda: commit.check(config))
-    identify = ranks.share(ranks.rank == 0 and not config.dry_run and commit.may_resume(config))
+        ranks.on_root(lambda: paths.check(config))
+    identify = ranks.share(ranks.rank == 0 and not config.dry_run and paths.may_resume(config))
     findings = find(config, ranks, tally)
     plans = make_plans(findings, config, ranks, tally, identify)
     if config.dry_run:
@@ -116,7 +116,7 @@ def show(
     tally: Tally,
 ) -> None:
     """Write the reports, and print the summary."""
-    files = commit.files_of(config)
+    files = paths.files_of(config)
     pages = write_reports(plans, config, tally)
     say(tally, config)
     if config.verbose:
@@ -142,5 +142,5 @@ def write_reports(plans: dict[str, Plan], config: Config, tally: Tally) -> dict[
 
     return {
         subset: write_report(file, plans[subset], subset, config, tally.warnings)
-        for subset, file in commit.files_of(config).items()
+        for subset, file in paths.files_of(config).items()
     }
