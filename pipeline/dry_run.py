@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pipeline import filling, prefetch
+from pipeline.cohort.selection import Findings
 from pipeline.model import Pair, Plan
 from pipeline.output import paths
-from pipeline.planning import Findings
 from utils import Config, Tally, quoted, say, shown
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
