@@ -12,16 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
+from pipeline.model import Pair, PairPlan, Slice
 from pipeline.profile import step
 from utils import (
     AIR_HU,
     PIECE_BYTES,
     Affine,
     Config,
-    Pair,
-    PairPlan,
     RunError,
-    Slice,
     generator,
     img_pair_normalization,
     shown,

@@ -296,11 +296,11 @@ def write_dicom(
     ValueError
         The image has another shape than the source, or a text does not fit its tag.
     """
-    from pipeline.dicom import dicom_io
+    from pipeline.dicom.header import read_slice
 
     check_texts(series_uid, description)
     folder, name = os.path.split(os.fspath(source_path))
-    slice_ = dicom_io.read_slice(folder, name)  # refuses what the tool has no rule for
+    slice_ = read_slice(folder, name)  # refuses what the tool has no rule for
     if image_hu.shape != (slice_.rows, slice_.columns):
         raise ValueError(
             f"an image of {' x '.join(map(str, image_hu.shape))} pixels; {quoted(source_path)} has "
@@ -559,7 +559,7 @@ def _source(options: argparse.Namespace) -> str:
         It is not there, or lies at another place in the patient than the pair.
     """
     from ctpatches.patchfile import opened
-    from pipeline.dicom import dicom_io
+    from pipeline.dicom.header import read_slice
 
     path: str = options.source
     with opened(options.file) as source:
@@ -574,7 +574,7 @@ def _source(options: argparse.Namespace) -> str:
             f"no slice {quoted(path)}; name the slice itself with --source if it was moved, or if "
             "its name is a pseudonym"
         )
-    found = dicom_io.read_slice(*os.path.split(path))
+    found = read_slice(*os.path.split(path))
     # As far apart as input and target of a pair may lie, see `pairing.tolerance_mm`.
     near = max(0.01, 0.1 * (found.thickness_mm or 0.0))
     if found.position_mm is not None and abs(found.position_mm - position) > near:

@@ -24,10 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 import patching
-from pipeline import filling, planning
+from pipeline import filling, plan
 from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.cohort.selection import Findings, choose_pairs
+from pipeline.model import PairPlan, Plan, Slice
 from pipeline.output import file_header
-from utils import Config, PairPlan, Plan, Slice, Tally
+from pipeline.survey import Collector, Survey
+from utils import Config, Tally
 
 #: As in the larger series of TCIA.
 SLICES_A_PATIENT = 400
@@ -74,16 +77,16 @@ def find(pairs: int) -> dict[str, PatientPairs]:
     return out
 
 
-def survey(findings: planning.Findings) -> planning.Collector:
+def survey(findings: Findings) -> Collector:
     """Let the tool take note of a made-up look at every pair, in which one window is kept."""
     whole = patching.plan_pair((512, 512), CONFIG)
     first = bytes([128])
-    collector = planning.Collector(findings, CONFIG)
+    collector = Collector(findings, CONFIG)
     for task in findings.tasks:
         # New bytes for each pair, as when they came from another rank.
         kept = (first + bytes(len(whole.kept[0]) - 1), *(bytes(len(k)) for k in whole.kept[1:]))
         part = PairPlan(whole.windows, kept, 1)
-        collector.take(planning.Survey(task.index, task.pair.patient, part=part))
+        collector.add(Survey(task.index, task.pair.patient, part=part))
     return collector
 
 
@@ -110,10 +113,10 @@ def measure(pairs: int) -> None:
     tally = Tally()
     step("start", lambda: np.zeros(1))
     found = step("make up headers and pair them", lambda: find(pairs))
-    findings = step("choose pairs", lambda: planning.choose_pairs(found, CONFIG, tally))
+    findings = step("choose pairs", lambda: choose_pairs(found, CONFIG, tally))
     found.clear()
     collector = step("take note of every survey", lambda: survey(findings))
-    plans = step("plan", lambda: planning.assemble(findings, collector, CONFIG, tally))
+    plans = step("plan", lambda: plan.make_plans(findings, collector, CONFIG, tally))
     step("tasks", lambda: filling.pair_tasks(0, plans[""], ()))
     step("tables of the file", lambda: tables(plans[""]))
 

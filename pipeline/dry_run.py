@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pipeline import filling, prefetch
-from pipeline.output import commit
-from pipeline.planning import Findings
-from utils import Config, Pair, Plan, Tally, quoted, say, shown
+from pipeline.cohort.selection import Findings
+from pipeline.model import Pair, Plan
+from pipeline.output import paths
+from utils import Config, Tally, quoted, say, shown
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
 BASE_MB = 160
@@ -129,7 +130,7 @@ def _show_needs(plans: dict[str, Plan], config: Config, ranks: int) -> None:
     memory = BASE_MB + REPORT_MB * (not config.no_report) + held / 1e6
     seconds = _seconds_a_pair(next(iter(plans.values())), config)
     pairs = sum(len(plan.pairs) for plan in plans.values())
-    files = ", ".join(quoted(path) for path in commit.files_of(config).values())
+    files = ", ".join(quoted(path) for path in paths.files_of(config).values())
     lack = "" if size <= free else "  NOT ENOUGH"
     print(f"{'would write':28} {size / 1e6:.1f} MB to {files}")
     print(f"{'free there':28} {free / 1e6:.1f} MB{lack}")

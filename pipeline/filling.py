@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 import patching
 from ctpatches.patchfile import pixel_digest
 from pipeline import prefetch
-from pipeline.dicom import dicom_io
+from pipeline.dicom import pixels
 from pipeline.errors import naming
+from pipeline.model import Pair, PairPlan, Plan, Slice
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
-from pipeline.output.commit import Output, OutputFile
+from pipeline.output.commit import Output
+from pipeline.output.output_file import OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine, Config, Pair, PairPlan, Plan, Slice
+from utils import Affine, Config
 
 #: A block, and the digests of its two slices.
 PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]
@@ -146,8 +148,8 @@ def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
 
 def _read(one: Slice, config: Config) -> tuple[NDArray[np.float32], int]:
     """Return a slice as it is to be normalised, and its digest."""
-    stored = dicom_io.read_pixels(config.input_folder, one)
-    hu = dicom_io.to_hu(stored, one)
+    stored = pixels.read_pixels(config.input_folder, one)
+    hu = pixels.to_hu(stored, one)
     return hu if config.in_hu else stored, pixel_digest(hu)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from pipeline.model import Pair
 from pipeline.profile import step
-from utils import Pair
 
 Task = TypeVar("Task")
 Prepared = TypeVar("Prepared")

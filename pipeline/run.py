@@ -8,14 +8,15 @@ import logging
 import time
 from pathlib import Path
 
-from pipeline import dry_run, filling, planning, prefetch, profile
-from pipeline.cohort import patients
+from pipeline import dry_run, filling, plan, prefetch, profile, survey
+from pipeline.cohort import patients, selection
+from pipeline.cohort.selection import Findings
+from pipeline.model import Plan
 from pipeline.mpi.ranks import Ranks
-from pipeline.output import commit
+from pipeline.output import paths
 from pipeline.output.commit import Output
-from pipeline.planning import Findings
 from pipeline.progress import Progress
-from utils import Config, Plan, Tally, say, shown
+from utils import Config, Tally, say, shown
 
 
 def run(config: Config, ranks: Ranks) -> None:
@@ -23,8 +24,8 @@ def run(config: Config, ranks: Ranks) -> None:
     begin = time.perf_counter()
     tally = Tally()
     if not config.dry_run:
-        ranks.on_root(lambda: commit.check(config))
-    identify = ranks.share(ranks.rank == 0 and not config.dry_run and commit.may_resume(config))
+        ranks.on_root(lambda: paths.check(config))
+    identify = ranks.share(ranks.rank == 0 and not config.dry_run and paths.may_resume(config))
     findings = find(config, ranks, tally)
     plans = make_plans(findings, config, ranks, tally, identify)
     if config.dry_run:
@@ -66,7 +67,7 @@ def find(config: Config, ranks: Ranks, tally: Tally) -> Findings:
         here[part] = read
         if len(here) == len(one.parts):  # pair them, and drop what no pair needs
             found[part.patient] = patients.pair_up(one, [here.pop(p) for p in one.parts])
-    return ranks.on_root(lambda: planning.choose_pairs(found, config, tally)) or Findings()
+    return ranks.on_root(lambda: selection.choose_pairs(found, config, tally)) or Findings()
 
 
 # --- plan ------------------------------------------------------------------------------------
@@ -79,16 +80,16 @@ def make_plans(
 
     With `identify`, the plans have the digests of all slices.
     """
-    collector = planning.Collector(findings, config)
+    collector = survey.Collector(findings, config)
     with Progress("planning", len(findings.tasks), config.quiet) as progress:
         threads = prefetch.threads_for(task.pair for task in findings.tasks)
-        look = planning.surveyor(config, identify)
-        tasks = planning.in_twos(findings.tasks)
+        look = survey.Surveyor(config, identify)
+        tasks = survey.in_twos(findings.tasks)
         surveys = ranks.imap_unordered(lambda surveyed: surveyed, tasks, look, threads)
-        for survey in itertools.chain.from_iterable(surveys):
-            collector.take(survey)
+        for one in itertools.chain.from_iterable(surveys):
+            collector.add(one)
             progress.advance()
-    return ranks.on_root(lambda: planning.assemble(findings, collector, config, tally)) or {}
+    return ranks.on_root(lambda: plan.make_plans(findings, collector, config, tally)) or {}
 
 
 # --- allocate, finish, show ------------------------------------------------------------------
@@ -115,17 +116,17 @@ def show(
     tally: Tally,
 ) -> None:
     """Write the reports, and print the summary."""
-    files = commit.files_of(config)
+    files = paths.files_of(config)
     pages = write_reports(plans, config, tally)
     say(tally, config)
     if config.verbose:
         dry_run.show_plan(plans, findings, config)
     if config.quiet:
         return
-    for side, plan in plans.items():
+    for side, part in plans.items():
         if side:
-            patients = sorted({names.patient for names in plan.names})
-            print(f"{side:28} {plan.patches} patches of {', '.join(map(shown, patients))}")
+            patients = sorted({names.patient for names in part.names})
+            print(f"{side:28} {part.patches} patches of {', '.join(map(shown, patients))}")
         print(f"{'output':28} {shown(files[side])}")
         if side in pages:
             print(f"{'report':28} {shown(pages[side])}")
@@ -141,5 +142,5 @@ def write_reports(plans: dict[str, Plan], config: Config, tally: Tally) -> dict[
 
     return {
         subset: write_report(file, plans[subset], subset, config, tally.warnings)
-        for subset, file in commit.files_of(config).items()
+        for subset, file in paths.files_of(config).items()
     }

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 
 from ctpatches.patchfile import Invalid, PatchFile, opened, pixel_digest
-from pipeline.dicom import dicom_io
+from pipeline.dicom.header import read_slice
+from pipeline.dicom.pixels import Reader
+from pipeline.dicom.slice_file import BadFile
 from utils import RunError, quoted
 
 SIDES = ("input", "target")
@@ -61,7 +63,7 @@ def _check_named(source: PatchFile, root: str) -> None:
         try:
             if _digest(root, name) != digest:
                 different.append(quoted(name))
-        except dicom_io.BadFile as error:
+        except BadFile as error:
             unreadable.append(str(error))
     problems = [
         f"{len(some)} of {2 * source.pairs} slices {what}, the first: {some[0]}"
@@ -85,7 +87,7 @@ def _check_anonymous(source: PatchFile, root: str) -> None:
 
 
 def _digest(root: str, name: str) -> int:
-    return pixel_digest(dicom_io.Reader(root).hu(dicom_io.read_slice(root, name)))
+    return pixel_digest(Reader(root).hu(read_slice(root, name)))
 
 
 def _digests_below(root: str) -> set[int]:
@@ -94,7 +96,7 @@ def _digests_below(root: str) -> set[int]:
     for path in _files_below(root):
         try:
             out.add(_digest(*os.path.split(path)))
-        except dicom_io.BadFile:
+        except BadFile:
             continue  # no slice that a run would take
     return out
 

@@ -37,15 +37,15 @@ EARLIER = b"weeks of work"
 #: The function that is broken for a step: module and name. Those of the tool's work on one pair.
 STEPS = {
     "finding": ("pipeline.cohort.patients", "read_headers"),
-    "planning": ("pipeline.dicom.dicom_io", "read_sample"),
-    "reading": ("pipeline.dicom.dicom_io", "read_pixels"),
+    "planning": ("pipeline.dicom.pixels", "read_sample"),
+    "reading": ("pipeline.dicom.pixels", "read_pixels"),
     "patching": ("patching", "make_block"),
     "writing": ("pipeline.output.blocks", "write_block"),
     "handing over": ("pipeline.mpi.remote_writer", "RemoteWriter.write"),
     "taking": ("pipeline.output.blocks", "PartialFile.write"),
     "reserving": ("pipeline.output.commit", "reserve"),
-    "creating": ("pipeline.output.commit", "OutputFile.create"),
-    "syncing": ("pipeline.output.commit", "OutputFile.sync"),
+    "creating": ("pipeline.output.output_file", "OutputFile.create"),
+    "syncing": ("pipeline.output.output_file", "OutputFile.sync"),
     "renaming": ("os", "replace"),
     "reporting": ("pipeline.report", "write_report"),
 }

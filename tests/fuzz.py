@@ -59,10 +59,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main
 from pipeline.cohort.pairing import PatientPairs, pair_slices
-from pipeline.dicom import dicom_io
+from pipeline.dicom import compressed, fast_header, header, padding, pixels
+from pipeline.model import Slice
 from tests.jpeg_lossless import compress
 from tests.scans import phantom, write_slice
-from utils import Config, Slice, ToolError
+from utils import Config, ToolError
 
 SECONDS = 10
 #: Inputs that are kept when a child dies: a decoder may have spoiled its memory some time before.
@@ -117,8 +118,8 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
         where = rng.randrange(len(out) + 1)
         kind = rng.randrange(10)
         if kind < 2:  # what the decoders see
-            pixels = max(out.rfind(b"\xe0\x7f\x10\0"), 0)
-            where = rng.randrange(pixels, min(pixels + 300, len(out)) + 1)
+            start = max(out.rfind(b"\xe0\x7f\x10\0"), 0)
+            where = rng.randrange(start, min(start + 300, len(out)) + 1)
         elif kind < 5:  # what the header says
             tags = [m.start() for m in re.finditer(rb"(?s)[\x08\x18\x20\x28]\0..[A-Z]{2}", out)]
             where = rng.choice(tags or [where]) + rng.randrange(12)
@@ -161,7 +162,7 @@ VALUES = (
 VRS = (*sorted(STANDARD_VR), "ZZ", "zz", "\0\0")
 #: Elements to put in: what the tool reads, and what parsers treat in a way of its own.
 TAGS = (
-    *(int(tag_for_keyword(name) or 0) for name in dicom_io._TAGS),
+    *(int(tag_for_keyword(name) or 0) for name in fast_header.TAGS),
     *(0x00000000, 0x00020000, 0x00020010, 0x00080001, 0x00080005, 0x00090010, 0x00280006),
     *(0x00280106, 0x7FE00001, 0x7FE00008, 0x7FE00009, 0x7FE00010, 0x7FE10010, 0xFFFCFFFC),
     *(0xFFFEE000, 0xFFFEE00D),
@@ -289,12 +290,12 @@ def read_file(data: bytes, folder: Path) -> str:
     (folder / "slice.dcm").write_bytes(data)
     reached = "refused"
     try:
-        one = dicom_io.read_slice(str(folder), "slice.dcm")
+        one = header.read_slice(str(folder), "slice.dcm")
         for twins in ([one], [one, one]):
             pair_slices("P", twins, twins, PatientPairs())
         reached = "header"
-        dicom_io.read_sample(str(folder), one)
-        image = dicom_io.to_hu(dicom_io.read_pixels(str(folder), one), one)
+        pixels.read_sample(str(folder), one)
+        image = pixels.to_hu(pixels.read_pixels(str(folder), one), one)
     except ToolError as error:
         if len(str(error)) > 2000:
             raise ValueError("a message that nobody reads") from error
@@ -320,14 +321,14 @@ def by_pydicom(data: bytes, one: Slice) -> tuple[Slice, NDArray[Any]]:
         pydicom.dcmread(stream, stop_before_pixels=True)
         dataset = pydicom.dcmread(io.BytesIO(data))
         at, syntax = stream.tell(), str(dataset.file_meta.TransferSyntaxUID)
-        header = dicom_io._slice_of(dataset, one.file, syntax, data[at : at + 12], at, one.stamp)
+        expected = header._slice_of(dataset, one.file, syntax, data[at : at + 12], at, one.stamp)
         plugins = pydicom_decoders.get_decoder(UID(syntax)).available_plugins
-        plugin = next((name for name in dicom_io._DECODERS if name in plugins), "")
+        plugin = next((name for name in compressed._DECODERS if name in plugins), "")
         dataset.pixel_array_options(decoding_plugin=plugin)
-        pixels = dataset.pixel_array
+        stored = dataset.pixel_array
     # In uncompressed pixels, bits above those stored may be an overlay.
-    bits = 8 * pixels.dtype.itemsize - one.bits_stored if one.pixel_offset else 0
-    return header, (pixels << bits) >> bits
+    bits = 8 * stored.dtype.itemsize - one.bits_stored if one.pixel_offset else 0
+    return expected, (stored << bits) >> bits
 
 
 def compare_with_pydicom(data: bytes, folder: Path) -> str:
@@ -340,21 +341,21 @@ def compare_with_pydicom(data: bytes, folder: Path) -> str:
     """
     (folder / "slice.dcm").write_bytes(data)
     try:
-        one = dicom_io.read_slice(str(folder), "slice.dcm")
-        found = dicom_io.read_pixels(str(folder), dataclasses.replace(one, padding=None))
+        one = header.read_slice(str(folder), "slice.dcm")
+        found = pixels.read_pixels(str(folder), dataclasses.replace(one, padding=None))
     except ToolError:
         return "rejected"
     try:
-        header, pixels = by_pydicom(data, one)
+        expected, stored = by_pydicom(data, one)
     except Exception as error:
         raise AssertionError(f"pydicom rejects it: {type(error).__name__}: {error}") from error
     different = [
         field.name
         for field in dataclasses.fields(one)
-        if getattr(one, field.name) != getattr(header, field.name)
+        if getattr(one, field.name) != getattr(expected, field.name)
     ]
     assert not different, f"differs from pydicom: {', '.join(different)}"
-    np.testing.assert_array_equal(found, pixels)
+    np.testing.assert_array_equal(found, stored)
     return "accepted"
 
 
@@ -474,7 +475,7 @@ def atheris_engine(watch: Watch, seed: int, until: float) -> None:
     kept.mkdir(exist_ok=True)
     for number, data in enumerate(corpus):
         (kept / f"seed_{number}").write_bytes(data)
-    for module in (dicom_io, pydicom.filereader, pydicom_decoders):
+    for module in (header, compressed, padding, pixels, pydicom.filereader, pydicom_decoders):
         for name, value in vars(module).items():
             if type(value).__name__ == "function" and value.__module__ == module.__name__:
                 setattr(module, name, atheris.instrument_func(value))

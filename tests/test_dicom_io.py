@@ -20,7 +20,8 @@ from pydicom.uid import (
 )
 
 from pipeline.cohort.patients import PatientFolders, find_patients
-from pipeline.dicom.dicom_io import read_pixels, read_slice, to_hu
+from pipeline.dicom.header import read_slice
+from pipeline.dicom.pixels import read_pixels, to_hu
 from tests.running import Ended, called, contents
 from tests.scans import find_pairs, phantom, write_patient, write_slice
 from utils import CallError, Config

@@ -16,7 +16,8 @@ import xxhash
 import patching
 from ctpatches import patchfile
 from patching import Block
-from pipeline.dicom.dicom_io import read_pixels
+from pipeline.dicom.pixels import read_pixels
+from pipeline.model import Plan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks, file_header
 from pipeline.output.checkpoint import BlockRecord
@@ -24,7 +25,7 @@ from pipeline.run import find as find_pairs_of
 from pipeline.run import make_plans
 from tests.conftest import Tree
 from tests.scans import write_tree
-from utils import Config, Plan, Tally
+from utils import Config, Tally
 
 COUNTS = {"A": 2, "B": 1}
 

@@ -16,7 +16,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline.dicom import dicom_io
+from pipeline.dicom import header, pixels
 from tests.fuzz import Element, compare_headers, compare_with_pydicom
 from tests.scans import SHAPE, phantom, write_slice
 
@@ -47,7 +47,7 @@ def test_elements_that_a_wrong_length_claims_are_read(tmp_path):
     ).read_bytes()
     length = struct.pack("<L", data.index(b"\x08\0\x60\0CS") - 144)
     assert compare_with_pydicom(data[:140] + length + data[144:], tmp_path) == "accepted"
-    persons = dicom_io.read_slice(str(tmp_path), "slice.dcm").persons
+    persons = header.read_slice(str(tmp_path), "slice.dcm").persons
     assert [person.split()[0] for person in persons] == ["StudyDate"]
 
 
@@ -131,9 +131,9 @@ def test_pixels_equal_those_of_pydicom(tmp_path, syntax, bits, vr, signed):
             assert (syntax, bits, vr, padded) == ("big-endian", 8, "OW", False)
             continue
         expected = pydicom.dcmread(path).pixel_array
-        found = dicom_io.read_pixels(
-            str(tmp_path), one := dicom_io.read_slice(str(tmp_path), path.name)
+        found = pixels.read_pixels(
+            str(tmp_path), one := header.read_slice(str(tmp_path), path.name)
         )
         np.testing.assert_array_equal(found, expected)
-        sample = dicom_io.read_sample(str(tmp_path), one)
+        sample = pixels.read_sample(str(tmp_path), one)
         np.testing.assert_array_equal(sample, np.clip(expected.astype(int) - 1024, -32768, 32767))

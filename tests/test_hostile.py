@@ -28,7 +28,7 @@ from pydicom.uid import (
 )
 
 import main
-from pipeline.dicom import dicom_io
+from pipeline.dicom import header, pixels
 from tests.faults import EARLIER, argv, command, kept, left, one_error
 from tests.jpeg_lossless import compress
 from tests.running import Ended, called, environment
@@ -249,7 +249,7 @@ def test_a_header_that_goes_on_behind_the_pixels_is_refused(tmp_path, output, na
 def refused(path: Path) -> str:
     """Read a file as a run does; return what is said against it."""
     with pytest.raises(ToolError) as caught:
-        dicom_io.read_pixels(str(path.parent), dicom_io.read_slice(str(path.parent), path.name))
+        pixels.read_pixels(str(path.parent), header.read_slice(str(path.parent), path.name))
     return str(caught.value)
 
 
@@ -267,7 +267,7 @@ def test_a_code_stream_that_crashes_its_decoder_is_refused(tmp_path):
     pytest.importorskip("gdcm")
     path = write_slice(tmp_path / "x.dcm", phantom(SHAPE, 1)[0])
     compress(path, JPEGLosslessSV1)
-    dicom_io.read_pixels(str(tmp_path), dicom_io.read_slice(str(tmp_path), path.name))
+    pixels.read_pixels(str(tmp_path), header.read_slice(str(tmp_path), path.name))
     data = path.read_bytes()
     table = data.index(b"\xff\xc4", data.index(b"\xff\xc3"))
     # Where the Huffman table is missed GDCM ends the process.
@@ -506,13 +506,13 @@ def test_a_folder_that_cannot_be_listed_is_left_out_or_an_error(tmp_path, output
 
 def test_a_slice_that_became_shorter_after_its_header_was_read_is_named(tmp_path):
     path = write_slice(tmp_path / "x.dcm", phantom(SHAPE, 1)[0])
-    one = dicom_io.read_slice(str(tmp_path), path.name)
+    one = header.read_slice(str(tmp_path), path.name)
     os.truncate(path, path.stat().st_size - 2)
     with pytest.raises(ToolError, match=r"x\.dcm"):
-        dicom_io.read_pixels(str(tmp_path), one)
+        pixels.read_pixels(str(tmp_path), one)
     path.unlink()
     with pytest.raises(ToolError, match=r"x\.dcm"):
-        dicom_io.read_pixels(str(tmp_path), one)
+        pixels.read_pixels(str(tmp_path), one)
 
 
 def test_the_limit_of_memory_is_measured():

@@ -24,7 +24,8 @@ from pydicom.uid import (
 )
 
 from ctpatches import patchfile
-from pipeline.dicom.dicom_io import read_pixels, read_slice
+from pipeline.dicom.header import read_slice
+from pipeline.dicom.pixels import read_pixels
 from tests.editing import edit, flip, swap
 from tests.running import Ended, called, serial
 from tests.scans import phantom, write_patient, write_slice

@@ -29,7 +29,8 @@ from pydicom.uid import (
 )
 
 from pipeline.cohort.patients import PatientFolders
-from pipeline.dicom.dicom_io import read_pixels, read_sample, read_slice, sample_of, to_hu
+from pipeline.dicom.header import read_slice
+from pipeline.dicom.pixels import read_pixels, read_sample, sample_of, to_hu
 from tests import jpeg_lossless
 from tests.editing import edit
 from tests.running import called

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from ctpatches import patchfile
-from pipeline.planning import figures_of, fixed_affine
+from pipeline.survey import figures_of, fixed_affine
 from tests.editing import edit
 from tests.running import called, ranks_of, serial
 from tests.scans import write_patient, write_slice, write_tree

@@ -17,10 +17,10 @@ from pydicom.uid import generate_uid
 
 from pipeline.cohort.pairing import PatientPairs, pair_slices, tolerance_mm
 from pipeline.cohort.patients import PatientFolders
+from pipeline.model import Pair, Slice
 from tests.editing import edit, patch_set
 from tests.running import Ended, called
 from tests.scans import Made, find_pairs, phantom, write_patient, write_slice
-from utils import Pair, Slice
 
 FORM = ("--patch-size", "p24", "--output-fname", "out.h5", "--overwrite", "--no-report")
 

@@ -15,10 +15,11 @@ from hypothesis.extra import numpy as arrays
 import augment
 import patching
 from patching import Grid, window_starts
-from pipeline.dicom.dicom_io import read_slice
+from pipeline.dicom.header import read_slice
+from pipeline.model import Pair
 from tests import naive
 from tests.scans import phantom, write_slice
-from utils import PATCH_OVERLAPS, Affine, Config, Pair
+from utils import PATCH_OVERLAPS, Affine, Config
 
 
 @st.composite

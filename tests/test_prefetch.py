@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from pipeline import prefetch, profile
-from pipeline.dicom.dicom_io import read_slice
+from pipeline.dicom.header import read_slice
+from pipeline.model import Pair
 from pipeline.mpi.ranks import Ranks
 from pipeline.output.blocks import BackgroundWriter
 from tests.scans import phantom, write_slice
-from utils import Pair, RunError
+from utils import RunError
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 5])

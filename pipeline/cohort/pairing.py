@@ -1,35 +1,28 @@
-"""Pairing by anatomy: which slices of two series are the same place, and whether they look it.
+"""Pairing: which slices of two series have the same position.
 
-Headers and small arrays in, pairs and problems out; no files.
+Headers in, pairs and problems out; no files.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from utils import LeftOut, Pair, Slice, shown
+from pipeline.model import LeftOut, Pair, Slice
 
-#: Two figures of a geometry tag are the same up to this.
+#: Two values of a geometry tag are the same up to this.
 SAME_MM = 0.01
 SAME_NUMBER = 1e-4
 #: Kind of what `--unpaired` is about.
 UNPAIRED = "unpaired"
-#: Pixels a side that the anatomy check looks at.
-SAMPLES = 64
-#: Inputs that are compared with all targets of their patient at once.
-ROWS_AT_ONCE = 64
-
-Sample = NDArray[np.int16]
 
 
 @dataclass
 class PatientPairs:
-    """What was found of one patient.
+    """The pairs of one patient, and its files without one.
 
     Attributes
     ----------
@@ -42,9 +35,9 @@ class PatientPairs:
     bad : list of LeftOut
         Files that cannot be used.
     unpaired : list of LeftOut
-        Slices that do not pair.
+        Slices without a partner.
     persons : set of str
-        Digests of what tells who was scanned, each behind the name of its tag.
+        Digests of what identifies the person scanned, each after the name of its tag.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -181,72 +174,3 @@ def mismatch(a: Slice, b: Slice) -> str:
 
 def _plain(values: Sequence[float]) -> str:
     return "\\".join(f"{v:g}" for v in values) or "missing"
-
-
-# --- is it the same anatomy? -----------------------------------------------------------------
-
-
-def sample_steps(rows: int, columns: int) -> tuple[int, int]:
-    """Return every how many rows and columns of an image the anatomy check looks at a pixel."""
-    return max(1, rows // SAMPLES), max(1, columns // SAMPLES)
-
-
-def misfits(
-    pairs: Sequence[Pair],
-    inputs: Sequence[Sample],
-    targets: Sequence[Sample],
-    others: Sequence[tuple[Slice, Sample]] = (),
-) -> list[str]:
-    """Return the pairs of a patient whose input looks more like another target than its own.
-
-    Parameters
-    ----------
-    pairs : sequence of Pair
-        All of one patient.
-    inputs, targets : sequences of ndarray of int16, one shape
-        Samples of their images, HU.
-    others : sequence of (Slice, ndarray)
-        Neighbouring target slices that are in no pair of this run.
-
-    Returns
-    -------
-    list of str
-        A line for each, with both root mean square differences in HU.
-    """
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, sample in enumerate(inputs):
-        by_shape.setdefault(sample.shape, []).append(i)
-    out = []
-    for shape, members in by_shape.items():
-        candidates = [(pairs[i].target.file, targets[i]) for i in members]
-        candidates += [(s.file, sample) for s, sample in others if sample.shape == shape]
-        theirs = _as_rows(sample for _, sample in candidates)
-        for first in range(0, len(members), ROWS_AT_ONCE):
-            some = members[first : first + ROWS_AT_ONCE]
-            squares = _squared_distances(_as_rows(inputs[i] for i in some), theirs)
-            for row, (i, apart) in enumerate(zip(some, squares, strict=True)):
-                best, own = int(np.argmin(apart)), apart[first + row]
-                if apart[best] < own:
-                    rms = np.sqrt(np.array([own, apart[best]]) / theirs.shape[1])
-                    out.append(
-                        f"{shown(pairs[i].input.file)} differs from its target "
-                        f"{shown(pairs[i].target.file)} by {rms[0]:.0f} HU (root mean square), but "
-                        f"from {shown(candidates[best][0])} by {rms[1]:.0f} HU"
-                    )
-    return out
-
-
-def _as_rows(samples: Iterable[Sample]) -> NDArray[np.float64]:
-    return np.stack([sample.ravel() for sample in samples]).astype(np.float64)
-
-
-def _squared_distances(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the squared distance of every row of one to every row of the other.
-
-    As a matrix product, |a|^2 + |b|^2 - 2 ab: exact, since all of these are whole numbers of HU
-    squared, below 2^53.
-    """
-    own, other = (np.einsum("ij,ij->i", rows, rows) for rows in (ours, theirs))
-    return np.asarray(own[:, None] + other - 2 * (ours @ theirs.T))

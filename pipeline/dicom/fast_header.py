@@ -135,6 +135,8 @@ _TAGS: Mapping[int, tuple[str, tuple[bytes, ...]]] = {
     0x00282110: ("LossyImageCompression", (b"CS",)),
     0x00283000: ("ModalityLUTSequence", (b"SQ",)),
 }
+#: What pydicom reads of a header that is left to it.
+TAGS = [*(name for name, _ in _TAGS.values()), "ExtendedOffsetTable"]
 
 
 def read(data: bytes) -> tuple[dict[str, Any], int] | None:
@@ -163,8 +165,8 @@ def read(data: bytes) -> tuple[dict[str, Any], int] | None:
                     and out.pop("SpecificCharacterSet", "") in _CHARACTER_SETS
                 )
                 return (out, at) if usual else None
-            name, wanted = _TAGS[tag]
-            if vr not in wanted:
+            name, expected = _TAGS[tag]
+            if vr not in expected:
                 return None
             out[name] = _READ[vr](value)
     except (_Odd, KeyError, UnicodeDecodeError, struct.error):

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ctpatches.patchfile import PATCH_COLUMNS, bulk_names
+from pipeline.model import Plan
 from pipeline.profile import laps, step
-from utils import PIECE_BYTES, Config, Plan, RunError, quoted
+from utils import PIECE_BYTES, Config, RunError, quoted
 
 if TYPE_CHECKING:
     from patching import Block

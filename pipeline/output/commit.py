@@ -1,257 +1,24 @@
-"""The output files of a run: their names, who may write them, resuming them, committing them."""
+"""All output files of a run: creating, resuming and committing them together."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
-import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctpatches.patchfile import block_digest
+from pipeline.model import Plan
 from pipeline.output import checkpoint
-from pipeline.output.blocks import NO_SPACE, Layout, block_ranges, named_errors
+from pipeline.output.blocks import named_errors
 from pipeline.output.checkpoint import BlockRecord, Checkpoint, Entries, Job
-from utils import SIDES, CallError, Config, Plan, RunError, quoted, shown
+from pipeline.output.output_file import OutputFile, reserve
+from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path, partial_path
+from pipeline.output.pseudonyms import key_text, write_key
+from utils import Config, RunError, quoted, shown
 
 if TYPE_CHECKING:
     from pipeline.output.file_header import Header
-
-PARTIAL = ".partial"
-#: What a spreadsheet takes for a formula, at the beginning of a cell.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def files_of(config: Config) -> dict[str, str]:
-    """Return the files that a run makes, by side: '' without a split."""
-    if config.split is None and config.split_file is None:
-        return {"": config.output_fname}
-    stem, ending = os.path.splitext(config.output_fname)
-    parts = config.split or (1,) * len(SIDES)
-    return {side: f"{stem}_{side}{ending}" for side, part in zip(SIDES, parts, strict=True) if part}
-
-
-def partial_path(fname: str) -> str:
-    """Return the name that a file has until it is complete, beside its final one."""
-    return fname + PARTIAL
-
-
-def checkpoint_path(config: Config) -> str:
-    """Return the checkpoint of a run: one for all its files."""
-    return config.output_fname + ".checkpoint"
-
-
-def key_path(config: Config) -> str:
-    """Return where `--anonymize` keeps what the pseudonyms stand for."""
-    return os.path.splitext(config.output_fname)[0] + "_key.csv"
-
-
-# --- may it be written? ----------------------------------------------------------------------
-
-
-def check(config: Config) -> None:
-    """Refuse outputs that cannot or may not be written, before any work is done.
-
-    Raises
-    ------
-    CallError
-        One exists and neither `--overwrite` nor `--resume` is given, is a folder, lies in a folder
-        that is none or that may not be written, or another run is writing it, or was.
-    """
-    files = files_of(config).values()
-    for fname in files:
-        _check_file(fname, config.overwrite or config.resume)
-    _check_earlier_run([checkpoint_path(config), *map(partial_path, files)], config)
-    if config.anonymize:
-        _check_key(key_path(config), config.overwrite or config.resume)
-    if "" not in files_of(config):
-        _check_other_subsets(config)
-
-
-def _check_key(key: str, may_exist: bool) -> None:
-    if os.path.isdir(key):
-        raise CallError(f"{quoted(key)} is a folder; expected a file, the key of the pseudonyms")
-    if os.path.lexists(key) and not may_exist:
-        raise CallError(
-            f"{quoted(key)}, the key of the pseudonyms, exists; add --overwrite to replace it, or "
-            "name another --output-fname"
-        )
-
-
-def _check_other_subsets(config: Config) -> None:
-    """Refuse a file of a subset that this run does not write: a patient of it may be in another."""
-    every = files_of(dataclasses.replace(config, split=(1.0, 1.0, 1.0)))
-    for side in every.keys() - files_of(config).keys():
-        if os.path.lexists(every[side]):
-            raise CallError(
-                f"{quoted(every[side])} exists, but this split has no {side}: the same patient "
-                "could be in two of the files; remove or rename it"
-            )
-
-
-def _check_file(fname: str, may_exist: bool) -> None:
-    path = Path(fname)
-    option = f"--output-fname {quoted(path)}"
-    if path.is_dir() or os.path.basename(fname) in ("", ".", ".."):
-        raise CallError(f"{option} is a folder; expected the name of a file")
-    if path.exists() and not path.is_file():
-        raise CallError(f"{option} is not a regular file; it is never replaced")
-    if os.path.lexists(path) and not may_exist:
-        raise CallError(
-            f"{option} exists; add --overwrite to replace it, --resume to complete the run that "
-            "made it, or name another"
-        )
-    parent = next(p for p in path.absolute().parents if os.path.lexists(p))
-    if not parent.is_dir():
-        raise CallError(f"{option}: {quoted(parent)} is not a folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise CallError(f"{option}: the folder {quoted(parent)} is not writable")
-
-
-def _check_earlier_run(paths: Sequence[str], config: Config) -> None:
-    left = [path for path in paths if os.path.lexists(path)]
-    for path in left:
-        with named_errors(path):
-            if checkpoint.is_locked(path):
-                raise CallError(f"{quoted(left[-1])}: another run is writing it; wait for its end")
-    if left and not config.resume:
-        raise CallError(
-            f"{quoted(left[-1])} was left by an interrupted run; add --resume to continue it, or "
-            f"remove {' and '.join(map(quoted, left))}"
-        )
-
-
-def may_resume(config: Config) -> bool:
-    """Return whether there is something that `--resume` may continue, or find complete."""
-    files = files_of(config).values()
-    paths = [checkpoint_path(config), *files, *map(partial_path, files)]
-    return config.resume and any(map(os.path.lexists, paths))
-
-
-# --- from the partial files to the final names -----------------------------------------------
-
-
-@dataclass
-class OutputFile:
-    """One file of a run.
-
-    Attributes
-    ----------
-    plan : Plan
-    final : str
-        The name that it gets when it is complete.
-    size : int
-        Bytes of the whole file.
-    layout : Layout or None
-        None before the partial file is open, and for a file that was complete before this run.
-    done : dict of int to BlockRecord
-        The finished blocks, by number of their pair.
-    complete : bool
-        Whether the file has its final name.
-    """
-
-    plan: Plan
-    final: str
-    size: int = 0
-    layout: Layout | None = None
-    done: dict[int, BlockRecord] = field(default_factory=dict)
-    complete: bool = False
-    _descriptor: int = -1
-
-    @property
-    def partial(self) -> str:
-        """The name until it is complete."""
-        return partial_path(self.final)
-
-    @property
-    def pairs_done(self) -> int:
-        """Number of pairs whose blocks are in the file."""
-        return len(self.plan.pairs) if self.complete else len(self.done)
-
-    def open(self, header: Header, flags: int = 0) -> None:
-        """Open the partial file, and note where its bytes lie."""
-        self._descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
-        if not checkpoint.try_lock(self._descriptor):  # as a file of another --output-fname
-            self.close()
-            raise RunError(f"{quoted(self.partial)}: another run is writing it")
-        status = os.fstat(self._descriptor)
-        self.size = header.size
-        path = os.path.abspath(self.partial)
-        self.layout = Layout(path, status.st_dev, status.st_ino, header.offsets)
-
-    def resume(self, header: Header, records: Mapping[int, BlockRecord], config: Config) -> None:
-        """Open the partial file of an interrupted run, if it is there in its full size."""
-        with contextlib.suppress(FileNotFoundError):
-            self.open(header)
-            if self.problem():
-                self.close()
-                return
-            assert self.layout is not None
-            for index, record in records.items():
-                # The disk may have lied: a block counts only if its bytes are there.
-                ranges = block_ranges(self.plan, self.layout, index, config)
-                if block_digest(self._descriptor, ranges) == record.checksum:
-                    self.done[index] = record
-
-    def create(self, header: Header) -> None:
-        """Create the partial file in its full size."""
-        self.open(header, os.O_CREAT | os.O_EXCL)
-        os.ftruncate(self._descriptor, self.size)
-
-    def reserve(self) -> None:
-        """Take the disk space of the whole file, where the file system can."""
-        try:
-            os.posix_fallocate(self._descriptor, 0, self.size)
-        except OSError as error:
-            if error.errno in NO_SPACE:
-                raise
-
-    def write_header(self, header: Header) -> None:
-        """Write everything but the blocks."""
-        header.write(self._descriptor)
-
-    def sync(self) -> None:
-        """Have all bytes on the disk."""
-        os.fsync(self._descriptor)
-
-    def problem(self) -> str:
-        """Return what another process has done to the partial file; '' if nothing."""
-        if not checkpoint.is_at(self.partial, self._descriptor):
-            return "was removed or replaced by another process"
-        size = os.fstat(self._descriptor).st_size
-        if size != self.size:
-            return f"has {size} bytes, expected {self.size}: another process changed it"
-        return ""
-
-    def check(self) -> None:
-        """Raise RunError if another process has removed, replaced or truncated the partial file."""
-        if problem := self.problem():
-            raise RunError(f"{quoted(self.partial)} {problem}; run again")
-
-    def commit(self) -> None:
-        """Give the complete file its final name."""
-        with named_errors(self.final):
-            os.replace(self.partial, self.final)
-        self.complete = True
-
-    def remove(self) -> None:
-        """Remove the partial file, unless another one has taken its name."""
-        if self.layout and checkpoint.is_at(self.partial, self._descriptor):
-            os.unlink(self.partial)
-
-    def close(self) -> None:
-        """Close the partial file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor, self.layout = -1, None
-
-    def is_resumable(self) -> bool:
-        """Return whether the open partial file has finished blocks and is intact."""
-        return self.layout is not None and bool(self.done) and not self.problem()
 
 
 class Output:
@@ -263,7 +30,7 @@ class Output:
     Parameters
     ----------
     plans : dict of str to Plan
-        By side.
+        By subset.
     config : Config
 
     Attributes
@@ -279,7 +46,7 @@ class Output:
 
     def __init__(self, plans: Mapping[str, Plan], config: Config) -> None:
         self.config = config
-        self.files = [OutputFile(plans[side], path) for side, path in files_of(config).items()]
+        self.files = [OutputFile(plans[subset], path) for subset, path in files_of(config).items()]
         self._key = key_text(plans.values()) if config.anonymize else b""
         self._checkpoint: Checkpoint | None = None
         #: Whether the partial files and the checkpoint are of this run.
@@ -345,7 +112,7 @@ class Output:
         return ""
 
     def _check_final(self, file: OutputFile) -> None:
-        """Find out whether a file is complete already, and refuse to replace another job's."""
+        """Find out whether a file is already complete, and refuse to replace another job's."""
         if not os.path.lexists(file.final):
             return
         from pipeline.output import file_header
@@ -477,20 +244,6 @@ class Output:
         return f"{done}; --resume continues"
 
 
-def reserve(files: Sequence[OutputFile]) -> None:
-    """Take the disk space of all files now, so that a full disk is met before the work."""
-    size = sum(file.size for file in files)
-    disk = os.statvfs(files[0].partial)
-    free = disk.f_bavail * disk.f_frsize
-    if size > free:
-        names = ", ".join(quoted(file.final) for file in files)
-        raise RunError(
-            f"no space left for {names}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
-        )
-    for file in files:
-        file.reserve()
-
-
 def _locked_checkpoint(config: Config) -> Checkpoint:
     path = checkpoint_path(config)
     with named_errors(path):
@@ -514,35 +267,3 @@ def _sync(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# --- the key of the pseudonyms ---------------------------------------------------------------
-
-
-def key_text(plans: Iterable[Plan]) -> bytes:
-    """Return what the pseudonyms stand for, as CSV.
-
-    A name that a spreadsheet would take for a formula has an apostrophe before it.
-    """
-    key: dict[str, str] = {}
-    for plan in plans:
-        for pair, names in zip(plan.pairs, plan.names, strict=True):
-            real = (pair.patient, pair.input.file, pair.target.file)
-            key |= dict(zip(names, real, strict=True))
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(("pseudonym", "name"))
-    for pseudonym, name in key.items():
-        rows.writerow((pseudonym, "'" * name.startswith(FORMULA) + name))
-    return text.getvalue().encode("utf-8", "surrogateescape")
-
-
-def write_key(path: str, text: bytes) -> None:
-    """Write the key and sync it, readable by nobody but the owner."""
-    with named_errors(path):
-        # The mode at creation, not afterwards: nobody may read it in between.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())

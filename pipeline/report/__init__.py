@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 
 from ctpatches.patchfile import open_file
-from utils import Config, Plan, RunError, __version__, atomic_write, quoted
+from pipeline.model import Plan
+from utils import Config, RunError, __version__, atomic_write, quoted
 
 from . import figures, job, page, sanity
 from .statistics import (

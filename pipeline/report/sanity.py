@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 import augment
 from ctpatches.patchfile import read_patches
 from patching import Grid
-from pipeline.dicom import dicom_io
-from utils import AIR_HU, Config, Pair, generator, shown
+from pipeline.dicom.pixels import Reader
+from pipeline.model import Pair
+from utils import AIR_HU, Config, generator, shown
 
 from . import figures
 from .statistics import Facts, Pairs, unit_of
@@ -65,7 +66,7 @@ def coverage(
     first = int(pairs.first_patch[index])
     block = slice(first, first + int(pairs.patches[index]))
     places = {name: file[f"patch/{name}"][block] for name in ("scale", "row", "col")}
-    image = dicom_io.Reader(config.input_folder).hu(pair.target)
+    image = Reader(config.input_folder).hu(pair.target)
     views = [_view(image, scale, places, config) for scale in config.scales]
     target = pairs.target_file[index]
     patient = shown(pairs.patient[index]).encode()[:100].decode(errors="ignore")
