@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from utils import (
     AIR_HU,
     PIECE_BYTES,
     Affine,
-    Config,
     Pair,
     PairPlan,
     RunError,
@@ -26,6 +25,9 @@ from utils import (
     img_pair_normalization,
     shown,
 )
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 Image = NDArray[np.float32]
 

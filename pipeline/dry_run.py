@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pipeline import filling, prefetch
+from pipeline.config import Config
 from pipeline.output import commit
 from pipeline.planning import Findings
-from utils import Config, Pair, Plan, Tally, quoted, say, shown
+from utils import Pair, Plan, Tally, quoted, say, shown
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
 BASE_MB = 160

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import patching
 from ctpatches.patchfile import pixel_digest
 from pipeline import prefetch
+from pipeline.config import Config
 from pipeline.dicom import dicom_io
 from pipeline.errors import naming
 from pipeline.mpi.ranks import Ranks
@@ -21,7 +22,7 @@ from pipeline.output.checkpoint import BlockRecord
 from pipeline.output.commit import Output, OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine, Config, Pair, PairPlan, Plan, Slice
+from utils import Affine, Pair, PairPlan, Plan, Slice
 
 #: A block, and the digests of its two slices.
 PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from pipeline import dry_run, filling, planning, prefetch, profile
 from pipeline.cohort import patients
+from pipeline.config import Config
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import commit
 from pipeline.output.commit import Output
 from pipeline.planning import Findings
 from pipeline.progress import Progress
-from utils import Config, Plan, Tally, say, shown
+from utils import Plan, Tally, say, shown
 
 
 def run(config: Config, ranks: Ranks) -> None:

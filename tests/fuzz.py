@@ -57,12 +57,13 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import main
+from pipeline import command_line
 from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.config import Config
 from pipeline.dicom import dicom_io
 from tests.jpeg_lossless import compress
 from tests.scans import phantom, write_slice
-from utils import Config, Slice, ToolError
+from utils import Slice, ToolError
 
 SECONDS = 10
 #: Inputs that are kept when a child dies: a decoder may have spoiled its memory some time before.
@@ -267,7 +268,7 @@ WORDS = (
 
 def arguments(rng: random.Random) -> list[str]:
     """Return a command line of options that exist, options that do not, and nonsense."""
-    options = [n for action in main.build_parser()._actions for n in action.option_strings]
+    options = [n for action in command_line.build_parser()._actions for n in action.option_strings]
     out = []
     for _ in range(rng.randrange(12)):
         word = rng.choice((*options, *options, *WORDS, str(rng.choice(NUMBERS))))
@@ -390,7 +391,7 @@ def read_command_line(argv: list[str]) -> str:
     """Parse a command line; return whether it was taken."""
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            config = main.parse(argv)
+            config = command_line.parse(argv)
             for field in dataclasses.fields(config) if isinstance(config, Config) else ():
                 value = getattr(config, field.name)
                 assert not isinstance(value, list), field.name

@@ -15,10 +15,12 @@ from hypothesis.extra import numpy as arrays
 import augment
 import patching
 from patching import Grid, window_starts
+from pipeline.config import Config
 from pipeline.dicom.dicom_io import read_slice
+from pipeline.options import PATCH_OVERLAPS
 from tests import naive
 from tests.scans import phantom, write_slice
-from utils import PATCH_OVERLAPS, Affine, Config, Pair
+from utils import Affine, Pair
 
 
 @st.composite

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import profile, streams
 from pipeline.errors import SharedFailure, shared
-from pipeline.output.blocks import BackgroundWriter, Writer
 from pipeline.prefetch import prefetched
 from utils import RunError
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.mpi.messages import Messages
     from pipeline.mpi.remote_writer import RemoteWriter
+    from pipeline.output.blocks import Writer
 
 Task = TypeVar("Task")
 Prepared = TypeVar("Prepared")
@@ -171,6 +171,8 @@ class Ranks:
         if not self.rank:
             self._writers = files
             if background and not self.parallel:
+                from pipeline.output.blocks import BackgroundWriter  # loads numpy; --help must not
+
                 later = [BackgroundWriter(file) if file else None for file in files]
                 for writer in filter(None, later):
                     stack.callback(writer.close)

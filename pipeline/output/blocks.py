@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ctpatches.patchfile import PATCH_COLUMNS, bulk_names
+from pipeline.config import Config
 from pipeline.profile import laps, step
-from utils import PIECE_BYTES, Config, Plan, RunError, quoted
+from utils import PIECE_BYTES, Plan, RunError, quoted
 
 if TYPE_CHECKING:
     from patching import Block

@@ -15,7 +15,8 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from utils import Affine, Config, Plan, shown
+from pipeline.config import Config
+from utils import Affine, Plan, shown
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _check_key(key: str, may_exist: bool) -> None:
 
 def _check_other_subsets(config: Config) -> None:
     """Refuse a file of a subset that this run does not write: a patient of it may be in another."""
-    every = files_of(dataclasses.replace(config, split=(1.0, 1.0, 1.0)))
+    every = files_of(dataclasses.replace(config, split=None, split_file=""))
     for side in every.keys() - files_of(config).keys():
         if os.path.lexists(every[side]):
             raise CallError(

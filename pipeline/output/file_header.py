@@ -39,9 +39,10 @@ from ctpatches.patchfile import (
     opened,
     rest_digest,
 )
+from pipeline.config import Config
 from pipeline.output.blocks import write_at
 from pipeline.output.checkpoint import BlockRecord, configuration_difference
-from utils import Affine, Config, LeftOut, Plan, shown
+from utils import Affine, LeftOut, Plan, shown
 
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
 ALIGNMENT = 4096

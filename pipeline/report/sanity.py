@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 import augment
 from ctpatches.patchfile import read_patches
 from patching import Grid
+from pipeline.config import Config
 from pipeline.dicom import dicom_io
-from utils import AIR_HU, Config, Pair, generator, shown
+from utils import AIR_HU, Pair, generator, shown
 
 from . import figures
 from .statistics import Facts, Pairs, unit_of
