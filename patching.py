@@ -6,24 +6,19 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import augment
+from pipeline.config import Config
 from pipeline.model import Pair, PairPlan, Slice
 from pipeline.profile import step
-from utils import (
-    AIR_HU,
-    PIECE_BYTES,
-    Affine,
-    Config,
-    RunError,
-    generator,
-    img_pair_normalization,
-    shown,
-)
+from utils import AIR_HU, PIECE_BYTES, Affine, RunError, generator, img_pair_normalization, shown
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 Image = NDArray[np.float32]
 

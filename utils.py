@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -15,12 +14,11 @@ if TYPE_CHECKING:  # numpy is heavy: --help answers without it
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.config import Config as Config  # noqa: PLC0414
+    from pipeline.options import PATCH_OVERLAPS as PATCH_OVERLAPS  # noqa: PLC0414
+
 __version__ = "0.1.0"
 
-#: Patch sizes with a name of their own (pixels a side) and the overlap of neighbouring windows.
-PATCH_OVERLAPS = {96: 12, 75: 11, 64: 4, 55: 8, 42: 6, 32: 4, 24: 4, 12: 4}
-
-EDGES = ("shift", "pad")
 NORMALIZATIONS = (
     "None",
     "unity_independent",
@@ -33,9 +31,7 @@ NORMALIZATIONS = (
 )
 #: Those by the same figures for every image of the run; always of HU.
 FIXED_NORMALIZATIONS = ("hu_window", "dataset_unity", "dataset_std")
-INTENSITIES = ("stored", "hu")
 SIDES = ("train", "val", "test")
-TENSOR_FORMATS = ("torch", "tf")
 
 #: What lies outside the patient and outside the image: the lowest value of a CT scale, in HU.
 AIR_HU = -1024.0
@@ -91,78 +87,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(partial)
-
-
-@dataclass(frozen=True)
-class Config:
-    """What a run was asked for. Fields are named as the options of the command line are."""
-
-    input_folder: str
-    output_fname: str = "results/patched_out.h5"
-    input_gen_folder: str | None = None
-    target_gen_folder: str | None = None
-    patch_size: int = 55
-    overlap: int = 8
-    edge: str = "shift"
-    normalization_type: str = "None"
-    tensor_format: str = "torch"
-    random_N: int | None = None
-    rot_augment: bool = False
-    ds_augment: bool = False
-    air_threshold: bool = False
-    blurr_n_noise: bool = False
-    intensity: str = "stored"
-    hu_window: tuple[float, float] = (-1024.0, 3072.0)
-    unpaired: str = "error"
-    anatomy_check: str = "error"
-    split: tuple[float, ...] | None = None
-    split_file: str | None = None
-    bad_files: str = "error"
-    anonymize: bool = False
-    seed: int = 0
-    mpi_run: bool = False
-    overwrite: bool = False
-    resume: bool = False
-    dry_run: bool = False
-    profile: bool = False
-    quiet: bool = False
-    verbose: bool = False
-    no_report: bool = False
-    hand_over: str = "auto"
-    argv: tuple[str, ...] = ()
-
-    #: Where and how a run is done; all other fields decide what the file holds.
-    HOW = (
-        *("input_folder", "output_fname", "split_file", "mpi_run", "overwrite", "resume"),
-        *("dry_run", "profile", "quiet", "verbose", "no_report", "hand_over", "argv"),
-    )
-
-    @property
-    def in_hu(self) -> bool:
-        """Whether pixels become HU before they are normalised."""
-        return self.intensity == "hu" or self.normalization_type in FIXED_NORMALIZATIONS
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """Scales of the views of a pair, the largest first."""
-        return (1.0, 0.8, 0.6) if self.ds_augment else (1.0,)
-
-    @property
-    def orientations(self) -> int:
-        """How many patches one kept window gives."""
-        return 3 if self.rot_augment else 1
-
-    @property
-    def bytes_a_patch(self) -> int:
-        """Bytes of one patch of input and target in the file, with where it comes from."""
-        return 2 * 4 * self.patch_size**2 + 17
-
-    def as_json(self) -> str:
-        """Return the fields that decide what the file holds, as JSON with sorted keys."""
-        what = {name: value for name, value in self.__dict__.items() if name not in self.HOW}
-        if self.anonymize:
-            what["input_gen_folder"] = what["target_gen_folder"] = None
-        return json.dumps(what, sort_keys=True)
 
 
 @dataclass(frozen=True)

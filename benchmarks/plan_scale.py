@@ -27,10 +27,11 @@ import patching
 from pipeline import filling, plan
 from pipeline.cohort.pairing import PatientPairs, pair_slices
 from pipeline.cohort.selection import Findings, choose_pairs
+from pipeline.config import Config
 from pipeline.model import PairPlan, Plan, Slice
 from pipeline.output import file_header
 from pipeline.survey import Collector, Survey
-from utils import Config, Tally
+from utils import Tally
 
 #: As in the larger series of TCIA.
 SLICES_A_PATIENT = 400

@@ -6,45 +6,38 @@ could pose as an option.
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterable
 from typing import Any
 
-from utils import CallError, Config, quoted
+from pipeline.options import FILE_OPTIONS
+from utils import CallError, quoted
 
 MAX_BYTES = 1 << 20
-#: As many digits as the command line accepts.
-MAX_INTEGER = 10**18
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-def read(path: str, options: Iterable[argparse.Action]) -> dict[str, Any]:
+def read(path: str) -> dict[str, Any]:
     """Return the options in a configuration file, by name of their field in `Config`.
 
-    Parameters
-    ----------
-    path : str
-    options : iterable of argparse.Action
-        The options of the command line; accepted are those that decide what the output holds.
+    Accepted are those that decide what the output holds.
 
     Raises
     ------
     CallError
         The file cannot be read, holds no configuration, or a value that its option does not accept.
     """
-    accepted = set(json.loads(Config("").as_json()))
-    known = {option.dest: option for option in options if option.dest in accepted}
     values = {}
     for key, value in _load(path).items():
         where = f"--config {quoted(path)}: {quoted(key)}"
-        if key not in known:
+        if key not in FILE_OPTIONS:
             raise CallError(f"{where} is not one of the options in a configuration")
+        option = FILE_OPTIONS[key]
+        if not option.kind.fits(value) and not (value is None and option.default is None):
+            expected = option.kind.expected
+            raise CallError(f"{where} is {_found(value)}; expected: {expected}")
         try:
-            values[key] = _converted(value, known[key])
+            values[key] = option.checked(value)
         except ValueError as error:
-            raise CallError(f"{where} is {_found(value)}; expected: {error}") from None
-        except argparse.ArgumentTypeError as error:
             raise CallError(f"{where}: {error}") from None
     return values
 
@@ -78,34 +71,6 @@ def _from_h5(path: str) -> bytes:
             return bytes(file.attrs["configuration"])
     except Exception as error:  # h5py raises errors of many kinds for damaged and foreign files
         raise ValueError(path) from error
-
-
-def _converted(value: Any, option: argparse.Action) -> Any:
-    """Return a JSON value as the option's own type; raise ValueError with what is expected."""
-    if value is None and option.default is None:
-        return None
-    if option.nargs == 0:
-        return _checked(value, isinstance(value, bool), "true or false")
-    if option.choices:
-        choices = list(option.choices)
-        return _checked(value, value in choices, f"one of {', '.join(choices)}")
-    if isinstance(option.nargs, int):
-        expected = f"a list of {option.nargs} numbers"
-        fits = isinstance(value, list) and len(value) == option.nargs
-        fits = fits and all(type(one) in (int, float) and abs(one) < MAX_INTEGER for one in value)
-        return list(map(float, _checked(value, fits, expected)))
-    if option.type is None:
-        return _checked(value, isinstance(value, str), "a string")
-    fits = type(value) is int and abs(value) < MAX_INTEGER
-    _checked(value, fits, "an integer of at most 18 digits")
-    assert callable(option.type)
-    return option.type(f"p{value}" if option.dest == "patch_size" else f"{value}")
-
-
-def _checked(value: Any, fits: bool, expected: str) -> Any:
-    if not fits:
-        raise ValueError(expected)
-    return value
 
 
 def _found(value: Any) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 
 from pipeline import filling, prefetch
 from pipeline.cohort.selection import Findings
+from pipeline.config import Config
 from pipeline.model import Pair, Plan
 from pipeline.output import paths
-from utils import Config, Tally, quoted, say, shown
+from utils import Tally, quoted, say, shown
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
 BASE_MB = 160

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import patching
 from ctpatches.patchfile import pixel_digest
 from pipeline import prefetch
+from pipeline.config import Config
 from pipeline.dicom import pixels
 from pipeline.errors import naming
 from pipeline.model import Pair, PairPlan, Plan, Slice
@@ -23,7 +24,7 @@ from pipeline.output.commit import Output
 from pipeline.output.output_file import OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine, Config
+from utils import Affine
 
 #: A block, and the digests of its two slices.
 PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]

@@ -8,10 +8,11 @@ import augment
 import patching
 from pipeline.cohort import splitting
 from pipeline.cohort.selection import Findings
+from pipeline.config import Config
 from pipeline.model import LeftOut, Names, Pair, Plan
 from pipeline.output import paths
 from pipeline.survey import Collector, fixed_affine
-from utils import Config, RunError, Tally, listed
+from utils import RunError, Tally, listed
 
 
 def make_plans(

@@ -11,12 +11,13 @@ from pathlib import Path
 from pipeline import dry_run, filling, plan, prefetch, profile, survey
 from pipeline.cohort import patients, selection
 from pipeline.cohort.selection import Findings
+from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
 from pipeline.output.commit import Output
 from pipeline.progress import Progress
-from utils import Config, Tally, say, shown
+from utils import Tally, say, shown
 
 
 def run(config: Config, ranks: Ranks) -> None:

@@ -16,11 +16,12 @@ import patching
 from ctpatches.patchfile import pixel_digest
 from pipeline.cohort.anatomy import misfits
 from pipeline.cohort.selection import Findings, SurveyTask
+from pipeline.config import Config
 from pipeline.dicom.pixels import Reader, Sample
 from pipeline.dicom.slice_file import BAD, BadFile
 from pipeline.model import LeftOut, PairPlan
 from pipeline.profile import step
-from utils import Affine, Config, sum_of
+from utils import Affine, sum_of
 
 
 class Figures(NamedTuple):

@@ -57,13 +57,14 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import main
+from pipeline import command_line
 from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.config import Config
 from pipeline.dicom import compressed, fast_header, header, padding, pixels
 from pipeline.model import Slice
 from tests.jpeg_lossless import compress
 from tests.scans import phantom, write_slice
-from utils import Config, ToolError
+from utils import ToolError
 
 SECONDS = 10
 #: Inputs that are kept when a child dies: a decoder may have spoiled its memory some time before.
@@ -268,7 +269,7 @@ WORDS = (
 
 def arguments(rng: random.Random) -> list[str]:
     """Return a command line of options that exist, options that do not, and nonsense."""
-    options = [n for action in main.build_parser()._actions for n in action.option_strings]
+    options = [n for action in command_line.build_parser()._actions for n in action.option_strings]
     out = []
     for _ in range(rng.randrange(12)):
         word = rng.choice((*options, *options, *WORDS, str(rng.choice(NUMBERS))))
@@ -391,7 +392,7 @@ def read_command_line(argv: list[str]) -> str:
     """Parse a command line; return whether it was taken."""
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            config = main.parse(argv)
+            config = command_line.parse(argv)
             for field in dataclasses.fields(config) if isinstance(config, Config) else ():
                 value = getattr(config, field.name)
                 assert not isinstance(value, list), field.name

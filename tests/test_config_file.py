@@ -9,10 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from main import parse
+from pipeline.command_line import parse
+from pipeline.config import Config
 from tests.faults import argv, left, one_error
 from tests.running import Ended, called, serial
-from utils import CallError, Config
+from utils import CallError
 
 BIG = int("9" * 400)
 

@@ -20,11 +20,12 @@ from pydicom.uid import (
 )
 
 from pipeline.cohort.patients import PatientFolders, find_patients
+from pipeline.config import Config
 from pipeline.dicom.header import read_slice
 from pipeline.dicom.pixels import read_pixels, to_hu
 from tests.running import Ended, called, contents
 from tests.scans import find_pairs, phantom, write_patient, write_slice
-from utils import CallError, Config
+from utils import CallError
 
 # --- folders ---------------------------------------------------------------------------------
 

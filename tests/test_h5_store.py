@@ -16,6 +16,7 @@ import xxhash
 import patching
 from ctpatches import patchfile
 from patching import Block
+from pipeline.config import Config
 from pipeline.dicom.pixels import read_pixels
 from pipeline.model import Plan
 from pipeline.mpi.ranks import Ranks
@@ -25,7 +26,7 @@ from pipeline.run import find as find_pairs_of
 from pipeline.run import make_plans
 from tests.conftest import Tree
 from tests.scans import write_tree
-from utils import Config, Tally
+from utils import Tally
 
 COUNTS = {"A": 2, "B": 1}
 

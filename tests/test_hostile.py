@@ -27,7 +27,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-import main
+from pipeline import command_line
 from pipeline.dicom import header, pixels
 from tests.faults import EARLIER, argv, command, kept, left, one_error
 from tests.jpeg_lossless import compress
@@ -527,4 +527,4 @@ def test_the_limit_of_memory_is_measured():
 @pytest.mark.parametrize("option", ["--input-folder", "--output-fname", "--config", "--split-file"])
 def test_two_dashes_for_a_value_are_refused(option):
     with pytest.raises(ToolError):
-        main.parse(["--input-folder", "in", f"{option}=--"])
+        command_line.parse(["--input-folder", "in", f"{option}=--"])

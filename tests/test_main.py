@@ -6,15 +6,19 @@ import argparse
 import fcntl
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from main import build_parser, parse
+from pipeline.command_line import build_parser, parse
+from pipeline.config import Config
+from pipeline.options import OPTIONS as OPTIONS_OF_RUN
+from pipeline.options import PATCH_OVERLAPS
 from tests.conftest import Tree
 from tests.running import REPO, Ended, called, contents, ranks, run, serial
 from tests.scans import write_patient
-from utils import CallError, Config
+from utils import CallError
 
 HEAVY = {"numpy", "pydicom", "h5py", "cv2", "matplotlib", "PIL", "mpi4py", "pipeline.run"}
 OPTIONS = [
@@ -353,3 +357,59 @@ def test_a_serial_run_imports_no_mpi(tmp_path, tree):
     assert ended.status == 0
     assert {"h5py", "numpy"} <= imported(ended)
     assert "mpi4py" not in imported(ended)
+
+
+# --- the same from Python --------------------------------------------------------------------
+
+
+def test_without_an_overlap_it_is_that_for_the_patch_size():
+    for size, overlap in PATCH_OVERLAPS.items():
+        assert Config("in", patch_size=size).overlap == overlap
+        assert Config("in", patch_size=size, overlap=None).overlap == overlap  # type: ignore[arg-type,unused-ignore]
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        ("--patch-size p5 --overlap 9", {"patch_size": 5, "overlap": 9}),
+        ("--patch-size p50", {"patch_size": 50}),
+        ("--patch-size p0", {"patch_size": 0}),
+        ("--normalization-type hu_window --hu-window 400 -160", {"hu_window": (400, -160)}),
+        ("--normalization-type hu_window --hu-window 0 1e300", {"hu_window": [0, 1e300]}),
+        ("--split 0.5 0.6 0", {"split": (0.5, 0.6, 0)}),
+        ("--split 0 0.5 0.5", {"split": (0, 0.5, 0.5)}),
+        ("--split 1 0 0 --split-file x", {"split": (1, 0, 0), "split_file": "x"}),
+        ("--seed -1", {"seed": -1}),
+        ("--random_N 0", {"random_N": 0}),
+        *((f"{a.option_strings[0]} nonsense", {a.dest: "nonsense"}) for a in CHOICES),
+    ],
+    ids=str,
+)
+def test_an_invalid_configuration_raises_the_error_of_the_command_line(tmp_path, options, values):
+    if "hu_window" in values:
+        values = {"normalization_type": "hu_window", **values}
+    with pytest.raises(CallError) as raised:
+        Config("in", **values)
+    ended = called(tmp_path, "--input-folder", "in", *options.split())
+    assert ended.err == f"main.py: error: {raised.value}\n"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"rot_augment": 1}, {"seed": "3"}, {"seed": True}, {"patch_size": "p55"}, {"edge": ["pad"]}],
+    ids=str,
+)
+def test_a_value_of_another_type_is_a_call_error(values):
+    with pytest.raises(CallError, match="argument --"):
+        Config("in", **values)
+
+
+def test_values_are_stored_as_the_command_line_stores_them():
+    values = {"split": [1, 0, 0], "hu_window": [-1024, 3072], "output_fname": Path("made.h5")}
+    words = ["--input-folder", "in", "--split", "1", "0", "0", "--output-fname", "made.h5"]
+    assert Config(Path("in"), **values) == config_of(*words)  # type: ignore[arg-type]
+
+
+def test_every_option_has_its_field_in_the_configuration():
+    names = {name for name, option in OPTIONS_OF_RUN.items() if option.in_config}
+    assert names == {field.name for field in fields(Config)}

@@ -18,11 +18,12 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from ctpatches import patchfile
+from pipeline.config import Config
 from pipeline.survey import figures_of, fixed_affine
 from tests.editing import edit
 from tests.running import called, ranks_of, serial
 from tests.scans import write_patient, write_slice, write_tree
-from utils import Affine, Config, img_pair_normalization
+from utils import Affine, img_pair_normalization
 
 FIXED = ("hu_window", "dataset_unity", "dataset_std")
 FORM = ("--patch-size", "p24", "--output-fname", "out.h5", "--no-report")

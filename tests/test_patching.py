@@ -15,11 +15,13 @@ from hypothesis.extra import numpy as arrays
 import augment
 import patching
 from patching import Grid, window_starts
+from pipeline.config import Config
 from pipeline.dicom.header import read_slice
 from pipeline.model import Pair
+from pipeline.options import PATCH_OVERLAPS
 from tests import naive
 from tests.scans import phantom, write_slice
-from utils import PATCH_OVERLAPS, Affine, Config
+from utils import Affine
 
 
 @st.composite

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import stitch
-from main import build_parser
+from pipeline.command_line import build_parser
+from pipeline.options import OPTIONS
 from tests.running import REPO, run
 from tests.scans import write_tree
 from utils import __version__
@@ -182,6 +183,8 @@ def test_every_option_is_documented_with_its_choices_and_default(option):
     assert effect
     assert default.startswith(shown_default(action))
     assert bool(default) == (option not in ("--help", "--version"))
+    if action.dest in OPTIONS:
+        assert OPTIONS[action.dest].unit in choices
     if action.choices:
         assert re.findall(r"`(\S+)`", choices) == list(action.choices)
 

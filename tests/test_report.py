@@ -15,7 +15,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ import h5py
 import numpy as np
 import pytest
 
-import main
 from ctpatches import patchfile
+from pipeline import command_line
+from pipeline.config import Config
+from pipeline.options import FILE_OPTIONS, OPTIONS
 from pipeline.report import figures, job, page, statistics
 from tests.faults import mounted, one_error
 from tests.provenance import squeezed
 from tests.running import called, ranks, serial
 from tests.scans import phantom, write_patient, write_slice
-from utils import Config
 
 HOSTILE = ("<script>alert(1)<", "two\nlines\t'q\" & $x$", "\u0645\u0631\u064a\u0636 \u60a3\u8005")
 EVERYTHING = (
@@ -485,11 +486,11 @@ def test_pseudonyms_hide_every_name(tmp_path):
 )
 def test_the_command_of_the_report_makes_the_same_file(options):
     argv = ["--input_folder=/x/scans/", "--output-fname", "y/o.h5", *shlex.split(options)]
-    config = main.parse(argv)
+    config = command_line.parse(argv)
     assert isinstance(config, Config)
     words = shlex.split(" ".join(job.command(config)))
     assert words[:2] == ["python", "main.py"]
-    again = main.parse(words[2:])
+    again = command_line.parse(words[2:])
     assert isinstance(again, Config)
     assert again.as_json() == config.as_json()
     if not config.anonymize:
@@ -498,18 +499,15 @@ def test_the_command_of_the_report_makes_the_same_file(options):
 
 
 def test_every_option_that_affects_the_file_is_explained(whole):
-    affect = {field.name for field in fields(Config)} - set(Config.HOW)
-    assert set(job.OPTIONS) == affect == set(whole.facts["configuration"])
-    known = main.build_parser()._option_string_actions
-    assert {option for option, _, _ in job.OPTIONS.values()} <= set(known)
-    for option, _, _ in job.OPTIONS.values():
-        assert f"<code>{option}</code>" in whole.text
+    assert set(FILE_OPTIONS) == set(whole.facts["configuration"])
+    for option in FILE_OPTIONS.values():
+        assert option.meaning
+        assert f"<code>{option.flag}</code>" in whole.text
 
 
 def test_every_option_with_a_path_is_hidden_with_pseudonyms():
-    actions = main.build_parser()._actions
-    paths = {a.option_strings[0] for a in actions if a.metavar in ("FILE", "DIR")}
-    assert paths - {"--verify", "--config"} == set(job.PATHS.values())
+    paths = {o.flag for o in OPTIONS.values() if o.metavar in ("FILE", "DIR")}
+    assert paths - {"--verify", "--config"} == {option.flag for option in job.PATHS}
 
 
 @pytest.mark.parametrize("layout", ["torch", "tf"])
@@ -579,7 +577,7 @@ def large_table(patients: int, pairs: int, windows: int) -> statistics.Pairs:
 @pytest.mark.parametrize("size", [12, 55, 96, 512])
 @pytest.mark.parametrize(("patients", "pairs"), [(1, 3), (40, 30), (5000, 2)])
 def test_the_sample_is_bounded(size, patients, pairs):
-    config = Config("scans", patch_size=size)
+    config = Config("scans", patch_size=size, overlap=0)
     index = statistics.draw_sample(large_table(patients, pairs, 500), config)
     assert 0 < len(index) <= statistics.MAX_WINDOWS
     assert len(index) * size**2 <= max(4 * size**2, statistics.MAX_PIXELS)

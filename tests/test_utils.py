@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from pipeline.config import Config
 from tests import naive
 from tests.scans import phantom
-from utils import Config, RunError, generator, img_pair_normalization, key, listed, quoted, shown
+from utils import RunError, generator, img_pair_normalization, key, listed, quoted, shown
 
 KINDS = ["unity_independent", "unity_wrt_ld", "std_independent", "std_wrt_ld"]
 LOW, FULL = (image.astype(np.float32) for image in phantom((20, 30), 4))

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.config import Config
 from pipeline.dicom.header import read_slice
 from pipeline.dicom.slice_file import BAD, BadFile
 from pipeline.model import LeftOut, Slice
 from pipeline.profile import step
-from utils import CallError, Config, listed, quoted, shown
+from utils import CallError, listed, quoted, shown
 
 #: Folder names that are taken when no option names them, by how they begin.
 INPUT_NAMES = ("quarter*", "low*")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.cohort.pairing import UNPAIRED, PatientPairs
+from pipeline.config import Config
 from pipeline.dicom.slice_file import BAD
 from pipeline.model import LeftOut, Pair, Slice
-from utils import Config, RunError, Tally, generator, listed, shown
+from utils import RunError, Tally, generator, listed, shown
 
 #: The option for each kind of slice that cannot be used.
 _SKIPS = (("--bad-files", BAD), ("--unpaired", UNPAIRED))

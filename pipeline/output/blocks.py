@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ctpatches.patchfile import PATCH_COLUMNS, bulk_names
+from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.profile import laps, step
-from utils import PIECE_BYTES, Config, RunError, quoted
+from utils import PIECE_BYTES, RunError, quoted
 
 if TYPE_CHECKING:
     from patching import Block

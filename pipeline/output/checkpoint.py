@@ -15,8 +15,9 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.config import Config
 from pipeline.model import Plan
-from utils import Affine, Config, shown
+from utils import Affine, shown
 
 
 @dataclass(frozen=True)

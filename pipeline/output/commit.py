@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.output import checkpoint
 from pipeline.output.blocks import named_errors
@@ -15,7 +16,7 @@ from pipeline.output.checkpoint import BlockRecord, Checkpoint, Entries, Job
 from pipeline.output.output_file import OutputFile, reserve
 from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path, partial_path
 from pipeline.output.pseudonyms import key_text, write_key
-from utils import Config, RunError, quoted, shown
+from utils import RunError, quoted, shown
 
 if TYPE_CHECKING:
     from pipeline.output.file_header import Header

@@ -39,10 +39,11 @@ from ctpatches.patchfile import (
     opened,
     rest_digest,
 )
+from pipeline.config import Config
 from pipeline.model import LeftOut, Plan
 from pipeline.output.blocks import write_at
 from pipeline.output.checkpoint import BlockRecord, configuration_difference
-from utils import Affine, Config, shown
+from utils import Affine, shown
 
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
 ALIGNMENT = 4096

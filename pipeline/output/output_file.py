@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctpatches.patchfile import block_digest
+from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.output import checkpoint
 from pipeline.output.blocks import NO_SPACE, Layout, block_ranges, named_errors
 from pipeline.output.checkpoint import BlockRecord
 from pipeline.output.paths import partial_path
-from utils import Config, RunError, quoted
+from utils import RunError, quoted
 
 if TYPE_CHECKING:
     from pipeline.output.file_header import Header

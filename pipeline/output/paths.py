@@ -7,9 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.config import Config
 from pipeline.output import checkpoint
 from pipeline.output.blocks import named_errors
-from utils import SIDES, CallError, Config, quoted
+from utils import SIDES, CallError, quoted
 
 PARTIAL = ".partial"
 

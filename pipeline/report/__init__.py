@@ -17,8 +17,10 @@ import h5py
 import numpy as np
 
 from ctpatches.patchfile import open_file
+from pipeline.config import Config
 from pipeline.model import Plan
-from utils import Config, RunError, __version__, atomic_write, quoted
+from pipeline.options import FILE_OPTIONS
+from utils import RunError, __version__, atomic_write, quoted
 
 from . import figures, job, page, sanity
 from .statistics import (
@@ -104,7 +106,7 @@ def _draw(
     ]
     facts["coverage"] = [one for _, _, one in covered]
     images = _charts(facts) | {"examples": examples, "coverage": [png for _, png, _ in covered]}
-    defaults = [name for name in job.OPTIONS if job.is_default(config, name)]
+    defaults = [name for name, option in FILE_OPTIONS.items() if job.is_default(config, option)]
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {
         **dict(sanity.sheets(file, facts["file"], config)),

@@ -13,9 +13,9 @@ import numpy as np
 
 from ctpatches.patchfile import ORIENTATIONS
 from patching import MEAN_HU, TISSUE_HU, TISSUE_PART
+from pipeline.options import FILE_OPTIONS
 from utils import shown
 
-from .job import OPTIONS
 from .statistics import Facts
 
 #: Rows of a table of the page; the JSON has all.
@@ -108,7 +108,7 @@ def render(facts: Facts, images: dict[str, Any], defaults: Sequence[str]) -> str
         median_noise=float(np.median(noise)) if noise else None,
         file_literal=repr(facts["file"]),
         verify=shlex.join(["python", "main.py", "--verify", shown(facts["file"])]),
-        options=OPTIONS,
+        options=FILE_OPTIONS,
         orientations="; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
         air_rule={"part": f"{TISSUE_PART:.0%}", "tissue": TISSUE_HU, "mean": MEAN_HU},
         max_rows=MAX_TABLE_ROWS,

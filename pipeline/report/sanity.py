@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 import augment
 from ctpatches.patchfile import read_patches
 from patching import Grid
+from pipeline.config import Config
 from pipeline.dicom.pixels import Reader
 from pipeline.model import Pair
-from utils import AIR_HU, Config, generator, shown
+from utils import AIR_HU, generator, shown
 
 from . import figures
 from .statistics import Facts, Pairs, unit_of

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import augment
 from ctpatches.patchfile import REST, read_patches
 from patching import Grid
-from utils import Config, generator
+from pipeline.config import Config
+from utils import generator
 
 if TYPE_CHECKING:
     import h5py
