@@ -446,7 +446,7 @@ def _split(parts: tuple[float, ...], file: str | None) -> tuple[float, ...]:
 
 def verify(files: Sequence[str], input_folder: str | None) -> int:
     """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    from ctpatches import patchfile
+    from ctpatches.verify import verify
 
     if input_folder is not None and not os.path.isdir(input_folder):
         raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
@@ -454,7 +454,7 @@ def verify(files: Sequence[str], input_folder: str | None) -> int:
     for file in files:
         found = ["every byte as it was written"]
         try:
-            damages = patchfile.verify(file)
+            damages = verify(file)
             if input_folder is not None and not damages:
                 from pipeline import verification
 

@@ -307,7 +307,7 @@ class Plan:
     left_out : list of LeftOut
         What of these patients gives no patches.
     digests : list of tuple of int
-        `ctpatches.patchfile.pixel_digest` of the input and the target of each pair; empty tuples
+        `ctpatches.checksums.pixel_digest` of the input and the target of each pair; empty tuples
         where planning did not need them.
     """
 

@@ -27,16 +27,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.patchfile import (
-    PATCH_COLUMNS,
-    REST,
-    PatchFile,
-    Windows,
-    decoded,
-    open_file,
-    open_regular,
-    opened,
-)
+from ctpatches.files import open_regular
+from ctpatches.schema import PATCH_COLUMNS, REST, decoded
+from ctpatches.validation import ValidatedFile, open_file, opened
+from ctpatches.windows import Windows
 
 #: Columns of `pair/` that a patch's provenance has.
 PAIR_COLUMNS = ("patient", "input_file", "target_file", "position_mm", "degradation")
@@ -45,7 +39,7 @@ Images = NDArray[np.float32]
 Indices = Sequence[int] | NDArray[np.integer[Any]]
 
 #: The eight orientations of a square, of arrays of shape (n, p, p): the first six as in
-#: `ctpatches.patchfile.ORIENTATIONS`, then mirrored at the main and at the other diagonal.
+#: `ctpatches.schema.ORIENTATIONS`, then mirrored at the main and at the other diagonal.
 DIHEDRAL: tuple[Callable[[Images], Images], ...] = (
     lambda a: a,
     lambda a: np.rot90(a, 1, (1, 2)),
@@ -99,7 +93,7 @@ class _Reader:
     def __init__(self, path: str) -> None:
         self.path, self.process = path, os.getpid()
         self.descriptor = open_regular(path)
-        self.source: PatchFile | None = None
+        self.source: ValidatedFile | None = None
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -128,7 +122,7 @@ class _Reader:
         self, place: _Place, rows: NDArray[np.int64], out: NDArray[Any]
     ) -> NDArray[Any]:
         if self.source is None:
-            self.source = PatchFile(open_file(self.path))
+            self.source = ValidatedFile(open_file(self.path))
         for at, row in enumerate(rows.tolist()):
             out[at] = self.source.read(place.name, row)
         return out
@@ -190,8 +184,9 @@ class PatchDataset:
     patients : str or iterable of str, optional
         Names of the patients whose patches are taken; by default all.
     provenance : bool
-        Whether a sample has a third part, a dict: the fields of `patchfile.Provenance`, `patch`,
-        the index in the file, and `turned`, the index into `DIHEDRAL` of what `augment` did.
+        Whether a sample has a third part, a dict: the fields of `ctpatches.file.Provenance`,
+        `patch`, the index in the file, and `turned`, the index into `DIHEDRAL` of what `augment`
+        did.
     augment : bool
         Whether input and target are turned or mirrored alike, at random, anew in every epoch.
     seed : int

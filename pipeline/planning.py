@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import augment
 import patching
-from ctpatches.patchfile import pixel_digest
+from ctpatches.checksums import pixel_digest
 from pipeline.cohort import splitting
 from pipeline.cohort.pairing import UNPAIRED, PatientPairs, Sample, misfits
 from pipeline.dicom import dicom_io

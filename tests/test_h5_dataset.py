@@ -19,8 +19,8 @@ import pytest
 from numpy.typing import NDArray
 
 import augment
-from ctpatches import patchfile
-from ctpatches.patchfile import VERSION
+from ctpatches.file import provenance
+from ctpatches.schema import REST, VERSION
 from ctpatches.torch import (
     DIHEDRAL,
     PatchDataset,
@@ -219,7 +219,7 @@ def test_a_file_that_changes_under_the_reader_is_noticed(file: Path, tmp_path: P
     dataset = PatchDataset(copy)
     with h5py.File(copy, "r+") as opened:
         start = opened["target"].id.get_offset()
-        opened[patchfile.REST][0] ^= 1
+        opened[REST][0] ^= 1
     with pytest.raises(ValueError, match="another file than when it was opened first"):
         dataset.read([0])
     shutil.copy(file, copy)
@@ -310,7 +310,7 @@ def test_provenance_is_that_of_the_file(file: Path, torch: Any) -> None:
         row = int(dataset.rows([index])[0])
         found = dataset[index][2]
         code = int(draw_orientations(0, 0, np.array([row]))[0])
-        wanted = dataclasses.asdict(patchfile.provenance(file, row))
+        wanted = dataclasses.asdict(provenance(file, row))
         np.testing.assert_equal(found, {**wanted, "patch": row, "turned": code})
 
 

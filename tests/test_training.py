@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ctpatches.patchfile import denormalise
+from ctpatches.file import denormalise
 from ctpatches.torch import PatchDataset
 from stitch import stitch
 from tests.running import REPO, called

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctpatches.patchfile import block_digest
+from ctpatches.checksums import block_digest
 from pipeline.output import checkpoint
 from pipeline.output.blocks import NO_SPACE, Layout, block_ranges, named_errors
 from pipeline.output.checkpoint import BlockRecord, Checkpoint, Entries, Job

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ctpatches.patchfile import open_file
+from ctpatches.validation import open_file
 from utils import Config, Plan, RunError, __version__, atomic_write, quoted
 
 from . import figures, job, page, sanity
