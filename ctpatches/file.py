@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -9,9 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches.schema import decoded
 from ctpatches.validation import File, ValidatedFile, opened
 from ctpatches.windows import pair_of
 
+Images: TypeAlias = NDArray[np.float32]
 Patches: TypeAlias = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 
 
@@ -47,6 +51,116 @@ class Provenance:
     col: int
     orientation: int
     degradation: str
+
+
+class PatchFile:
+    """An h5 file of ctpatches, open for reading.
+
+    It is a context manager, and can be pickled: the copy opens the file again.
+
+    Parameters
+    ----------
+    path : path
+
+    Attributes
+    ----------
+    path : str
+    patch_size : int
+        Rows and columns of a patch.
+    patients : list of str
+        Names of the patients, in the order of the file.
+    config : dict
+        The options of the run that determine the content of the file, by name.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        It is not a complete, valid file of ctpatches.
+
+    Examples
+    --------
+    >>> with PatchFile("results/training_patches.h5") as file:  # doctest: +SKIP
+    ...     low, full = file.read(range(64), unit="hu")
+    ...     print(len(file), file.provenance(0).patient)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(path)
+        with contextlib.ExitStack() as stack:
+            self._source = stack.enter_context(opened(path))
+            self.patch_size = self._source.patch_size
+            self.patients = patients_of(self._source)
+            self.config = self._source.configuration
+            self._open = stack.pop_all()
+
+    def __reduce__(self) -> tuple[type[PatchFile], tuple[str]]:
+        return PatchFile, (self.path,)
+
+    def __enter__(self) -> PatchFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; length, patients and configuration remain."""
+        self._open.close()
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return self._source.patches
+
+    def read(self, indices: Patches, unit: str = "file") -> tuple[Images, Images]:
+        """Return input and target of some patches.
+
+        Parameters
+        ----------
+        indices : int, slice or sequence of int
+            In any order, and repeated if need be.
+        unit : {'file', 'hu'}
+            As stored in the file, or with the normalisation inverted, each by its own constants.
+
+        Returns
+        -------
+        input, target : ndarray of float32, shape (n, p, p)
+
+        Raises
+        ------
+        IndexError
+            There is no such patch.
+        OSError
+            The file cannot be read.
+        ValueError
+            The unit is not valid, or the file is damaged.
+        """
+        if unit not in ("file", "hu"):
+            raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
+        low, full = read_patches(self._source, indices)
+        if unit == "file":
+            return low, full
+        return (
+            denormalise(low, self._source, indices, "input"),
+            denormalise(full, self._source, indices, "target"),
+        )
+
+    def provenance(self, index: int) -> Provenance:
+        """Return where a patch came from.
+
+        Raises
+        ------
+        IndexError
+            There is no such patch.
+        OSError, ValueError
+            The file cannot be read, or is damaged.
+        """
+        return provenance(self._source, index)
+
+
+def patients_of(source: ValidatedFile) -> list[str]:
+    """Return the names of the patients in the order of the file."""
+    return list(dict.fromkeys(map(decoded, source.read("pair/patient").tolist())))
 
 
 def provenance(file: File, patch: int) -> Provenance:
@@ -85,7 +199,7 @@ def provenance(file: File, patch: int) -> Provenance:
         )
 
 
-def read_patches(file: File, patches: Patches) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def read_patches(file: File, patches: Patches) -> tuple[Images, Images]:
     """Return some patches of input and target, each of shape (n, p, p), whatever the layout.
 
     Raises

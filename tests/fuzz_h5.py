@@ -37,8 +37,8 @@ from numpy.typing import NDArray
 
 import stitch
 from ctpatches.file import denormalise, provenance, read_patches
+from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import ATTRIBUTES, SCHEMA
-from ctpatches.torch import PatchDataset, patient_names
 from ctpatches.verify import verify
 from tests.editing import sign
 
@@ -236,7 +236,7 @@ def damage(path: Path, rng: random.Random) -> str:
 
 
 def from_dataset(path: Path) -> None:
-    dataset = PatchDataset(path, augment=True, provenance=True)
+    dataset = PatchReader(path, augment=True, provenance=True)
     chosen = [0, -1, len(dataset) // 2]
     dataset.read(chosen)
     rows = dataset.rows(chosen)

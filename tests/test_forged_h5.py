@@ -16,8 +16,8 @@ import xxhash
 import stitch
 from ctpatches.checksums import pixel_digest
 from ctpatches.file import denormalise, provenance, read_patches
+from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import PATCH_COLUMNS, SCHEMA
-from ctpatches.torch import PatchDataset, patient_names
 from ctpatches.verify import verify
 from tests.editing import sign
 from tests.running import REPO, called, run
@@ -53,13 +53,13 @@ def forge(valid: Path, tmp_path: Path) -> Callable[[Change], Path]:
 
 def samples(path: Path) -> None:
     """Read patches with their provenance as a DataLoader does, but without torch."""
-    dataset = PatchDataset(path, provenance=True)
+    dataset = PatchReader(path, provenance=True)
     rows = dataset.rows(range(len(dataset)))
     dataset._provenance(rows, dataset._codes(rows))
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "PatchDataset": PatchDataset,
+    "PatchReader": PatchReader,
     "samples": samples,
     "patient_names": patient_names,
     "provenance": lambda path: provenance(path, 0),
@@ -135,7 +135,7 @@ def test_what_the_schema_forbids_is_refused_in_one_line(
 ) -> None:
     path = forge(change)
     with pytest.raises(ValueError, match=words) as caught:
-        PatchDataset(path)
+        PatchReader(path)
     message = str(caught.value)
     assert message.startswith(f"'{path}' ")
     assert "\n" not in message
@@ -164,11 +164,13 @@ def test_a_patch_with_impossible_provenance_is_refused(
     for reader in ("samples", "provenance", "stitch"):
         with pytest.raises(ValueError, match=rf"patch 0 has .*\b{name} {value}.* view of pair 0"):
             READERS[reader](path)
-    assert len(PatchDataset(path).read([0])[0]) == 1  # its pixels are there
+    assert len(PatchReader(path).read([0])[0]) == 1  # its pixels are there
 
 
 def test_a_worker_of_a_loader_names_the_file_too(forge: Callable[[Change], Path]) -> None:
     data = pytest.importorskip("torch.utils.data")
+    from ctpatches.torch import PatchDataset
+
     path = forge(fill("patch/row", -1))
     loader = data.DataLoader(PatchDataset(path, provenance=True), 4, num_workers=1)
     with pytest.raises(ValueError, match=r"forged\.h5' is damaged: patch 0 has .*row -1"):
@@ -239,7 +241,7 @@ def test_chunks_larger_than_any_image_are_refused(forge: Callable[[Change], Path
     size = (1 << 26) // 4 + 1
     path = forge(claim(84, ("patch/row",), chunks=(size,), maxshape=(None,)))
     with pytest.raises(ValueError, match=r"patch/row .* more than the file can hold"):
-        PatchDataset(path)
+        PatchReader(path)
 
 
 # --- other files -----------------------------------------------------------------------------
@@ -316,7 +318,7 @@ def test_a_file_of_which_everything_was_compressed_is_read_alike(
 
         old.visititems(pack)
     for one, other in zip(
-        PatchDataset(packed).read([5, -1]), PatchDataset(valid).read([5, -1]), strict=True
+        PatchReader(packed).read([5, -1]), PatchReader(valid).read([5, -1]), strict=True
     ):
         np.testing.assert_array_equal(one, other)
     samples(packed)
@@ -340,7 +342,7 @@ def test_damaged_compressed_patches_are_an_error_that_names_the_file(
         target.id.write_direct_chunk((0, 0, 0, 0), b"no zlib stream")
 
     path = forge(change)
-    for read in (PatchDataset(path).read, lambda rows: read_patches(path, rows)):
+    for read in (PatchReader(path).read, lambda rows: read_patches(path, rows)):
         with pytest.raises(OSError, match=r"forged\.h5': target cannot be read"):
             read([0])
         assert len(read([4])[0]) == 1

@@ -512,13 +512,15 @@ def test_every_option_with_a_path_is_hidden_with_pseudonyms():
 
 @pytest.mark.parametrize("layout", ["torch", "tf"])
 def test_the_way_to_load_it_works(tree, tmp_path, layout):
+    if layout == "torch":
+        pytest.importorskip("torch")
     made = run(tree.root, tmp_path / 'o \'"1".h5', "--tensor-format", layout, "--patch-size", "p24")
     parsed = Page(made.text)
     code = parsed.words[next(i for i, word in enumerate(parsed.words) if "import h5py" in word)]
     found: dict[str, Any] = {}
     with contextlib.chdir(tmp_path):
         # TensorFlow is no package of the tests.
-        exec(code if layout == "torch" else code.split("from ctpatches.torch")[0], found)
+        exec(code if layout == "torch" else code.split("from ctpatches.tensorflow")[0], found)
     shape = (1, 24, 24) if layout == "torch" else (24, 24, 1)
     assert found["low"].shape == found["full"].shape == shape
     if layout == "torch":
