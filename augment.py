@@ -15,7 +15,7 @@ from utils import key, sum_of
 
 Image = NDArray[np.float32]
 
-#: Codes of `ctpatches.patchfile.ORIENTATIONS`.
+#: Codes of `ctpatches.schema.ORIENTATIONS`.
 TURNS = (1, 2, 3)
 FLIPS = (4, 5)
 #: Part of all input images that `--blurr_n_noise` blurs, and that it makes noisy.
@@ -89,7 +89,7 @@ def orient(image: NDArray[Any], code: int) -> NDArray[Any]:
     ----------
     image : ndarray, shape (rows, columns)
     code : int
-        Index into `ctpatches.patchfile.ORIENTATIONS`.
+        Index into `ctpatches.schema.ORIENTATIONS`.
     """
     if code in FLIPS:
         image = np.flipud(image) if code == FLIPS[0] else np.fliplr(image)

@@ -24,7 +24,7 @@ FIRST_RANK_S = 1.0
 
 def verify(files: Sequence[str], input_folder: str | None) -> int:
     """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    from ctpatches import patchfile
+    from ctpatches.verify import verify
 
     if input_folder is not None and not os.path.isdir(input_folder):
         raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
@@ -32,7 +32,7 @@ def verify(files: Sequence[str], input_folder: str | None) -> int:
     for file in files:
         found = ["every byte as it was written"]
         try:
-            damages = patchfile.verify(file)
+            damages = verify(file)
             if input_folder is not None and not damages:
                 from pipeline import verification
 

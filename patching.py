@@ -269,7 +269,7 @@ class Block:
     row, col : ndarray of int32, shape (n,)
         First row and column of the window in its view, pixels; negative nowhere.
     orientation : ndarray of uint8, shape (n,)
-        See `ctpatches.patchfile.ORIENTATIONS`.
+        See `ctpatches.schema.ORIENTATIONS`.
     input_affine, target_affine : Affine
         The normalisation of the two images.
     """

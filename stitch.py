@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # heavy: --help answers without them
     from numpy.typing import NDArray
     from pydicom import Dataset
 
-    from ctpatches.patchfile import PatchFile
+    from ctpatches.validation import ValidatedFile
 
     Image = NDArray[np.float32]
 
@@ -126,7 +126,7 @@ def stitch(
     pair : int
         Row of the file's `pair/` table.
     side : {'target', 'input'}
-        Whose normalisation is undone, see `patchfile.denormalise`.
+        Whose normalisation is undone, see `ctpatches.file.denormalise`.
     scale : float
         Of the view: 1, or with `--ds_augment` 0.8 or 0.6, which give the downscaled slice.
     unit : {'hu', 'stored', 'file'}
@@ -139,7 +139,7 @@ def stitch(
     ndarray of float32, shape (rows, columns) of the view
         Overlaps and the orientations of one window are blended (see `blend`). The file's own
         patches give back the view exactly, in the unit of the file; what undoing the normalisation
-        costs is that of `patchfile.denormalise`.
+        costs is that of `ctpatches.file.denormalise`.
 
     Raises
     ------
@@ -153,13 +153,14 @@ def stitch(
     """
     import numpy as np
 
-    from ctpatches import patchfile
+    from ctpatches.file import denormalise
+    from ctpatches.validation import opened
 
     if side not in SIDES or unit not in UNITS:
         raise ValueError(
             f"side {side!r}, unit {unit!r}; wanted: {' or '.join(SIDES)}, {', '.join(UNITS)}"
         )
-    with patchfile.opened(file) as source:
+    with opened(file) as source:
         block = _block(source, pair)
         if not np.isclose(scale, source.scales).any():
             there = ", ".join(f"{one:g}" for one in source.scales)
@@ -176,12 +177,12 @@ def stitch(
         # One affine map for all patches of a pair: undone once, after the blending.
         if unit != "file" and chosen.any():
             patch = block.start + int(np.flatnonzero(chosen)[0])
-            image = patchfile.denormalise(image[None], source, [patch], side, unit)[0]
+            image = denormalise(image[None], source, [patch], side, unit)[0]
     image[np.isnan(image)] = fill
     return image
 
 
-def _block(source: PatchFile, pair: int) -> slice:
+def _block(source: ValidatedFile, pair: int) -> slice:
     """Return where the patches of a pair are."""
     if not 0 <= pair < source.pairs:
         raise IndexError(f"pair {pair} of {source.pairs}; wanted: 0 to {source.pairs - 1}")
@@ -189,7 +190,7 @@ def _block(source: PatchFile, pair: int) -> slice:
     return slice(first, first + patches)
 
 
-def _view_shape(source: PatchFile, pair: int, scale: float) -> tuple[int, int]:
+def _view_shape(source: ValidatedFile, pair: int, scale: float) -> tuple[int, int]:
     import augment
 
     rows, columns = source.windows.shapes[:, pair].tolist()
@@ -558,7 +559,7 @@ def _source(options: argparse.Namespace) -> str:
     RunError
         It is not there, or lies at another place in the patient than the pair.
     """
-    from ctpatches.patchfile import opened
+    from ctpatches.validation import opened
     from pipeline.dicom.header import read_slice
 
     path: str = options.source

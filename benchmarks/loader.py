@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.patchfile import opened
 from ctpatches.torch import PatchDataset
+from ctpatches.validation import opened
 
 
 class MapDataset:

@@ -1,1 +1,21 @@
 """Reads data sets: patches, their provenance and their HU, for training and for checking."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctpatches.file import PatchFile
+
+__all__ = ["PatchFile"]
+__version__ = "0.1.0"
+
+_MODULES = {"PatchFile": "ctpatches.file"}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: modules that need neither NumPy nor h5py can be imported where these cannot.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -64,10 +64,10 @@ def _load(path: str) -> dict[str, Any]:
 
 
 def _from_h5(path: str) -> bytes:
-    from ctpatches import patchfile
+    from ctpatches.validation import open_file
 
     try:
-        with patchfile.open_file(path) as file:
+        with open_file(path) as file:
             return bytes(file.attrs["configuration"])
     except Exception as error:  # h5py raises errors of many kinds for damaged and foreign files
         raise ValueError(path) from error

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import patching
-from ctpatches.patchfile import pixel_digest
+from ctpatches.checksums import pixel_digest
 from pipeline import prefetch
 from pipeline.config import Config
 from pipeline.dicom import pixels
@@ -134,7 +134,7 @@ def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
     -------
     block : Block
     digests : tuple of int
-        `ctpatches.patchfile.pixel_digest` of the input and the target.
+        `ctpatches.checksums.pixel_digest` of the input and the target.
     """
     pair = task.pair
     with step("read"):

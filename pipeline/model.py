@@ -150,7 +150,7 @@ class Plan:
     left_out : list of LeftOut
         Files of these patients without patches.
     digests : list of tuple of int
-        `ctpatches.patchfile.pixel_digest` of the input and the target of each pair; empty tuples
+        `ctpatches.checksums.pixel_digest` of the input and the target of each pair; empty tuples
         where planning did not need them.
     """
 

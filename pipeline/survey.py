@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import augment
 import patching
-from ctpatches.patchfile import pixel_digest
+from ctpatches.checksums import pixel_digest
 from pipeline.cohort.anatomy import misfits
 from pipeline.cohort.selection import Findings, SurveyTask
 from pipeline.config import Config

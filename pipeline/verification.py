@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ctpatches.patchfile import Invalid, PatchFile, opened, pixel_digest
+from ctpatches.checksums import pixel_digest
+from ctpatches.files import Invalid
+from ctpatches.validation import ValidatedFile, opened
 from pipeline.dicom.header import read_slice
 from pipeline.dicom.pixels import Reader
 from pipeline.dicom.slice_file import BadFile
@@ -20,7 +22,7 @@ def check_scans(file: str, root: str) -> str:
     Parameters
     ----------
     file : str
-        A file of this tool, whose bytes are as they were written (see `patchfile.verify`).
+        A file of this tool, whose bytes are as they were written (see `ctpatches.verify.verify`).
     root : str
         The input folder.
 
@@ -48,7 +50,7 @@ def check_scans(file: str, root: str) -> str:
         raise RunError(error.reason) from error
 
 
-def _slices(source: PatchFile) -> Iterator[tuple[int, str, int]]:
+def _slices(source: ValidatedFile) -> Iterator[tuple[int, str, int]]:
     """Yield pair, side and digest of every slice of a file."""
     digests = [source.read(f"pair/{side}_digest").tolist() for side in SIDES]
     for pair, both in enumerate(zip(*digests, strict=True)):
@@ -56,7 +58,7 @@ def _slices(source: PatchFile) -> Iterator[tuple[int, str, int]]:
             yield pair, side, digest
 
 
-def _check_named(source: PatchFile, root: str) -> None:
+def _check_named(source: ValidatedFile, root: str) -> None:
     different, unreadable = [], []
     for pair, side, digest in _slices(source):
         name = source.slice_file(side, pair)
@@ -74,7 +76,7 @@ def _check_named(source: PatchFile, root: str) -> None:
         raise RunError(f"not made from the scans in {quoted(root)}: {'; '.join(problems)}")
 
 
-def _check_anonymous(source: PatchFile, root: str) -> None:
+def _check_anonymous(source: ValidatedFile, root: str) -> None:
     """Look for every slice among all slices below the folder: pseudonyms say nothing of files."""
     there = _digests_below(root)
     missing = [(pair, side) for pair, side, digest in _slices(source) if digest not in there]

@@ -11,7 +11,8 @@ import numpy as np
 import pydicom
 import xxhash
 
-from ctpatches import patchfile
+from ctpatches.checksums import rest_digest
+from ctpatches.schema import REST, bulk_names
 
 
 def edit(path: Path, **tags: object) -> Path:
@@ -65,11 +66,11 @@ def sign(path: Path) -> Path:
     """Give an h5 file that was edited the checksum of what its header and its tables hold now."""
     with h5py.File(path, "r+") as file:
         apart = []
-        for name in (*patchfile.bulk_names(), patchfile.REST):
+        for name in (*bulk_names(), REST):
             start = file[name].id.get_offset()
             apart.append((start, start + file[name].id.get_storage_size()))
     with open(path, "r+b") as raw:
-        digest = patchfile.rest_digest(raw.fileno(), path.stat().st_size, apart)
+        digest = rest_digest(raw.fileno(), path.stat().st_size, apart)
         raw.seek(apart[-1][0])
         raw.write(digest)
     return path

@@ -36,8 +36,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stitch
-from ctpatches import patchfile
-from ctpatches.torch import PatchDataset, patient_names
+from ctpatches.file import denormalise, provenance, read_patches
+from ctpatches.reader import PatchReader, patient_names
+from ctpatches.schema import ATTRIBUTES, SCHEMA
+from ctpatches.verify import verify
 from tests.editing import sign
 
 SECONDS = 10
@@ -114,8 +116,8 @@ def retype(file: h5py.File, rng: random.Random) -> None:
 def inflate(file: h5py.File, rng: random.Random) -> None:
     """Give all datasets of a kind, or one, more rows or larger patches than there are bytes for."""
     name = rng.choice([n for n in names(file) if isinstance(file[n], h5py.Dataset)])
-    kind = patchfile.SCHEMA[name].row_of if name in patchfile.SCHEMA else ""
-    alike = [n for n, field in patchfile.SCHEMA.items() if field.row_of == kind and n in file]
+    kind = SCHEMA[name].row_of if name in SCHEMA else ""
+    alike = [n for n, field in SCHEMA.items() if field.row_of == kind and n in file]
     rows, side = rng.choice((*GIANT, 100_000)), rng.choice((0, 0, 4096, 1 << 20))
     chunked = rng.choice((True, False))
     for one in rng.choice((alike, [name])):
@@ -153,7 +155,7 @@ def link(file: h5py.File, rng: random.Random) -> None:
 
 
 def change_attribute(file: h5py.File, rng: random.Random) -> None:
-    name = rng.choice(list(patchfile.ATTRIBUTES))
+    name = rng.choice(list(ATTRIBUTES))
     del file.attrs[name]
     values = [np.bytes_(text) for text in (TEXTS, CONFIGURATIONS)[name == "configuration"]]
     change = rng.randrange(4)
@@ -234,7 +236,7 @@ def damage(path: Path, rng: random.Random) -> str:
 
 
 def from_dataset(path: Path) -> None:
-    dataset = PatchDataset(path, augment=True, provenance=True)
+    dataset = PatchReader(path, augment=True, provenance=True)
     chosen = [0, -1, len(dataset) // 2]
     dataset.read(chosen)
     rows = dataset.rows(chosen)
@@ -255,11 +257,11 @@ def from_shell(path: Path) -> None:
 READERS: tuple[Callable[[Path], object], ...] = (
     from_dataset,
     patient_names,
-    lambda path: patchfile.provenance(path, 0),
-    lambda path: patchfile.provenance(path, 7),
-    lambda path: patchfile.read_patches(path, [5, 0]),
-    lambda path: patchfile.denormalise(np.zeros((1, 2)), path, 3, "input", "stored"),
-    patchfile.verify,
+    lambda path: provenance(path, 0),
+    lambda path: provenance(path, 7),
+    lambda path: read_patches(path, [5, 0]),
+    lambda path: denormalise(np.zeros((1, 2)), path, 3, "input", "stored"),
+    verify,
     lambda path: stitch.stitch(None, path, 0, "input"),
     lambda path: stitch.stitch(None, path, 1, unit="stored"),
     lambda path: stitch.stitch(None, path, 1, scale=0.6, unit="file"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import augment
-from ctpatches.patchfile import ORIENTATIONS
+from ctpatches.schema import ORIENTATIONS
 from tests import naive
 from tests.scans import phantom
 

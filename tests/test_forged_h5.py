@@ -14,8 +14,11 @@ import pytest
 import xxhash
 
 import stitch
-from ctpatches import patchfile
-from ctpatches.torch import PatchDataset, patient_names
+from ctpatches.checksums import pixel_digest
+from ctpatches.file import denormalise, provenance, read_patches
+from ctpatches.reader import PatchReader, patient_names
+from ctpatches.schema import PATCH_COLUMNS, SCHEMA
+from ctpatches.verify import verify
 from tests.editing import sign
 from tests.running import REPO, called, run
 from tests.scans import write_patient
@@ -50,18 +53,18 @@ def forge(valid: Path, tmp_path: Path) -> Callable[[Change], Path]:
 
 def samples(path: Path) -> None:
     """Read patches with their provenance as a DataLoader does, but without torch."""
-    dataset = PatchDataset(path, provenance=True)
+    dataset = PatchReader(path, provenance=True)
     rows = dataset.rows(range(len(dataset)))
     dataset._provenance(rows, dataset._codes(rows))
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "PatchDataset": PatchDataset,
+    "PatchReader": PatchReader,
     "samples": samples,
     "patient_names": patient_names,
-    "provenance": lambda path: patchfile.provenance(path, 0),
-    "read_patches": lambda path: patchfile.read_patches(path, 0),
-    "denormalise": lambda path: patchfile.denormalise(np.zeros((1, 2)), path, 0),
+    "provenance": lambda path: provenance(path, 0),
+    "read_patches": lambda path: read_patches(path, 0),
+    "denormalise": lambda path: denormalise(np.zeros((1, 2)), path, 0),
     "stitch": lambda path: stitch.stitch(None, path, 0),
 }
 every_reader = pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
@@ -132,11 +135,11 @@ def test_what_the_schema_forbids_is_refused_in_one_line(
 ) -> None:
     path = forge(change)
     with pytest.raises(ValueError, match=words) as caught:
-        PatchDataset(path)
+        PatchReader(path)
     message = str(caught.value)
     assert message.startswith(f"'{path}' ")
     assert "\n" not in message
-    assert patchfile.verify(path) != []
+    assert verify(path) != []
 
 
 @every_reader
@@ -161,11 +164,13 @@ def test_a_patch_with_impossible_provenance_is_refused(
     for reader in ("samples", "provenance", "stitch"):
         with pytest.raises(ValueError, match=rf"patch 0 has .*\b{name} {value}.* view of pair 0"):
             READERS[reader](path)
-    assert len(PatchDataset(path).read([0])[0]) == 1  # its pixels are there
+    assert len(PatchReader(path).read([0])[0]) == 1  # its pixels are there
 
 
 def test_a_worker_of_a_loader_names_the_file_too(forge: Callable[[Change], Path]) -> None:
     data = pytest.importorskip("torch.utils.data")
+    from ctpatches.torch import PatchDataset
+
     path = forge(fill("patch/row", -1))
     loader = data.DataLoader(PatchDataset(path, provenance=True), 4, num_workers=1)
     with pytest.raises(ValueError, match=r"forged\.h5' is damaged: patch 0 has .*row -1"):
@@ -209,8 +214,8 @@ def claim(rows: int, names: tuple[str, ...], **options: Any) -> Change:
     return change
 
 
-OF_PATCHES = ("input", "target", *(f"patch/{name}" for name in patchfile.PATCH_COLUMNS))
-OF_PAIRS = tuple(name for name, field in patchfile.SCHEMA.items() if field.row_of == "pair")
+OF_PATCHES = ("input", "target", *(f"patch/{name}" for name in PATCH_COLUMNS))
+OF_PAIRS = tuple(name for name, field in SCHEMA.items() if field.row_of == "pair")
 
 
 @every_reader
@@ -236,7 +241,7 @@ def test_chunks_larger_than_any_image_are_refused(forge: Callable[[Change], Path
     size = (1 << 26) // 4 + 1
     path = forge(claim(84, ("patch/row",), chunks=(size,), maxshape=(None,)))
     with pytest.raises(ValueError, match=r"patch/row .* more than the file can hold"):
-        PatchDataset(path)
+        PatchReader(path)
 
 
 # --- other files -----------------------------------------------------------------------------
@@ -275,7 +280,7 @@ def test_no_other_file_is_read(
         assert file["target"][...].any()
     with pytest.raises(ValueError, match=r"has (no target, or a link|target in other files)"):
         reader(path)
-    assert len(patchfile.verify(path)) == 1
+    assert len(verify(path)) == 1
 
 
 @pytest.mark.parametrize("name", ["../scans/x.dcm", "/etc/passwd", "A/../../x", "", "A\0x"])
@@ -313,18 +318,16 @@ def test_a_file_of_which_everything_was_compressed_is_read_alike(
 
         old.visititems(pack)
     for one, other in zip(
-        PatchDataset(packed).read([5, -1]), PatchDataset(valid).read([5, -1]), strict=True
+        PatchReader(packed).read([5, -1]), PatchReader(valid).read([5, -1]), strict=True
     ):
         np.testing.assert_array_equal(one, other)
     samples(packed)
-    assert patchfile.provenance(packed, 50) == patchfile.provenance(valid, 50)
+    assert provenance(packed, 50) == provenance(valid, 50)
     for scale in (1, 0.8):
         np.testing.assert_array_equal(
             stitch.stitch(None, packed, 1, scale=scale), stitch.stitch(None, valid, 1, scale=scale)
         )
-    assert patchfile.verify(packed) == [
-        "was compressed or rewritten: its checksums are of other bytes"
-    ]
+    assert verify(packed) == ["was compressed or rewritten: its checksums are of other bytes"]
 
 
 def test_damaged_compressed_patches_are_an_error_that_names_the_file(
@@ -339,7 +342,7 @@ def test_damaged_compressed_patches_are_an_error_that_names_the_file(
         target.id.write_direct_chunk((0, 0, 0, 0), b"no zlib stream")
 
     path = forge(change)
-    for read in (PatchDataset(path).read, lambda rows: patchfile.read_patches(path, rows)):
+    for read in (PatchReader(path).read, lambda rows: read_patches(path, rows)):
         with pytest.raises(OSError, match=r"forged\.h5': target cannot be read"):
             read([0])
         assert len(read([4])[0]) == 1
@@ -347,17 +350,17 @@ def test_damaged_compressed_patches_are_an_error_that_names_the_file(
 
 def test_a_signed_copy_is_whole(forge: Callable[[Change], Path]) -> None:
     path = forge(lambda file: file["left_out"].attrs.create("note", 1))
-    assert patchfile.verify(path) == ["header or tables of pairs are damaged"]
-    assert patchfile.verify(sign(path)) == []
+    assert verify(path) == ["header or tables of pairs are damaged"]
+    assert verify(sign(path)) == []
 
 
 def test_the_digest_of_pixels_is_that_of_little_endian_rows() -> None:
     image = np.arange(-6, 6, dtype=np.float32).reshape(3, 4)
     expected = xxhash.xxh3_64_intdigest(image.astype("<f4").tobytes())
-    assert patchfile.pixel_digest(image) == expected
-    assert patchfile.pixel_digest(np.asfortranarray(image)) == expected
-    assert patchfile.pixel_digest(image.astype(">f4")) == expected
-    assert patchfile.pixel_digest(image.T) != expected
+    assert pixel_digest(image) == expected
+    assert pixel_digest(np.asfortranarray(image)) == expected
+    assert pixel_digest(image.astype(">f4")) == expected
+    assert pixel_digest(image.T) != expected
 
 
 # --- at random -------------------------------------------------------------------------------

@@ -19,16 +19,11 @@ import pytest
 from numpy.typing import NDArray
 
 import augment
-from ctpatches import patchfile
-from ctpatches.patchfile import VERSION
-from ctpatches.torch import (
-    DIHEDRAL,
-    PatchDataset,
-    draw_orientations,
-    keras_sequence,
-    patient_names,
-    tf_dataset,
-)
+from ctpatches.file import provenance
+from ctpatches.orientations import DIHEDRAL, draw_orientations
+from ctpatches.reader import PatchReader, patient_names
+from ctpatches.schema import REST, VERSION
+from ctpatches.tensorflow import keras_sequence, tf_dataset
 from tests.conftest import Tree
 from tests.running import REPO, called
 from tests.scans import write_patient, write_slice
@@ -64,6 +59,13 @@ def torch() -> Any:
     return pytest.importorskip("torch")
 
 
+def patch_dataset(file: Path, *args: Any, **options: Any) -> Any:
+    """Return a data set for PyTorch."""
+    from ctpatches.torch import PatchDataset
+
+    return PatchDataset(file, *args, **options)
+
+
 def contents(file: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return inputs and targets of a file, each of shape (n, p, p)."""
     with h5py.File(file) as opened:
@@ -85,7 +87,7 @@ def test_all_patches_are_read_exactly(file: Path, tf_file: Path) -> None:
     wanted = contents(file)
     order = np.random.default_rng(0).permutation(len(wanted[0]))
     for path in (file, tf_file):
-        dataset = PatchDataset(path)
+        dataset = PatchReader(path)
         assert len(dataset) == len(order)
         for found, image in zip(dataset.read(order), wanted, strict=True):
             assert found.dtype == np.float32
@@ -96,7 +98,7 @@ def test_all_patches_are_read_exactly(file: Path, tf_file: Path) -> None:
 def test_a_choice_of_patients_gives_their_patches_in_the_order_of_the_file(
     chosen: Any, file: Path
 ) -> None:
-    dataset = PatchDataset(file, chosen)
+    dataset = PatchReader(file, chosen)
     names = sorted([chosen] if isinstance(chosen, str) else chosen)
     rows = np.flatnonzero(np.isin(patients_of(file), names))
     assert dataset.patients == names
@@ -120,7 +122,7 @@ def test_names_of_patients(file: Path) -> None:
 )
 def test_patients_that_are_not_there_are_refused(chosen: Any, words: str, file: Path) -> None:
     with pytest.raises(ValueError, match=words):
-        PatchDataset(file, chosen)
+        PatchReader(file, chosen)
 
 
 def test_a_patient_of_nothing_but_air_is_refused(tmp_path: Path) -> None:
@@ -129,13 +131,13 @@ def test_a_patient_of_nothing_but_air_is_refused(tmp_path: Path) -> None:
         write_slice(tmp_path / "in" / "B" / f"{side}_3mm" / "1.dcm", np.zeros((64, 80), np.uint16))
     off = ("--air_threshold", "--anatomy-check", "off")
     file = make(tmp_path / "in", tmp_path / "out.h5", "--patch-size", "p24", *off)
-    assert PatchDataset(file).patients == ["A", "B"]
+    assert PatchReader(file).patients == ["A", "B"]
     with pytest.raises(ValueError, match="has no patch of 'B'"):
-        PatchDataset(file, "B")
+        PatchReader(file, "B")
 
 
 def test_indices_beyond_the_end(file: Path) -> None:
-    dataset = PatchDataset(file, "B02")
+    dataset = PatchReader(file, "B02")
     n = len(dataset)
     np.testing.assert_array_equal(dataset.read([-1])[0], dataset.read([n - 1])[0])
     assert dataset.read([])[0].shape == (0, 24, 24)
@@ -153,7 +155,7 @@ def test_a_compressed_copy_reads_the_same(file: Path, tmp_path: Path) -> None:
                 old.copy(name, new)
         for name in ("input", "target"):
             new.create_dataset(name, data=old[name], chunks=(4, 1, 24, 24), compression="gzip")
-    dataset = PatchDataset(packed)
+    dataset = PatchReader(packed)
     for found, image in zip(dataset.read([5, 3, -1]), contents(file), strict=True):
         np.testing.assert_array_equal(found, image[[5, 3, -1]])
 
@@ -164,8 +166,8 @@ def test_neither_torch_nor_the_tool_is_needed(file: Path, tmp_path: Path) -> Non
     script.write_text(
         "import sys\n"
         "sys.modules['torch'] = sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
-        "from ctpatches.torch import PatchDataset\n"
-        "print(len(PatchDataset(sys.argv[1]).read([0, 1])[0]))\n"
+        "from ctpatches.reader import PatchReader\n"
+        "print(len(PatchReader(sys.argv[1]).read([0, 1])[0]))\n"
     )
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     ended = subprocess.run(
@@ -196,30 +198,30 @@ def change(file: Path, copy: Path, name: str, value: Any) -> Path:
 def test_an_incomplete_file_is_refused(file: Path, tmp_path: Path) -> None:
     partial = change(file, tmp_path / "x.h5", "complete", np.uint8(0))
     with pytest.raises(ValueError, match=r"x\.h5' is not complete: its run was ended"):
-        PatchDataset(partial)
+        PatchReader(partial)
 
 
 def test_a_foreign_file_is_refused(file: Path, tmp_path: Path) -> None:
     foreign = change(file, tmp_path / "x.h5", "format", None)
     with pytest.raises(ValueError, match=r"x\.h5' is no file of this tool"):
-        PatchDataset(foreign)
+        PatchReader(foreign)
     newer = change(file, tmp_path / "x.h5", "format_version", np.uint32(VERSION + 1))
     with pytest.raises(ValueError, match=f"format version {VERSION + 1}; known: up to {VERSION}"):
-        PatchDataset(newer)
+        PatchReader(newer)
     (tmp_path / "text.h5").write_text("text")
     with pytest.raises(ValueError, match="is no HDF5 file"):
-        PatchDataset(tmp_path / "text.h5")
+        PatchReader(tmp_path / "text.h5")
     with pytest.raises(FileNotFoundError):
-        PatchDataset(tmp_path / "none.h5")
+        PatchReader(tmp_path / "none.h5")
 
 
 def test_a_file_that_changes_under_the_reader_is_noticed(file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.h5"
     shutil.copy(file, copy)
-    dataset = PatchDataset(copy)
+    dataset = PatchReader(copy)
     with h5py.File(copy, "r+") as opened:
         start = opened["target"].id.get_offset()
-        opened[patchfile.REST][0] ^= 1
+        opened[REST][0] ^= 1
     with pytest.raises(ValueError, match="another file than when it was opened first"):
         dataset.read([0])
     shutil.copy(file, copy)
@@ -269,7 +271,7 @@ def test_orientations_are_the_eight_of_a_square() -> None:
 
 def test_input_and_target_are_turned_alike_and_anew_in_every_epoch(file: Path) -> None:
     plain = contents(file)
-    dataset = PatchDataset(file, "C03", augment=True, seed=5)
+    dataset = PatchReader(file, "C03", augment=True, seed=5)
     rows = dataset.rows(range(len(dataset)))
     seen = []
     for epoch in range(3):
@@ -284,7 +286,7 @@ def test_input_and_target_are_turned_alike_and_anew_in_every_epoch(file: Path) -
 
 
 def test_a_patch_is_turned_alike_in_any_batch_and_any_choice_of_patients(file: Path) -> None:
-    all_of_them, some = (PatchDataset(file, p, augment=True) for p in (None, "C03"))
+    all_of_them, some = (PatchReader(file, p, augment=True) for p in (None, "C03"))
     row = int(some.rows([9])[0])
     np.testing.assert_array_equal(some.read([4, 9])[0][1], all_of_them.read([row])[0][0])
 
@@ -295,22 +297,22 @@ def test_a_patch_is_turned_alike_in_any_batch_and_any_choice_of_patients(file: P
 def test_samples_are_tensors(file: Path, tf_file: Path, torch: Any) -> None:
     inputs, targets = contents(file)
     for path in (file, tf_file):
-        low, full = PatchDataset(path)[3]
+        low, full = patch_dataset(path)[3]
         for tensor, image in ((low, inputs[3]), (full, targets[3])):
             assert tensor.dtype == torch.float32
             assert tensor.shape == (1, 24, 24)
             np.testing.assert_array_equal(tensor[0].numpy(), image)
         low += 1  # is its own, not the file's
-        np.testing.assert_array_equal(PatchDataset(path)[3][0][0].numpy(), inputs[3])
+        np.testing.assert_array_equal(patch_dataset(path)[3][0][0].numpy(), inputs[3])
 
 
 def test_provenance_is_that_of_the_file(file: Path, torch: Any) -> None:
-    dataset = PatchDataset(file, "C03", provenance=True, augment=True)
+    dataset = patch_dataset(file, "C03", provenance=True, augment=True)
     for index in (0, 7, len(dataset) - 1):
         row = int(dataset.rows([index])[0])
         found = dataset[index][2]
         code = int(draw_orientations(0, 0, np.array([row]))[0])
-        wanted = dataclasses.asdict(patchfile.provenance(file, row))
+        wanted = dataclasses.asdict(provenance(file, row))
         np.testing.assert_equal(found, {**wanted, "patch": row, "turned": code})
 
 
@@ -331,7 +333,7 @@ def test_a_loader_gives_every_patch_once(
     workers: int, context: str | None, file: Path, torch: Any
 ) -> None:
     wanted = contents(file)
-    dataset = PatchDataset(file, provenance=True)
+    dataset = patch_dataset(file, provenance=True)
     assert len(dataset.read([0])) == 2  # open already when workers are forked
     generator = torch.Generator().manual_seed(1)
     batches = list(loader(torch, dataset, workers, context, shuffle=True, generator=generator))
@@ -350,30 +352,30 @@ def test_a_loader_gives_every_patch_once(
 def test_workers_that_are_kept_follow_the_epoch(
     workers: int, context: str | None, file: Path, torch: Any
 ) -> None:
-    dataset = PatchDataset(file, "A01", augment=True, seed=2)
+    dataset = patch_dataset(file, "A01", augment=True, seed=2)
     batches = loader(torch, dataset, workers, context, persistent_workers=workers > 0)
     for epoch in (0, 3):
         dataset.set_epoch(epoch)
         found = torch.cat([low for low, _ in batches])[:, 0].numpy()
-        fresh = PatchDataset(file, "A01", augment=True, seed=2)
+        fresh = patch_dataset(file, "A01", augment=True, seed=2)
         fresh.set_epoch(epoch)
         np.testing.assert_array_equal(found, fresh.read(range(len(fresh)))[0])
 
 
 def test_subsets_and_chains_of_torch_take_it(file: Path, torch: Any) -> None:
     data = torch.utils.data
-    dataset = PatchDataset(file)
+    dataset = patch_dataset(file)
     part, _ = data.random_split(dataset, [10, len(dataset) - 10])
     assert sum(len(low) for low, _ in data.DataLoader(part, 4)) == 10
-    chain = data.ConcatDataset([PatchDataset(file, "A01"), PatchDataset(file, "B02")])
+    chain = data.ConcatDataset([patch_dataset(file, "A01"), patch_dataset(file, "B02")])
     np.testing.assert_array_equal(
         torch.cat([low for low, _ in data.DataLoader(chain, 16)])[:, 0].numpy(),
-        PatchDataset(file, ["A01", "B02"]).read(range(len(chain)))[0],
+        patch_dataset(file, ["A01", "B02"]).read(range(len(chain)))[0],
     )
 
 
 def test_it_is_pickled_without_what_is_open(file: Path) -> None:
-    dataset = PatchDataset(file, "C03", augment=True, seed=4)
+    dataset = PatchReader(file, "C03", augment=True, seed=4)
     dataset.set_epoch(6)
     before = dataset.read([1, 2])
     raw = pickle.dumps(dataset)
@@ -387,7 +389,7 @@ def test_it_is_pickled_without_what_is_open(file: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_opens_the_file_for_itself(file: Path) -> None:
-    dataset = PatchDataset(file)
+    dataset = PatchReader(file)
     dataset.read([0])
     parent = dataset._reader
     read, write = os.pipe()

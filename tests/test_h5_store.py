@@ -14,7 +14,8 @@ import pytest
 import xxhash
 
 import patching
-from ctpatches import patchfile
+from ctpatches.checksums import pixel_digest
+from ctpatches.schema import VERSION
 from patching import Block
 from pipeline.config import Config
 from pipeline.dicom.pixels import read_pixels
@@ -178,9 +179,9 @@ def test_the_pair_table_holds_the_digests_of_both_slices(scans, tmp_path):
 
 def test_a_digest_is_of_the_pixels_in_hu_alone():
     hu = np.arange(-6, 6, dtype=np.float32).reshape(3, 4)
-    assert patchfile.pixel_digest(hu) == xxhash.xxh3_64_intdigest(hu.astype("<f4").tobytes())
-    assert patchfile.pixel_digest(np.asfortranarray(hu)) == patchfile.pixel_digest(hu)
-    assert patchfile.pixel_digest(hu + 1) != patchfile.pixel_digest(hu)
+    assert pixel_digest(hu) == xxhash.xxh3_64_intdigest(hu.astype("<f4").tobytes())
+    assert pixel_digest(np.asfortranarray(hu)) == pixel_digest(hu)
+    assert pixel_digest(hu + 1) != pixel_digest(hu)
 
 
 def test_attributes_say_how_the_file_was_made(scans, tmp_path):
@@ -190,7 +191,7 @@ def test_attributes_say_how_the_file_was_made(scans, tmp_path):
         attrs = dict(file.attrs)
     assert attrs["seed"] == 7
     assert attrs["complete"] == 1
-    assert attrs["format_version"] == patchfile.VERSION
+    assert attrs["format_version"] == VERSION
     assert json.loads(attrs["configuration"])["patch_size"] == 24
 
 

@@ -23,7 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ctpatches import patchfile
+from ctpatches.file import provenance
 from pipeline.dicom.header import read_slice
 from pipeline.dicom.pixels import read_pixels
 from tests.editing import edit, flip, swap
@@ -418,7 +418,7 @@ def test_the_key_leads_back_to_the_pixels(tmp_path):
     key = key_of(tmp_path)
     with h5py.File(tmp_path / "out.h5") as file:
         for i in range(len(file["input"])):
-            origin = patchfile.provenance(file, i)
+            origin = provenance(file, i)
             assert key[origin.input_file].startswith(key[origin.patient])
             for side in ("input", "target"):
                 path = root / key[getattr(origin, f"{side}_file")]

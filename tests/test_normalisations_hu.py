@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from ctpatches import patchfile
+from ctpatches.file import denormalise, provenance, read_patches
 from pipeline.config import Config
 from pipeline.survey import figures_of, fixed_affine
 from tests.editing import edit
@@ -176,7 +176,7 @@ def test_hu_window_clips_and_scales_to_0_and_1(scans, tmp_path, window, options)
     pairs = views(scans, path)
     with h5py.File(path) as file:
         for i in range(0, len(file["input"]), 3):
-            origin = patchfile.provenance(file, i)
+            origin = provenance(file, i)
             for side, image in zip(("input", "target"), pairs[origin.pair], strict=True):
                 there = image[origin.row : origin.row + 24, origin.col : origin.col + 24]
                 clipped = there.clip(low, high).astype(np.float32)
@@ -193,7 +193,7 @@ def test_both_images_are_normalised_by_the_figures_of_the_data_set(scans, tmp_pa
     by = [np.float32(f) for f in naive_figures([low for low, _ in pairs], kind)]
     with h5py.File(path) as file:
         for i in range(0, len(file["input"]), 3):
-            origin = patchfile.provenance(file, i)
+            origin = provenance(file, i)
             for side, image in zip(("input", "target"), pairs[origin.pair], strict=True):
                 there = image[origin.row : origin.row + 24, origin.col : origin.col + 24]
                 expected = (there.astype(np.float32) - by[0]) / by[1]
@@ -263,7 +263,7 @@ def truth(path: Path, root: Path, side: str) -> NDArray[np.float64]:
     """Return the windows of all patches of a file in HU, as the scans have them."""
     pairs = views(root, path)
     with h5py.File(path) as file:
-        origins = [patchfile.provenance(file, i) for i in range(len(file["input"]))]
+        origins = [provenance(file, i) for i in range(len(file["input"]))]
     which = ("input", "target").index(side)
     return np.stack([pairs[o.pair][which][o.row : o.row + 24, o.col : o.col + 24] for o in origins])
 
@@ -281,7 +281,7 @@ def test_denormalise_takes_the_figures_of_each_pair(scans, by_own_figures, side,
             for name in ("slope", "intercept")
         )
         expected = (expected - intercept) / slope
-    found = patchfile.denormalise(values, by_own_figures, side=side, unit=unit)
+    found = denormalise(values, by_own_figures, side=side, unit=unit)
     assert found.shape == values.shape
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-3)
@@ -289,23 +289,23 @@ def test_denormalise_takes_the_figures_of_each_pair(scans, by_own_figures, side,
 
 @pytest.mark.parametrize("chosen", [[3], [40, 2, 2, 17], slice(10, 30, 7), np.array([1, 50])])
 def test_denormalise_takes_some_patches_in_any_order(scans, by_own_figures, chosen):
-    values = patchfile.read_patches(by_own_figures, chosen)[1]
+    values = read_patches(by_own_figures, chosen)[1]
     expected = truth(by_own_figures, scans, "target")[chosen]
     with h5py.File(by_own_figures) as file:
         for given_as in (by_own_figures, str(by_own_figures), file):
-            found = patchfile.denormalise(values, given_as, chosen)
+            found = denormalise(values, given_as, chosen)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
 def test_denormalise_of_one_patch_by_its_number(scans, by_own_figures):
-    found = patchfile.denormalise(patchfile.read_patches(by_own_figures, 9)[1], by_own_figures, 9)
+    found = denormalise(read_patches(by_own_figures, 9)[1], by_own_figures, 9)
     np.testing.assert_allclose(found[0], truth(by_own_figures, scans, "target")[9], atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_denormalise_takes_what_a_network_gives_out(by_own_figures, dtype):
     values = np.zeros((2, 1, 24, 24), dtype)
-    found = patchfile.denormalise(values, by_own_figures, [0, 1])
+    found = denormalise(values, by_own_figures, [0, 1])
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.float32(table(by_own_figures, "target_offset")[0]))
 
@@ -315,7 +315,7 @@ def test_denormalise_takes_what_a_network_gives_out(by_own_figures, dtype):
 )
 def test_denormalise_refuses_what_does_not_fit(by_own_figures, wrong):
     with pytest.raises(ValueError, match=r"wanted|values for"):
-        patchfile.denormalise(np.zeros((3, 1, 24, 24)), by_own_figures, **wrong)
+        denormalise(np.zeros((3, 1, 24, 24)), by_own_figures, **wrong)
 
 
 # --- extremes --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Where each patch came from: the file alone, and the scans that it names, give back the pixels.
 
 The scans are read through pydicom and brought to HU, normalised, downscaled and cut by the plain
-arithmetic of `tests.naive`; nothing of the tool but `ctpatches.patchfile` and, for noise,
+arithmetic of `tests.naive`; nothing of the tool but `ctpatches.file` and, for noise,
 `augment.degrade`.
 """
 
@@ -20,7 +20,8 @@ import pytest
 from numpy.typing import NDArray
 
 import augment
-from ctpatches import patchfile
+from ctpatches.file import Provenance, denormalise, provenance, read_patches
+from ctpatches.validation import opened
 from tests import naive
 from tests.running import called
 from tests.scans import PATIENTS, write_patient
@@ -46,7 +47,7 @@ class Sample:
     chosen: NDArray[np.int64]
     input: Image
     target: Image
-    origins: list[patchfile.Provenance]
+    origins: list[Provenance]
 
     @property
     def in_hu(self) -> bool:
@@ -59,7 +60,7 @@ class Sample:
 
     def denormalised(self, side: str, unit: str) -> Image:
         """Return the patches of one side as `denormalise` gives them back."""
-        return patchfile.denormalise(self.patches(side), self.path, self.chosen, side, unit)
+        return denormalise(self.patches(side), self.path, self.chosen, side, unit)
 
 
 def make(
@@ -74,11 +75,11 @@ def make(
     ended = called(folder, *map(str, options))
     assert ended.status == 0, ended.err
     path = folder / "out.h5"
-    with patchfile.opened(path) as file:
+    with opened(path) as file:
         rng = np.random.default_rng(SEED)
         chosen = np.sort(rng.choice(file.patches, drawn, replace=False))
-        patches = patchfile.read_patches(file, chosen)
-        origins = [patchfile.provenance(file, int(i)) for i in chosen]
+        patches = read_patches(file, chosen)
+        origins = [provenance(file, int(i)) for i in chosen]
     return Sample(path, root, kind, intensity, chosen, *patches, origins)
 
 
@@ -144,7 +145,7 @@ def padded(image: Image, size: int, fill: float) -> Image:
     return out
 
 
-def cut(view: Image, origin: patchfile.Provenance, size: int) -> Image:
+def cut(view: Image, origin: Provenance, size: int) -> Image:
     """Return the window of a (padded) view, turned as the file says."""
     window = view[origin.row : origin.row + size, origin.col : origin.col + size]
     return np.asarray(naive.TURNED[origin.orientation](window))
@@ -172,14 +173,14 @@ class Views:
             self.table = {name: file[f"pair/{name}"][...] for name in file["pair"]}
         self.made: dict[tuple[str, int, float], Image] = {}
 
-    def view(self, side: str, origin: patchfile.Provenance) -> Image:
+    def view(self, side: str, origin: Provenance) -> Image:
         """Return the padded view that a patch was cut from."""
         key = (side, origin.pair, origin.scale)
         if key not in self.made:
             self.made[key] = self.remade(side, origin)
         return self.made[key]
 
-    def remade(self, side: str, origin: patchfile.Provenance) -> Image:
+    def remade(self, side: str, origin: Provenance) -> Image:
         sample, table = self.sample, self.table
         image = hu_of(sample.root / (origin.input_file if side == "input" else origin.target_file))
         air = np.array([-1024.0])
@@ -275,7 +276,7 @@ def test_an_image_as_small_as_a_patch_gives_itself(tmp_path):
     (made,) = write_patient(tmp_path / "scans", "A", 1, shape=(24, 24))
     options = ("--patch-size", "p24", "--output-fname", "out.h5")
     assert called(tmp_path, "--input-folder", tmp_path / "scans", *options).status == 0
-    found = patchfile.read_patches(tmp_path / "out.h5", 0)
+    found = read_patches(tmp_path / "out.h5", 0)
     np.testing.assert_array_equal(found, [made.input[None], made.target[None]])
 
 
@@ -296,7 +297,7 @@ def test_a_patch_has_patient_files_and_position_of_its_slice(plain, tree):
         pairs = file["patch/pair"][...].tolist()
     assert sorted(set(pairs)) == list(range(sum(PATIENTS.values())))
     for i in range(0, len(pairs), 5):
-        origin, made = patchfile.provenance(plain, i), tree.pairs[pairs[i]]
+        origin, made = provenance(plain, i), tree.pairs[pairs[i]]
         assert (origin.patient, origin.input_file) == (made.patient, made.input_file)
         assert (origin.target_file, origin.position_mm) == (made.target_file, made.z)
 
@@ -306,18 +307,18 @@ def test_a_patch_that_the_file_does_not_have_is_an_index_error(plain, side):
     with h5py.File(plain) as file:
         patches = len(file["input"])
     with pytest.raises(IndexError, match=str(patches)):
-        patchfile.provenance(plain, patches if side == 0 else -1)
+        provenance(plain, patches if side == 0 else -1)
 
 
 def test_patches_are_read_alike_by_number_slice_list_and_open_file(plain):
     with h5py.File(plain) as file:
         expected = file["input"][[5, 6, 7]][..., 0]
         for chosen in (slice(5, 8), [5, 6, 7], np.array([5, 6, 7])):
-            np.testing.assert_array_equal(patchfile.read_patches(file, chosen)[0], expected)
-    np.testing.assert_array_equal(patchfile.read_patches(plain, 5)[0], expected[:1])
+            np.testing.assert_array_equal(read_patches(file, chosen)[0], expected)
+    np.testing.assert_array_equal(read_patches(plain, 5)[0], expected[:1])
 
 
 def test_patches_are_read_in_the_order_that_is_asked_for(plain):
-    found = patchfile.read_patches(plain, [7, 5, 7])[1]
+    found = read_patches(plain, [7, 5, 7])[1]
     for patch, i in zip(found, (7, 5, 7), strict=True):
-        np.testing.assert_array_equal(patch, patchfile.read_patches(plain, i)[1][0])
+        np.testing.assert_array_equal(patch, read_patches(plain, i)[1][0])

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ctpatches import patchfile
+from ctpatches.file import denormalise, provenance, read_patches
 from pipeline import command_line
 from pipeline.config import Config
 from pipeline.options import FILE_OPTIONS, OPTIONS
@@ -191,12 +191,12 @@ def test_noise_is_that_of_patches_at_scale_1_that_are_not_degraded_in_hu(whole):
     kinds: dict[str, list[Any]] = {}
     with h5py.File(whole.file) as file:
         for index in facts["sample"]["index"]:
-            there = patchfile.provenance(file, index)
+            there = provenance(file, index)
             if there.scale != 1:
                 continue
-            low, full = patchfile.read_patches(file, index)
-            low_hu = patchfile.denormalise(low, file, index, "input")
-            full_hu = patchfile.denormalise(full, file, index, "target")
+            low, full = read_patches(file, index)
+            low_hu = denormalise(low, file, index, "input")
+            full_hu = denormalise(full, file, index, "target")
             kinds.setdefault(there.degradation, []).append((low_hu - full_hu, low - full))
             if there.degradation == "none":
                 differences.setdefault(there.patient, []).append(kinds["none"][-1])
@@ -261,16 +261,14 @@ def test_the_page_shows_the_figures_of_its_own_numbers(whole):
     with figures.style(), h5py.File(whole.file) as file:
         for one in facts["examples"]:
             i = one["patch"]
-            there = patchfile.provenance(file, i)
+            there = provenance(file, i)
             place = (there.patient, there.row, there.col, there.scale, there.degradation)
             assert place == tuple(one[k] for k in ("patient", "row", "col", "scale", "degradation"))
             assert one["position_mm"] == there.position_mm
             factors = [h5_hu(file, there.pair, role) for role in ("input", "target")]
             low, full = (
                 v[0] * factor + summand
-                for v, (factor, summand) in zip(
-                    patchfile.read_patches(file, i), factors, strict=True
-                )
+                for v, (factor, summand) in zip(read_patches(file, i), factors, strict=True)
             )
             middle = np.median(full)
             grey = (-1350, 150) if middle < -500 else (-160, 240) if middle < 300 else (-450, 1050)
@@ -512,13 +510,15 @@ def test_every_option_with_a_path_is_hidden_with_pseudonyms():
 
 @pytest.mark.parametrize("layout", ["torch", "tf"])
 def test_the_way_to_load_it_works(tree, tmp_path, layout):
+    if layout == "torch":
+        pytest.importorskip("torch")
     made = run(tree.root, tmp_path / 'o \'"1".h5', "--tensor-format", layout, "--patch-size", "p24")
     parsed = Page(made.text)
     code = parsed.words[next(i for i, word in enumerate(parsed.words) if "import h5py" in word)]
     found: dict[str, Any] = {}
     with contextlib.chdir(tmp_path):
         # TensorFlow is no package of the tests.
-        exec(code if layout == "torch" else code.split("from ctpatches.torch")[0], found)
+        exec(code if layout == "torch" else code.split("from ctpatches.tensorflow")[0], found)
     shape = (1, 24, 24) if layout == "torch" else (24, 24, 1)
     assert found["low"].shape == found["full"].shape == shape
     if layout == "torch":

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from ctpatches.patchfile import denormalise
-from ctpatches.torch import PatchDataset
+from ctpatches.file import denormalise
+from ctpatches.reader import PatchReader
 from stitch import stitch
 from tests.running import REPO, called
 
@@ -69,7 +69,7 @@ def psnr(image: Any, truth: Any) -> float:
 
 def test_patches_of_a_patient_left_out_come_nearer_to_full_dose(trained: Any) -> None:
     net, left_out, file = trained
-    unseen = PatchDataset(file, left_out)
+    unseen = PatchReader(file, left_out)
     import torch
 
     low, full = unseen.read(range(len(unseen)))

@@ -12,12 +12,13 @@ import h5py
 import numpy as np
 import pytest
 
-from ctpatches import patchfile
+from ctpatches.schema import PATCH_COLUMNS
+from ctpatches.verify import verify
 from tests.editing import add_digests, edit, flip, sign
 from tests.running import Ended, called, serial
 from tests.scans import Made, write_slice, write_tree
 
-BULK = ["input", "target", *(f"patch/{name}" for name in patchfile.PATCH_COLUMNS)]
+BULK = ["input", "target", *(f"patch/{name}" for name in PATCH_COLUMNS)]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def is_named(whole: Whole, damages: list[str], offset: int) -> bool:
 
 
 def test_a_whole_file_has_no_damage(whole):
-    assert patchfile.verify(str(whole.path)) == []
+    assert verify(str(whole.path)) == []
 
 
 @pytest.mark.parametrize("draw", range(60))
@@ -86,7 +87,7 @@ def test_one_bit_anywhere_is_named(whole, copy, draw):
     rng = np.random.default_rng([3, draw])
     offset, bit = int(rng.integers(whole.size)), int(rng.integers(8))
     flip(copy, offset, bit)
-    damages = patchfile.verify(str(copy))
+    damages = verify(str(copy))
     assert is_named(whole, damages, offset), (offset, bit, damages)
 
 
@@ -97,7 +98,7 @@ def test_one_bit_of_every_dataset_is_named(whole, copy, at, bit):
     for name, (start, stop) in whole.extents.items():
         offset = start if at == "first" else stop - 1
         flip(copy, offset, bit)
-        damages[name] = patchfile.verify(str(copy))
+        damages[name] = verify(str(copy))
         flip(copy, offset, bit)
         if name in BULK:
             assert is_named(whole, damages[name], offset), damages[name]
@@ -113,7 +114,7 @@ def test_damage_of_a_block_names_its_pair_and_its_patches(whole, copy, name, pai
     first, after = whole.first[pair : pair + 2]
     for offset in (start + first * a_patch, start + after * a_patch - 1):
         flip(copy, offset, 4)
-        (damage,) = patchfile.verify(str(copy))
+        (damage,) = verify(str(copy))
         flip(copy, offset, 4)
         assert whole.names[pair] in damage
         assert [int(n) for n in re.findall(r"\d+", damage.partition("patches")[2])] == [
@@ -127,7 +128,7 @@ def test_every_damaged_pair_is_named(whole, copy):
     a_patch = (stop - start) // whole.first[-1]
     for pair in (0, 2, 4):
         flip(copy, start + whole.first[pair] * a_patch)
-    damages = patchfile.verify(str(copy))
+    damages = verify(str(copy))
     assert [name for line in damages for name in whole.names if name in line] == [
         whole.names[i] for i in (0, 2, 4)
     ]
@@ -142,7 +143,7 @@ def test_a_damaged_name_in_the_header_is_reported_and_nothing_is_raised(whole, c
     assert places
     for offset in places:
         flip(copy, offset, bit)
-        assert patchfile.verify(str(copy)), offset
+        assert verify(str(copy)), offset
         flip(copy, offset, bit)
 
 
@@ -157,7 +158,7 @@ def test_a_gap_between_datasets_that_is_written_on_is_named(whole, copy, value):
     with open(copy, "r+b") as file:
         file.seek(offset)
         file.write(value)
-    assert len(patchfile.verify(str(copy))) == 1
+    assert len(verify(str(copy))) == 1
 
 
 # --- files that are not whole ----------------------------------------------------------------
@@ -166,36 +167,36 @@ def test_a_gap_between_datasets_that_is_written_on_is_named(whole, copy, value):
 @pytest.mark.parametrize("lost", [1, 100, 4096, 0.5, 0.99])
 def test_a_truncated_file_is_named(whole, copy, lost):
     os.truncate(copy, int(whole.size * (1 - lost)) if lost < 1 else whole.size - int(lost))
-    assert patchfile.verify(str(copy))
+    assert verify(str(copy))
 
 
 def test_an_empty_file_is_named(copy):
     os.truncate(copy, 0)
-    assert patchfile.verify(str(copy))
+    assert verify(str(copy))
 
 
 def test_bytes_after_the_end_are_named(copy):
     with open(copy, "ab") as file:
         file.write(b"\0")
-    assert len(patchfile.verify(str(copy))) == 1
+    assert len(verify(str(copy))) == 1
 
 
 def test_two_patches_that_changed_places_are_named(whole, copy):
     with h5py.File(copy, "r+") as file:
         file["input"][[0, 1]] = file["input"][[0, 1]][::-1]
-    assert any(whole.names[0] in line for line in patchfile.verify(str(copy)))
+    assert any(whole.names[0] in line for line in verify(str(copy)))
 
 
 def test_a_file_that_is_not_complete_is_named(copy):
     with h5py.File(copy, "r+") as file:
         file.attrs.modify("complete", np.uint8(0))
-    assert "not complete" in patchfile.verify(str(copy))[0]
+    assert "not complete" in verify(str(copy))[0]
 
 
 def test_an_h5_file_of_another_tool_is_named(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["input"] = np.zeros(3)
-    assert "no file of this tool" in patchfile.verify(str(tmp_path / "other.h5"))[0]
+    assert "no file of this tool" in verify(str(tmp_path / "other.h5"))[0]
 
 
 # --- the command line ------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ctpatches.patchfile import PATCH_COLUMNS, bulk_names
+from ctpatches.schema import PATCH_COLUMNS, bulk_names
 from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.profile import laps, step

@@ -31,7 +31,7 @@ class BlockRecord:
     checksum : int
         XXH3-64 of the bytes of the block.
     digests : tuple of int
-        `ctpatches.patchfile.pixel_digest` of the input and the target slice.
+        `ctpatches.checksums.pixel_digest` of the input and the target slice.
     """
 
     input_affine: Affine

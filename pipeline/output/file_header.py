@@ -28,17 +28,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.patchfile import (
-    FORMAT,
-    ORIENTATIONS,
-    PATCH_COLUMNS,
-    REST,
-    VERSION,
-    PatchFile,
-    bulk_names,
-    opened,
-    rest_digest,
-)
+from ctpatches.checksums import rest_digest
+from ctpatches.schema import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, VERSION, bulk_names
+from ctpatches.validation import ValidatedFile, opened
 from pipeline.config import Config
 from pipeline.model import LeftOut, Plan
 from pipeline.output.blocks import write_at
@@ -263,7 +255,7 @@ def difference(path: str, plan: Plan, config: Config) -> str:
         return str(error)
 
 
-def _difference(file: PatchFile, expected: h5py.File, plan: Plan) -> str:
+def _difference(file: ValidatedFile, expected: h5py.File, plan: Plan) -> str:
     if file.version != VERSION:
         return f"it has format version {file.version}, which does not identify its scans"
     then, now = (bytes(one["configuration"]).decode() for one in (file.attributes, expected.attrs))

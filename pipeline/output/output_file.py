@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctpatches.patchfile import block_digest
+from ctpatches.checksums import block_digest
 from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.output import checkpoint

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ctpatches.patchfile import open_file
+from ctpatches.validation import open_file
 from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.options import FILE_OPTIONS

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from ctpatches.patchfile import ORIENTATIONS
+from ctpatches.schema import ORIENTATIONS
 from patching import MEAN_HU, TISSUE_HU, TISSUE_PART
 from pipeline.options import FILE_OPTIONS
 from utils import shown

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
-from ctpatches.patchfile import read_patches
+from ctpatches.file import read_patches
 from patching import Grid
 from pipeline.config import Config
 from pipeline.dicom.pixels import Reader

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
-from ctpatches.patchfile import REST, read_patches
+from ctpatches.file import read_patches
+from ctpatches.schema import REST
 from patching import Grid
 from pipeline.config import Config
 from utils import generator

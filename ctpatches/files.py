@@ -1,0 +1,30 @@
+"""Opening regular files for reading, and replacing them by complete ones."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+
+class Invalid(ValueError):
+    """A file that is not a valid file of this tool, and why."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)  # alone: so a DataLoader makes it again in another process
+        self.reason = reason
+
+    @classmethod
+    def of(cls, path: str, reason: str) -> Invalid:
+        """Return the error that names the file and the reason."""
+        return cls(f"{path!r} {reason}", reason)
+
+
+def open_regular(path: str) -> int:
+    """Return a descriptor of a regular file; a pipe is not waited for."""
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    )
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Invalid.of(path, "is no regular file")
+    return descriptor

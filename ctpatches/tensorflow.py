@@ -1,0 +1,121 @@
+"""Data sets for TensorFlow and for Keras, which is used with any backend."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctpatches.orientations import Images
+from ctpatches.reader import PatchReader, patient_names
+
+__all__ = ["keras_sequence", "patient_names", "tf_dataset"]
+
+
+def tf_dataset(
+    file: str | os.PathLike[str],
+    batch: int = 64,
+    shuffle: bool = True,
+    seed: int = 0,
+    patients: str | Iterable[str] | None = None,
+) -> Any:
+    """Return a `tf.data.Dataset` of batches (inputs, targets), float32, shape (batch, p, p, 1).
+
+    Parameters
+    ----------
+    file : path
+        Of either tensor format.
+    batch : int
+        Patches a batch; the last one may have fewer.
+    shuffle : bool
+        Whether all patches come in another order in every epoch.
+    seed : int
+        Of the order.
+    patients : str or iterable of str, optional
+        Names of the patients whose patches are taken; by default all.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `PatchReader`.
+    """
+    tf: Any = importlib.import_module("tensorflow")
+    patches = PatchReader(file, patients)
+
+    def read(indices: NDArray[np.int64]) -> tuple[Images, ...]:
+        return tuple(one[..., None] for one in patches.read(indices))
+
+    def read_in_graph(indices: Any) -> tuple[Any, ...]:
+        both = tf.numpy_function(read, [indices], (tf.float32, tf.float32))
+        return tuple(
+            tf.ensure_shape(one, (None, patches.patch_size, patches.patch_size, 1)) for one in both
+        )
+
+    # Numbers are shuffled, not patches: all of them fit into the buffer, so the order is a true
+    # one, and reading runs in several threads (preadv lets go of the interpreter's lock).
+    order = tf.data.Dataset.range(len(patches))
+    if shuffle:
+        order = order.shuffle(len(patches), seed=seed, reshuffle_each_iteration=True)
+    batches = order.batch(batch).map(read_in_graph, num_parallel_calls=tf.data.AUTOTUNE)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def keras_sequence(
+    file: str | os.PathLike[str],
+    batch: int = 64,
+    shuffle: bool = True,
+    seed: int = 0,
+    patients: str | Iterable[str] | None = None,
+    augment: bool = False,
+    **options: Any,
+) -> Any:
+    """Return a `keras.utils.PyDataset` (Keras 3, any backend) of batches for `model.fit`.
+
+    Parameters
+    ----------
+    file, batch, shuffle, seed, patients
+        As in `tf_dataset`; batches are the same, as NumPy arrays.
+    augment : bool
+        Whether input and target are turned or mirrored alike, at random, anew in every epoch.
+    **options
+        Of `PyDataset`, such as ``workers=2``: threads that read ahead.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `PatchReader`.
+    """
+    keras: Any = importlib.import_module("keras")
+    patches = PatchReader(file, patients, augment=augment, seed=seed)
+
+    class Patches(keras.utils.PyDataset):  # type: ignore[misc]
+        """Batches of patches in an order of each epoch's own."""
+
+        def __init__(self) -> None:
+            super().__init__(**options)
+            self.epoch = 0
+            self.order = self.draw()
+
+        def draw(self) -> NDArray[np.int64]:
+            if not shuffle:
+                return np.arange(len(patches))
+            return np.random.default_rng([seed, self.epoch]).permutation(len(patches))
+
+        def __len__(self) -> int:
+            return math.ceil(len(patches) / batch)
+
+        def __getitem__(self, index: int) -> tuple[Images, ...]:
+            chosen = self.order[index * batch : (index + 1) * batch]
+            return tuple(one[..., None] for one in patches.read(chosen))
+
+        def on_epoch_end(self) -> None:
+            self.epoch += 1
+            patches.set_epoch(self.epoch)
+            self.order = self.draw()
+
+    return Patches()

@@ -1,0 +1,85 @@
+"""`PatchFile`: patches of a file in its own values and in HU, their provenance, any process."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ctpatches import PatchFile
+from ctpatches.file import denormalise, provenance
+from tests.conftest import Tree
+from tests.running import called
+
+
+@pytest.fixture(scope="module", params=["torch", "tf"])
+def path(
+    request: pytest.FixtureRequest, tree: Tree, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return a file whose input and target have constants of their own."""
+    path = tmp_path_factory.mktemp("files") / "out.h5"
+    where = ("--input-folder", tree.root, "--output-fname", path, "--no-report")
+    form = ("--patch-size", "p24", "--normalization-type", "std_independent")
+    ended = called(path.parent, *where, *form, "--tensor-format", request.param)
+    assert ended.status == 0, ended.err
+    return path
+
+
+@pytest.mark.parametrize("indices", [[7, 3, 3, -1], slice(2, 9), range(4), 5, []])
+def test_patches_are_those_of_the_file(path, indices):
+    with h5py.File(path) as raw, PatchFile(path) as file:
+        assert len(file) == len(raw["input"])
+        rows = np.atleast_1d(np.arange(len(file))[indices])
+        for found, name in zip(file.read(indices), ("input", "target"), strict=True):
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, raw[name][:].reshape(-1, 24, 24)[rows])
+
+
+def test_hu_invert_the_normalisation_of_each_image(path):
+    with PatchFile(path) as file:
+        stored, hu = file.read([40, 2]), file.read([40, 2], unit="hu")
+    for values, found, role in zip(stored, hu, ("input", "target"), strict=True):
+        assert found.shape == (2, 24, 24)
+        np.testing.assert_array_equal(found, denormalise(values, path, [40, 2], role))
+        np.testing.assert_allclose(found, found.round(), atol=1e-2)
+        assert np.ptp(found) > 10
+
+
+def test_provenance_patients_and_configuration(path, tree):
+    with h5py.File(path) as raw, PatchFile(path) as file:
+        assert file.patients == ["A01", "B02", "C03"]
+        assert file.config == json.loads(raw.attrs["configuration"])
+        assert file.patch_size == 24
+        assert file.provenance(9) == provenance(path, 9)
+        with pytest.raises(IndexError, match=f"patch {len(file)} of {len(file)}"):
+            file.provenance(len(file))
+
+
+def first_patch(file: PatchFile) -> bytes:
+    return file.read(0)[1].tobytes()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_it(path, method, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    with PatchFile(path.name) as file:
+        monkeypatch.chdir("/")
+        expected = first_patch(file)
+        assert first_patch(pickle.loads(pickle.dumps(file))) == expected
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert pool.map(first_patch, [file]) == [expected]
+
+
+def test_a_wrong_unit_or_file_is_an_error(path, tmp_path):
+    with PatchFile(path) as file, pytest.raises(ValueError, match="unit 'HU'; expected: 'file' or"):
+        file.read(0, unit="HU")
+    with pytest.raises(FileNotFoundError):
+        PatchFile(tmp_path / "none.h5")
+    (tmp_path / "text.h5").write_text("text")
+    with pytest.raises(ValueError, match="is no HDF5 file"):
+        PatchFile(tmp_path / "text.h5")
