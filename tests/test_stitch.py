@@ -28,11 +28,12 @@ from pydicom.uid import (
 )
 
 import stitch as command
+from pipeline.options import PATCH_OVERLAPS
 from stitch import blend, stitch, window, write_dicom
 from tests.naive import downscale
 from tests.running import REPO, called, run, serial
 from tests.scans import Made, write_patient, write_slice
-from utils import PATCH_OVERLAPS, RunError
+from utils import RunError
 
 SHAPE = (128, 141)
 NORMALISATIONS = (
