@@ -11,43 +11,14 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from pipeline import errors, streams
-from pipeline.command_line import FilesToVerify, Request, field, parse
-from pipeline.config import Config
+from pipeline import Config, errors, streams
+from pipeline.command_line import FilesToVerify, Request, field, parse, verify
 from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks
-from utils import CallError, RunError, ToolError, quoted, shown
+from utils import ToolError
 
 #: How long ranks that cannot talk to each other give the first one to print their error, seconds.
 FIRST_RANK_S = 1.0
-
-
-def verify(files: Sequence[str], input_folder: str | None) -> int:
-    """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    from ctpatches.verify import verify
-
-    if input_folder is not None and not os.path.isdir(input_folder):
-        raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
-    status = 0
-    for file in files:
-        found = ["every byte as it was written"]
-        try:
-            damages = verify(file)
-            if input_folder is not None and not damages:
-                from pipeline import verification
-
-                found.append(verification.check_scans(file, input_folder))
-        except OSError as error:
-            damages = [f"cannot be read: {error.strerror or error}"]
-        except RunError as error:
-            damages = [str(error)]
-        for damage in damages:
-            streams.print_error(f"{quoted(file)}: {damage}")
-        if damages:
-            status = 1
-        else:
-            print(f"{shown(file)}: {'; '.join(found)}")
-    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,13 +49,8 @@ def _request(words: Sequence[str]) -> Request | ToolError:
     """Return what the command line of this rank asks for, or why it is invalid."""
     try:
         request = parse(words)
-        _, launched = launch.launcher_ranks(os.environ)
-        if launched > 1 and isinstance(request, Config) and not request.mpi_run:
-            launcher = launch.launcher_name(os.environ)
-            raise CallError(
-                f"{launcher} started {launched} processes, but without --mpi_run each would do the "
-                f"whole job; add --mpi_run, or run without {launcher}"
-            )
+        if isinstance(request, Config):
+            launch.check_mpi_run(request.mpi_run, os.environ)
         return request
     except Exception as error:  # whatever it is, the other ranks have to know
         return errors.failure_of(error)
@@ -117,9 +83,9 @@ def _fulfil(request: Request, ranks: Ranks) -> int:
         return 0
     if isinstance(request, FilesToVerify):
         return ranks.share(ranks.on_root(lambda: verify(*request)))
-    from pipeline import run
+    from pipeline import make_patches
 
-    run.run(request, ranks)
+    make_patches(request, ranks, verbose=True)
     return 0
 
 

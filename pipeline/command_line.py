@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
-from pipeline import config_file
+from pipeline import config_file, streams
 from pipeline.config import Config
 from pipeline.options import OPTIONS, Choice, Files, Flag, Kind, Numbers, Option, Text
-from utils import CallError, __version__, quoted, shown
+from utils import CallError, RunError, __version__, quoted, shown
 
 
 class _Parser(argparse.ArgumentParser):
@@ -144,3 +145,31 @@ def _config(options: argparse.Namespace, given: set[str]) -> Config:
 def field(option: str) -> str:
     """Return the name of the field of `Config` for an option of the command line."""
     return option.lstrip("-").replace("-", "_")
+
+
+def verify(files: Sequence[str], input_folder: str | None) -> int:
+    """Check finished files; return 1 if any is damaged, or was not made from the scans."""
+    from ctpatches.verify import verify as damages_of
+
+    if input_folder is not None and not os.path.isdir(input_folder):
+        raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
+    status = 0
+    for file in files:
+        found = ["every byte as it was written"]
+        try:
+            damages = damages_of(file)
+            if input_folder is not None and not damages:
+                from pipeline import verification
+
+                found.append(verification.check_scans(file, input_folder))
+        except OSError as error:
+            damages = [f"cannot be read: {error.strerror or error}"]
+        except RunError as error:
+            damages = [str(error)]
+        for damage in damages:
+            streams.print_error(f"{quoted(file)}: {damage}")
+        if damages:
+            status = 1
+        else:
+            print(f"{shown(file)}: {'; '.join(found)}")
+    return status

@@ -1,27 +1,109 @@
-"""The run: find, plan, allocate, fill, finish, show; each step the same for one rank and many."""
+"""The run: find, plan, allocate, fill, finish, report; the same for one rank and many."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
+import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import dry_run, filling, plan, prefetch, profile, survey
 from pipeline.cohort import patients, selection
 from pipeline.cohort.selection import Findings
 from pipeline.config import Config
+from pipeline.errors import SharedFailure
 from pipeline.model import Plan
+from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
 from pipeline.output.commit import Output
 from pipeline.progress import Progress
-from utils import Tally, say, shown
+from utils import CallError, RunError, Tally, say, shown
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
-def run(config: Config, ranks: Ranks) -> None:
-    """Do the whole job that `config` describes, with the ranks of `ranks`."""
+@dataclass(frozen=True)
+class Summary:
+    """What a run created, or after a dry run what it would create.
+
+    Attributes
+    ----------
+    patients, pairs, windows, patches : int
+        Numbers in all files; windows include those of air.
+    files : tuple of str
+        The h5 files: one, or with a split one per subset. None after a dry run.
+    left_out : tuple of str
+        Files that give no patches, and why.
+    warnings : tuple of str
+    """
+
+    patients: int
+    pairs: int
+    windows: int
+    patches: int
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def make_patches(
+    config: Config, ranks: Ranks | MPI.Intracomm | None = None, verbose: bool = False
+) -> Summary:
+    """Create a data set.
+
+    Parameters
+    ----------
+    config : Config
+    ranks : Ranks or mpi4py.MPI.Intracomm, optional
+        The ranks that share the work, each of which calls this function. By default all that the
+        launcher started, if the configuration has `mpi_run`, else this process alone.
+    verbose : bool
+        Print progress, counts and warnings as the command line does, where `config.quiet`,
+        `config.verbose` and `config.profile` say how much. By default nothing is printed.
+
+    Returns
+    -------
+    Summary
+        On every rank.
+
+    Raises
+    ------
+    CallError
+        The configuration does not fit the folders: nothing has been written.
+    RunError
+        The run failed. Both are raised on every rank, with the message of the command line.
+
+    Examples
+    --------
+    >>> config = Config("raw_data", "results/patches.h5", rot_augment=True)
+    >>> make_patches(config).patches  # doctest: +SKIP
+    """
+    if ranks is None:
+        launch.check_mpi_run(config.mpi_run, os.environ)
+        ranks = launch.connect(config.mpi_run, os.environ)
+    elif not isinstance(ranks, Ranks):
+        ranks = Ranks(ranks)
+    if not verbose:
+        config = dataclasses.replace(config, quiet=True, verbose=False, profile=False)
+    try:
+        summary = _run(config, ranks, verbose)
+    except SharedFailure as error:  # of which all ranks know
+        ranks.close()
+        kind = CallError if error.status == CallError.status else RunError
+        raise kind(str(error)) from error
+    ranks.close()
+    return summary
+
+
+def _run(config: Config, ranks: Ranks, verbose: bool) -> Summary:
     begin = time.perf_counter()
     tally = Tally()
     if not config.dry_run:
@@ -30,8 +112,9 @@ def run(config: Config, ranks: Ranks) -> None:
     findings = find(config, ranks, tally)
     plans = make_plans(findings, config, ranks, tally, identify)
     if config.dry_run:
-        ranks.on_root(lambda: dry_run.show(plans, findings, config, ranks.size, tally))
-        return
+        if verbose:
+            ranks.on_root(lambda: dry_run.show(plans, findings, config, ranks.size, tally))
+        return ranks.share(ranks.on_root(lambda: summarise(tally, ())))
     output = ranks.on_root(lambda: allocate(plans, config))
     try:
         filling.fill(output, config, ranks)
@@ -40,12 +123,16 @@ def run(config: Config, ranks: Ranks) -> None:
         if output and (note := output.release()):
             error.add_note(note)
         raise
-    ranks.on_root(lambda: show(plans, findings, config, tally))
+    pages = ranks.on_root(lambda: write_reports(plans, config, tally)) or {}
+    if verbose:
+        ranks.on_root(lambda: show(plans, findings, config, tally, pages))
     if config.profile:
         spent = ranks.gather(profile.spent)
         wall = time.perf_counter() - begin
         table = profile.table(spent, profile.spent_ahead, wall)
         ranks.on_root(lambda: print("\n".join(table)))
+    files = paths.files_of(config)
+    return ranks.share(ranks.on_root(lambda: summarise(tally, [files[side] for side in plans])))
 
 
 # --- find ------------------------------------------------------------------------------------
@@ -93,7 +180,7 @@ def make_plans(
     return ranks.on_root(lambda: plan.make_plans(findings, collector, config, tally)) or {}
 
 
-# --- allocate, finish, show ------------------------------------------------------------------
+# --- allocate, finish, report ----------------------------------------------------------------
 
 
 def allocate(plans: dict[str, Plan], config: Config) -> Output:
@@ -115,10 +202,10 @@ def show(
     findings: Findings,
     config: Config,
     tally: Tally,
+    pages: dict[str, Path],
 ) -> None:
-    """Write the reports, and print the summary."""
+    """Print the summary."""
     files = paths.files_of(config)
-    pages = write_reports(plans, config, tally)
     say(tally, config)
     if config.verbose:
         dry_run.show_plan(plans, findings, config)
@@ -145,3 +232,10 @@ def write_reports(plans: dict[str, Plan], config: Config, tally: Tally) -> dict[
         subset: write_report(file, plans[subset], subset, config, tally.warnings)
         for subset, file in paths.files_of(config).items()
     }
+
+
+def summarise(tally: Tally, files: Sequence[str]) -> Summary:
+    """Return the summary of a run that created these files."""
+    numbers = {name: tally.counts[name] for name in ("patients", "pairs", "windows", "patches")}
+    left_out, warnings = tuple(tally.left_out), tuple(tally.warnings)
+    return Summary(**numbers, files=tuple(files), left_out=left_out, warnings=warnings)

@@ -42,6 +42,17 @@ def launcher_name(environ: Mapping[str, str]) -> str:
     return "srun" if launcher_ranks(slurm) == launcher_ranks(environ) else "mpiexec"
 
 
+def check_mpi_run(mpi_run: bool, environ: Mapping[str, str]) -> None:
+    """Raise CallError where a launcher started several processes of a run without MPI."""
+    _, launched = launcher_ranks(environ)
+    if launched > 1 and not mpi_run:
+        launcher = launcher_name(environ)
+        raise CallError(
+            f"{launcher} started {launched} processes, but without --mpi_run each would do the "
+            f"whole job; add --mpi_run, or run without {launcher}"
+        )
+
+
 def connect(mpi_run: bool, environ: Mapping[str, str]) -> Ranks:
     """Return all ranks: with `mpi_run`, or where a launcher started several processes.
 

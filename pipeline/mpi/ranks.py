@@ -251,6 +251,8 @@ class Ranks:
 
         An error that the other ranks know nothing of ends them too: they may wait for this rank.
         """
+        if isinstance(error.__cause__, SharedFailure):
+            error = error.__cause__
         if isinstance(error, KeyboardInterrupt):
             message, status = "interrupted", 130
         elif isinstance(error, SystemExit):
