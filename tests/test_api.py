@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ctpatches.validation import open_file
 
+from ctpatches.validation import open_file
 from pipeline import Config, Summary, make_patches
 from tests.conftest import Tree
 from tests.faults import argv
