@@ -23,7 +23,7 @@ from pipeline.output.commit import Output
 from pipeline.output.output_file import OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine, Config
+from utils import AIR_HU, Affine, Config, RunError, img_pair_normalization, shown
 
 #: A block, and the digests of its two slices.
 PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]
@@ -140,10 +140,55 @@ def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
         read = [_read(one, config) for one in (pair.input, pair.target)]
     digests = read[0][1], read[1][1]
     # Handed over: the images are freed once they are normalised.
-    block = patching.make_block(
-        pair, task.part, task.degradation, read.pop(0)[0], read.pop()[0], config, task.fixed
-    )
+    with step("scale"):
+        block = make_block(
+            pair, task.part, task.degradation, read.pop(0)[0], read.pop()[0], config, task.fixed
+        )
     return block, digests
+
+
+def make_block(
+    pair: Pair,
+    part: PairPlan,
+    degradation: str,
+    input_image: NDArray[np.float32],
+    target_image: NDArray[np.float32],
+    config: Config,
+    fixed: Affine | None = None,
+) -> patching.Block:
+    """Normalise and augment a pair, and determine where its patches are cut.
+
+    Parameters
+    ----------
+    pair : Pair
+    part : PairPlan
+        Its windows.
+    degradation : {'', 'blur', 'noise'}
+        Of the input.
+    input_image, target_image : ndarray of float32, shape (rows, columns)
+        Stored values, or HU with `config.in_hu`.
+    config : Config
+    fixed : Affine, optional
+        The normalisation, where it is the same for every image of the run.
+    """
+    input_image, target_image, *affines = img_pair_normalization(
+        input_image, target_image, config.normalization_type, fixed
+    )
+    slices, images = (pair.input, pair.target), (input_image, target_image)
+    for one, image in zip(slices, images, strict=True):
+        if not np.isfinite(image).all():
+            raise RunError(f"{shown(one.file)}: NaN or infinity came out of it; is it damaged?")
+    fills = [air_value(*one, config) for one in zip(slices, affines, strict=True)]
+    masks = part.kept_masks()
+    return patching.make_block(images, affines, fills, masks, degradation, pair.identity, config)
+
+
+def air_value(one: Slice, affine: Affine, config: Config) -> float:
+    """Return what air (-1024 HU) is in the normalised image of a slice."""
+    air = AIR_HU if config.in_hu else (AIR_HU - one.intercept) / one.slope
+    if config.normalization_type == "hu_window":
+        air = min(max(air, config.hu_window[0]), config.hu_window[1])
+    return float(affine.apply(np.full(1, air, np.float32))[0])
 
 
 def _read(one: Slice, config: Config) -> tuple[NDArray[np.float32], int]:
