@@ -1,4 +1,4 @@
-"""Filling the file: every block made, on whichever rank has time, and written at its place."""
+"""Filling the file: every block is created on any free rank and written at its offset."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]
 
 @dataclass(frozen=True)
 class PairTask:
-    """All that a rank needs to make and place the block of one pair."""
+    """All that a rank needs to create and write the block of one pair."""
 
     file: int
     index: int
@@ -44,7 +44,7 @@ class PairTask:
 
 @dataclass(frozen=True)
 class Filled:
-    """What rank 0 is told of a block that is in the file."""
+    """The record of a block that is in the file, for rank 0."""
 
     file: int
     index: int
@@ -53,7 +53,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Filler:
-    """What a rank does with a task; the first part of it may be done before its turn."""
+    """The work of a rank on a task; the first part may be done ahead of its turn."""
 
     config: Config
     layouts: Sequence[blocks.Layout | None]
@@ -77,7 +77,7 @@ class Filler:
 
 
 def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
-    """Make every block that is not there yet and write it at its place.
+    """Create every missing block and write it at its offset.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def _open(
 
 
 def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
-    """Read the images of a pair and make its block, the patches of which are not cut yet.
+    """Read the images of a pair and create its block; its patches are not cut yet.
 
     Returns
     -------
@@ -199,12 +199,12 @@ def _read(one: Slice, config: Config) -> tuple[NDArray[np.float32], int]:
 
 
 def missing_blocks(number: int, file: OutputFile) -> list[PairTask]:
-    """Return the blocks that are still to be made for the file of that number."""
+    """Return the missing blocks of the file of that number."""
     return [] if file.complete else pair_tasks(number, file.plan, file.done)
 
 
 def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
-    """Return the blocks of a file that are still to be made.
+    """Return the missing blocks of a file.
 
     Parameters
     ----------
