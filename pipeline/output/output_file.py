@@ -6,18 +6,15 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ctpatches.patchfile import block_digest
 from pipeline.model import Plan
 from pipeline.output import checkpoint
 from pipeline.output.blocks import NO_SPACE, Layout, block_ranges, named_errors
 from pipeline.output.checkpoint import BlockRecord
+from pipeline.output.file_header import Header
 from pipeline.output.paths import partial_path
 from utils import Config, RunError, quoted
-
-if TYPE_CHECKING:
-    from pipeline.output.file_header import Header
 
 
 @dataclass
