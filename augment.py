@@ -103,7 +103,7 @@ def operations() -> tuple[tuple[Callable[..., object], int] | None, ...]:
     """Return, by code, what `orient` does as a call of OpenCV's and its second argument.
 
     ``call(image, argument, out)`` writes into `out`, which must be contiguous: into anything else
-    OpenCV would not write, and not say so. None stands for a plain copy.
+    OpenCV would not write, without an error. None stands for a plain copy.
     """
     cv2 = opencv()
     return (
@@ -124,7 +124,7 @@ def undo_orientation(patch: NDArray[Any], code: int) -> NDArray[Any]:
 def draw_degradations(identities: Sequence[str], seed: int) -> list[str]:
     """Choose which input images are blurred and which get noise.
 
-    The choice hangs on the set of pairs and the seed, not on the order of the pairs.
+    The choice depends on the set of pairs and the seed, not on the order of the pairs.
 
     Parameters
     ----------

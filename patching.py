@@ -12,10 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
-from pipeline.config import Config
-from pipeline.model import Pair, PairPlan, Slice
-from pipeline.profile import step
-from utils import AIR_HU, PIECE_BYTES, Affine, RunError, generator, img_pair_normalization, shown
+from utils import AIR_HU, PIECE_BYTES, Affine, generator
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -38,7 +35,7 @@ def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np
     length, size, overlap : int
         Of the view, of a patch, and of neighbouring windows, pixels; ``0 <= overlap < size``.
     edge : {'shift', 'pad'}
-        ``shift``: at multiples of the stride (size less overlap), the last moved inward.
+        ``shift``: at multiples of the stride (size minus overlap), the last moved inward.
         ``pad``: at 0 and at k x stride - overlap for k = 1, 2, ... while k x stride < length.
 
     Returns
@@ -78,10 +75,16 @@ class Grid:
     size: int
     shape: tuple[int, int]
 
-    @classmethod
-    def of(cls, shape: tuple[int, int], config: Config) -> Grid:
+    @staticmethod
+    @functools.lru_cache(8)  # the images of a data set have few shapes
+    def of(shape: tuple[int, ...], size: int, overlap: int, edge: str) -> Grid:
         """Return the grid of a view of this shape; without windows if a patch does not fit."""
-        return _grid(shape, config.patch_size, config.overlap, config.edge)
+        rows, cols = (window_starts(length, size, overlap, edge) for length in shape)
+        if not len(rows) or not len(cols):
+            none = np.empty(0, np.int64)
+            return Grid(none, none, size, (shape[0], shape[1]))
+        reach = int(rows[-1]) + size, int(cols[-1]) + size
+        return Grid(rows, cols, size, (max(shape[0], reach[0]), max(shape[1], reach[1])))
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.cols)
@@ -102,7 +105,7 @@ class Grid:
 
     def counts(self, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
         """Return how many pixels of every window of a (padded) mask are set, shape (n,)."""
-        # Summed-area table (Crow, 1984): four looks a window.
+        # Summed-area table (Crow, 1984): four values per window.
         table = augment.opencv().integral(mask.view(np.uint8))
         below, right = self.rows + self.size, self.cols + self.size
         upper, lower = table[self.rows], table[below]
@@ -110,18 +113,8 @@ class Grid:
         return np.asarray(sums, np.int32).ravel()
 
 
-@functools.lru_cache(8)  # the images of a data set have few shapes
-def _grid(shape: tuple[int, int], size: int, overlap: int, edge: str) -> Grid:
-    rows, cols = (window_starts(length, size, overlap, edge) for length in shape)
-    if not len(rows) or not len(cols):
-        none = np.empty(0, np.int64)
-        return Grid(none, none, size, shape)
-    reach = int(rows[-1]) + size, int(cols[-1]) + size
-    return Grid(rows, cols, size, (max(shape[0], reach[0]), max(shape[1], reach[1])))
-
-
 def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
-    """Tell the windows that hold more than air.
+    """Return which windows contain more than air.
 
     Parameters
     ----------
@@ -152,38 +145,6 @@ def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
             mean = window.sum(dtype=np.float64) / area
         kept[i] = mean > MEAN_HU
     return kept
-
-
-def plan_pair(
-    shape: tuple[int, int], config: Config, target_hu: Sequence[Image] | None = None
-) -> PairPlan:
-    """Count the windows of a pair, and with `target_hu` judge which of them are air.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Rows and columns of the two images.
-    config : Config
-    target_hu : sequence of ndarray of float32, shape (rows, columns), optional
-        The target at every scale before normalisation, HU; needed with `--air_threshold` alone.
-    """
-    windows, kept = [], []
-    total = 0
-    for index, scale in enumerate(config.scales):
-        grid = Grid.of(augment.view_shape(shape, scale), config)
-        mask = np.ones(len(grid), bool)
-        if target_hu is not None and len(grid):
-            mask = kept_windows(target_hu[index], grid)
-        windows.append(len(grid))
-        kept.append(np.packbits(mask).tobytes())
-        total += int(mask.sum())
-    return PairPlan(tuple(windows), tuple(kept), total)
-
-
-def kept_mask(part: PairPlan, view: int) -> NDArray[np.bool_]:
-    """Return which windows of that view of a pair are kept, shape (windows,)."""
-    bits = np.frombuffer(part.kept[view], np.uint8)
-    return np.unpackbits(bits, count=part.windows[view]).astype(bool)
 
 
 def cut(
@@ -220,7 +181,7 @@ def cut(
 
 
 def draw_orientations(
-    windows: int, config: Config, identity: str, scale: float
+    windows: int, rot_augment: bool, seed: int, identity: str, scale: float
 ) -> NDArray[np.uint8]:
     """Draw the orientations of the patches of every window of a view.
 
@@ -232,9 +193,9 @@ def draw_orientations(
     ndarray of uint8, shape (windows, 1 or 3)
         As it is; with `--rot_augment` also turned by 90, 180 or 270 degrees, and flipped.
     """
-    codes = np.zeros((windows, config.orientations), np.uint8)
-    if config.rot_augment:
-        rng = generator(config.seed, f"orientation {scale:g}", identity)
+    codes = np.zeros((windows, 3 if rot_augment else 1), np.uint8)
+    if rot_augment:
+        rng = generator(seed, f"orientation {scale:g}", identity)
         codes[:, 1] = rng.integers(augment.TURNS[0], augment.TURNS[-1] + 1, windows)
         codes[:, 2] = rng.integers(augment.FLIPS[0], augment.FLIPS[-1] + 1, windows)
     return codes
@@ -252,8 +213,8 @@ class Piece(NamedTuple):
 class Block:
     """All patches of one pair, in their final order: view, window, orientation.
 
-    The patches themselves are cut when they are asked for, a piece at a time: memory stays small,
-    and what was just cut is still in the processor's cache when it is written.
+    The patches themselves are cut on demand, a piece at a time: memory stays small, and what was
+    just cut is still in the processor's cache when it is written.
 
     Attributes
     ----------
@@ -288,26 +249,26 @@ class Block:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def pieces(self, most: int = PIECE_BYTES) -> Iterator[Piece]:
-        """Share the patches of a side out, in order.
+    def pieces(self, max_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
+        """Yield the pieces of a block, in order.
 
         Parameters
         ----------
-        most : int
-            Bytes of a piece; it has the patches of at least one window.
+        max_bytes : int
+            Limit of a piece; it has the patches of at least one window.
         """
         window = self.times * 4 * self.size**2
-        many = max(1, most // window) * self.times
+        many = max(1, max_bytes // window) * self.times
         for view, (begin, end) in enumerate(itertools.pairwise(self.starts)):
             for start in range(begin, end, many):
                 yield Piece(view, start, min(start + many, end))
 
-    def cut(self, side: str, piece: Piece, out: Image) -> None:
-        """Cut a piece of a side.
+    def cut(self, role: str, piece: Piece, out: Image) -> None:
+        """Cut a piece of the input or the target.
 
         Parameters
         ----------
-        side : {'input', 'target'}
+        role : {'input', 'target'}
         piece : Piece
         out : ndarray of float32, as large as the piece, contiguous
             Where the patches go.
@@ -316,51 +277,44 @@ class Block:
         first = slice(piece.start, piece.stop, self.times)
         codes = self.orientation[here].reshape(-1, self.times)
         room = out.reshape(-1, self.times, self.size, self.size)
-        cut(self.views[side][piece.view], self.row[first], self.col[first], codes, room)
+        cut(self.views[role][piece.view], self.row[first], self.col[first], codes, room)
 
-    def patches(self, side: str) -> Image:
-        """Return all patches of one side, shape (n, p, p)."""
+    def patches(self, role: str) -> Image:
+        """Return all patches of the input or the target, shape (n, p, p)."""
         out = np.empty((len(self), self.size, self.size), np.float32)
         for piece in self.pieces():
-            self.cut(side, piece, out[piece.start : piece.stop])
+            self.cut(role, piece, out[piece.start : piece.stop])
         return out
 
 
 def make_block(
-    pair: Pair,
-    part: PairPlan,
+    images: Sequence[Image],
+    affines: Sequence[Affine],
+    fills: Sequence[float],
+    kept: Sequence[NDArray[np.bool_]],
     degradation: str,
-    input_image: Image,
-    target_image: Image,
+    identity: str,
     config: Config,
-    fixed: Affine | None = None,
 ) -> Block:
-    """Normalise and augment one pair, and say where its patches are to be cut.
+    """Create the views of a pair, and determine where its patches are cut from them.
 
     Parameters
     ----------
-    pair : Pair
-    part : PairPlan
-        Says which windows are kept.
+    images : sequence of ndarray of float32, shape (rows, columns)
+        The normalised input and the normalised target.
+    affines : sequence of Affine
+        Their normalisation.
+    fills : sequence of float
+        Air in either of them.
+    kept : sequence of ndarray of bool, shape (windows,)
+        The windows of every view that are kept.
     degradation : {'', 'blur', 'noise'}
-        What is done to the input of this pair.
-    input_image, target_image : ndarray of float32, shape (rows, columns)
-        Stored values, or HU with `config.in_hu`.
+        For the input.
+    identity : str
+        The pair, for random draws.
     config : Config
-    fixed : Affine, optional
-        The normalisation, where it is the same for every image of the run.
     """
-    input_image, target_image, input_affine, target_affine = img_pair_normalization(
-        input_image, target_image, config.normalization_type, fixed
-    )
-    for side, image in ((pair.input, input_image), (pair.target, target_image)):
-        if not np.isfinite(image).all():
-            raise RunError(f"{shown(side.file)}: NaN or infinity came out of it; is it damaged?")
-    fills = (
-        air_value(pair.input, input_affine, config),
-        air_value(pair.target, target_affine, config),
-    )
-    n = part.kept_windows * config.orientations
+    n = sum(int(mask.sum()) for mask in kept) * config.orientations
     block = Block(
         {"input": [], "target": []},
         [0],
@@ -370,36 +324,23 @@ def make_block(
         np.empty(n, np.int32),
         np.empty(n, np.int32),
         np.empty(n, np.uint8),
-        input_affine,
-        target_affine,
+        *affines,
     )
-    masks = [kept_mask(part, index) for index in range(len(config.scales))]
-    # A view without a patch need not be made.
-    chosen = [(scale, kept) for scale, kept in zip(config.scales, masks, strict=True) if kept.any()]
-    with step("scale"):
-        scales = [scale for scale, _ in chosen]
-        both = augment.downscale_all((input_image, target_image), scales)
-    for (scale, kept), plain_view, target_view in zip(chosen, *both, strict=True):
-        with step("scale"):
-            input_view = plain_view
-            if degradation:
-                rng = generator(config.seed, f"noise {scale:g}", pair.identity)
-                input_view = augment.degrade(plain_view, degradation, rng)
-            grid = Grid.of((input_view.shape[0], input_view.shape[1]), config)
-            block.views["input"].append(grid.pad(input_view, fills[0]))
-            block.views["target"].append(grid.pad(target_view, fills[1]))
-        here = slice(block.starts[-1], block.starts[-1] + int(kept.sum()) * config.orientations)
+    # A view without a patch need not be created.
+    chosen = [(scale, mask) for scale, mask in zip(config.scales, kept, strict=True) if mask.any()]
+    views = augment.downscale_all(images, [scale for scale, _ in chosen])
+    for (scale, mask), plain_view, target_view in zip(chosen, *views, strict=True):
+        input_view = plain_view
+        if degradation:
+            rng = generator(config.seed, f"noise {scale:g}", identity)
+            input_view = augment.degrade(plain_view, degradation, rng)
+        grid = Grid.of(target_view.shape, config.patch_size, config.overlap, config.edge)
+        block.views["input"].append(grid.pad(input_view, fills[0]))
+        block.views["target"].append(grid.pad(target_view, fills[1]))
+        here = slice(block.starts[-1], block.starts[-1] + int(mask.sum()) * config.orientations)
         block.starts.append(here.stop)
-        rows, cols = (np.repeat(v[kept], config.orientations) for v in grid.windows)
-        codes = draw_orientations(len(grid), config, pair.identity, scale)[kept].ravel()
+        rows, cols = (np.repeat(v[mask], config.orientations) for v in grid.windows)
+        codes = draw_orientations(len(grid), config.rot_augment, config.seed, identity, scale)
         block.scale[here], block.row[here], block.col[here] = scale, rows, cols
-        block.orientation[here] = codes
+        block.orientation[here] = codes[mask].ravel()
     return block
-
-
-def air_value(side: Slice, affine: Affine, config: Config) -> float:
-    """Return what air (-1024 HU) is in the normalised image of a slice."""
-    air = AIR_HU if config.in_hu else (AIR_HU - side.intercept) / side.slope
-    if config.normalization_type == "hu_window":
-        air = min(max(air, config.hu_window[0]), config.hu_window[1])
-    return float(affine.apply(np.full(1, air, np.float32))[0])

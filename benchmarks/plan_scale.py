@@ -23,14 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-import patching
 from pipeline import filling, plan
 from pipeline.cohort.pairing import PatientPairs, pair_slices
 from pipeline.cohort.selection import Findings, choose_pairs
 from pipeline.config import Config
 from pipeline.model import PairPlan, Plan, Slice
 from pipeline.output import file_header
-from pipeline.survey import Collector, Survey
+from pipeline.survey import Collector, Survey, plan_pair
 from utils import Tally
 
 #: As in the larger series of TCIA.
@@ -80,7 +79,7 @@ def find(pairs: int) -> dict[str, PatientPairs]:
 
 def survey(findings: Findings) -> Collector:
     """Let the tool take note of a made-up look at every pair, in which one window is kept."""
-    whole = patching.plan_pair((512, 512), CONFIG)
+    whole = plan_pair((512, 512), CONFIG)
     first = bytes([128])
     collector = Collector(findings, CONFIG)
     for task in findings.tasks:

@@ -1,4 +1,4 @@
-"""Filling the file: every block made, on whichever rank has time, and written at its place."""
+"""Filling the file: every block is created on any free rank and written at its offset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.output.commit import Output
 from pipeline.output.output_file import OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine
+from utils import AIR_HU, Affine, RunError, img_pair_normalization, shown
 
 #: A block, and the digests of its two slices.
 PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]
@@ -32,7 +32,7 @@ PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]
 
 @dataclass(frozen=True)
 class PairTask:
-    """All that a rank needs to make and place the block of one pair."""
+    """All that a rank needs to create and write the block of one pair."""
 
     file: int
     index: int
@@ -45,7 +45,7 @@ class PairTask:
 
 @dataclass(frozen=True)
 class Filled:
-    """What rank 0 is told of a block that is in the file."""
+    """The record of a block that is in the file, for rank 0."""
 
     file: int
     index: int
@@ -54,7 +54,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Filler:
-    """What a rank does with a task; the first part of it may be done before its turn."""
+    """The work of a rank on a task; the first part may be done ahead of its turn."""
 
     config: Config
     layouts: Sequence[blocks.Layout | None]
@@ -78,7 +78,7 @@ class Filler:
 
 
 def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
-    """Make every block that is not there yet and write it at its place.
+    """Create every missing block and write it at its offset.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def _open(
 
 
 def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
-    """Read the images of a pair and make its block, the patches of which are not cut yet.
+    """Read the images of a pair and create its block; its patches are not cut yet.
 
     Returns
     -------
@@ -141,10 +141,55 @@ def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
         read = [_read(one, config) for one in (pair.input, pair.target)]
     digests = read[0][1], read[1][1]
     # Handed over: the images are freed once they are normalised.
-    block = patching.make_block(
-        pair, task.part, task.degradation, read.pop(0)[0], read.pop()[0], config, task.fixed
-    )
+    with step("scale"):
+        block = make_block(
+            pair, task.part, task.degradation, read.pop(0)[0], read.pop()[0], config, task.fixed
+        )
     return block, digests
+
+
+def make_block(
+    pair: Pair,
+    part: PairPlan,
+    degradation: str,
+    input_image: NDArray[np.float32],
+    target_image: NDArray[np.float32],
+    config: Config,
+    fixed: Affine | None = None,
+) -> patching.Block:
+    """Normalise and augment a pair, and determine where its patches are cut.
+
+    Parameters
+    ----------
+    pair : Pair
+    part : PairPlan
+        Its windows.
+    degradation : {'', 'blur', 'noise'}
+        Of the input.
+    input_image, target_image : ndarray of float32, shape (rows, columns)
+        Stored values, or HU with `config.in_hu`.
+    config : Config
+    fixed : Affine, optional
+        The normalisation, where it is the same for every image of the run.
+    """
+    input_image, target_image, *affines = img_pair_normalization(
+        input_image, target_image, config.normalization_type, fixed
+    )
+    slices, images = (pair.input, pair.target), (input_image, target_image)
+    for one, image in zip(slices, images, strict=True):
+        if not np.isfinite(image).all():
+            raise RunError(f"{shown(one.file)}: NaN or infinity came out of it; is it damaged?")
+    fills = [air_value(*one, config) for one in zip(slices, affines, strict=True)]
+    masks = part.kept_masks()
+    return patching.make_block(images, affines, fills, masks, degradation, pair.identity, config)
+
+
+def air_value(one: Slice, affine: Affine, config: Config) -> float:
+    """Return what air (-1024 HU) is in the normalised image of a slice."""
+    air = AIR_HU if config.in_hu else (AIR_HU - one.intercept) / one.slope
+    if config.normalization_type == "hu_window":
+        air = min(max(air, config.hu_window[0]), config.hu_window[1])
+    return float(affine.apply(np.full(1, air, np.float32))[0])
 
 
 def _read(one: Slice, config: Config) -> tuple[NDArray[np.float32], int]:
@@ -155,12 +200,12 @@ def _read(one: Slice, config: Config) -> tuple[NDArray[np.float32], int]:
 
 
 def missing_blocks(number: int, file: OutputFile) -> list[PairTask]:
-    """Return the blocks that are still to be made for the file of that number."""
+    """Return the missing blocks of the file of that number."""
     return [] if file.complete else pair_tasks(number, file.plan, file.done)
 
 
 def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
-    """Return the blocks of a file that are still to be made.
+    """Return the missing blocks of a file.
 
     Parameters
     ----------

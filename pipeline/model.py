@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from utils import Affine, shown
 
 
@@ -120,6 +123,12 @@ class PairPlan:
     windows: tuple[int, ...]
     kept: tuple[bytes, ...]
     kept_windows: int
+
+    def kept_masks(self) -> list[NDArray[np.bool_]]:
+        """Return which windows of each view are kept, each of shape (windows,)."""
+        bits = [np.frombuffer(kept, np.uint8) for kept in self.kept]
+        pairs = zip(bits, self.windows, strict=True)
+        return [np.unpackbits(packed, count=count).astype(bool) for packed, count in pairs]
 
 
 class Names(NamedTuple):

@@ -106,9 +106,9 @@ def choose_subsets(findings: Findings, config: Config, tally: Tally) -> dict[str
         return dict.fromkeys(findings.persons, "")
     groups, reasons = splitting.same_persons(findings.persons)
     if config.split_file is not None:
-        subsets = splitting.read_sides(config.split_file, groups)
+        subsets = splitting.read_subsets(config.split_file, groups)
     else:
-        subsets = splitting.draw_sides(groups, config.split or (), config.seed)
+        subsets = splitting.draw_subsets(groups, config.split or (), config.seed)
     for one, other, tags in reasons:
         tally.warn(f"{{}} and {{}} are the same person: same {tags}", one, other)
     empty = set(subsets.values()) - {subsets[pair.patient] for pair in findings.pairs}

@@ -18,7 +18,7 @@ Task = TypeVar("Task")
 Prepared = TypeVar("Prepared")
 
 #: More threads than this find no work: the process itself cannot keep up with them.
-MOST_THREADS = 4
+MAX_THREADS = 4
 #: Pixels of all pairs that are prefetched at a time, as float32; what is made of them takes a few
 #: times as much.
 MAX_PREFETCH_BYTES = 32 << 20
@@ -30,7 +30,7 @@ def threads() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
-    return min(cores, MOST_THREADS) if cores > 1 else 0
+    return min(cores, MAX_THREADS) if cores > 1 else 0
 
 
 def threads_for(pairs: Iterable[Pair]) -> int:

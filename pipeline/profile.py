@@ -64,7 +64,7 @@ def _add(name: str, seconds: float) -> None:
 
 
 def table(ranks: Sequence[dict[str, float]], ahead: dict[str, float], wall: float) -> list[str]:
-    """Return lines that tell the seconds of every rank in each step.
+    """Return a table of the seconds of every rank in each step.
 
     Parameters
     ----------
@@ -79,12 +79,12 @@ def table(ranks: Sequence[dict[str, float]], ahead: dict[str, float], wall: floa
     names = [*STEPS, *sorted({name for row in rows for name in row} - set(STEPS))]
     lines = ["seconds   " + "".join(f"{name:>9}" for name in (*names, "other", "all"))]
     for number, rank in enumerate(ranks):
-        told = [rank.get(name, 0.0) for name in names]
-        figures = (*told, wall - sum(told), wall)
+        row = [rank.get(name, 0.0) for name in names]
+        figures = (*row, wall - sum(row), wall)
         lines.append(f"rank {number:<5}" + "".join(f"{figure:9.2f}" for figure in figures))
     if ahead:
-        told = [ahead.get(name, 0.0) for name in names]
-        lines.append("ahead     " + "".join(f"{figure:9.2f}" for figure in (*told, 0.0, sum(told))))
+        row = [ahead.get(name, 0.0) for name in names]
+        lines.append("ahead     " + "".join(f"{figure:9.2f}" for figure in (*row, 0.0, sum(row))))
     if len(ranks) > 1:
         shared = [sum(rank.values()) - rank.get("rank 0", 0.0) for rank in ranks]
         idle = sum(rank.get("wait", 0.0) for rank in ranks) / max(sum(shared), 1e-9)

@@ -69,7 +69,7 @@ class Surveyor:
     def __init__(self, config: Config, identify: bool) -> None:
         self.config = config
         self.identify = identify or config.split is not None or config.split_file is not None
-        self._plan_of_shape = lru_cache(lambda *shape: patching.plan_pair(shape, config))
+        self._plan_of_shape = lru_cache(lambda *shape: plan_pair(shape, config))
 
     def __call__(self, tasks: Sequence[SurveyTask]) -> list[Survey]:
         """Return the surveys of these tasks."""
@@ -82,7 +82,7 @@ class Surveyor:
                 views = augment.downscale_all(targets, self.config.scales)
                 for i, target, of_one in zip(good, targets, views, strict=True):
                     shape = (target.shape[0], target.shape[1])
-                    out[i].part = patching.plan_pair(shape, self.config, of_one)
+                    out[i].part = plan_pair(shape, self.config, of_one)
             return out
 
     def _survey(self, task: SurveyTask, reader: Reader) -> Survey:
@@ -116,6 +116,34 @@ class Surveyor:
         elif any(one.pixel_offset is None for one in slices):  # whether they decode
             for one in slices:
                 reader.stored(one)
+
+
+def plan_pair(
+    shape: tuple[int, int], config: Config, target_hu: Sequence[NDArray[np.float32]] | None = None
+) -> PairPlan:
+    """Count the windows of a pair, and with `target_hu` find those that are not air.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Rows and columns of the two images.
+    config : Config
+    target_hu : sequence of ndarray of float32, shape (rows, columns), optional
+        The target at every scale before normalisation, HU; needed with `--air_threshold` alone.
+    """
+    windows, kept = [], []
+    total = 0
+    for index, scale in enumerate(config.scales):
+        grid = patching.Grid.of(
+            augment.view_shape(shape, scale), config.patch_size, config.overlap, config.edge
+        )
+        mask = np.ones(len(grid), bool)
+        if target_hu is not None and len(grid):
+            mask = patching.kept_windows(target_hu[index], grid)
+        windows.append(len(grid))
+        kept.append(np.packbits(mask).tobytes())
+        total += int(mask.sum())
+    return PairPlan(tuple(windows), tuple(kept), total)
 
 
 def _person(hu: NDArray[np.float32], digest: int) -> str:

@@ -1,4 +1,4 @@
-"""Whether a file was made from the scans in a folder, by the digests of the slices in it."""
+"""Whether a file was created from the scans in a folder, by the digests of the slices in it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.dicom.pixels import Reader
 from pipeline.dicom.slice_file import BadFile
 from utils import RunError, quoted
 
-SIDES = ("input", "target")
+ROLES = ("input", "target")
 
 
 def check_scans(file: str, root: str) -> str:
-    """Compare the slices that a file was made from with those in a folder.
+    """Compare the slices that a file was created from with those in a folder.
 
     Parameters
     ----------
@@ -51,17 +51,17 @@ def check_scans(file: str, root: str) -> str:
 
 
 def _slices(source: ValidatedFile) -> Iterator[tuple[int, str, int]]:
-    """Yield pair, side and digest of every slice of a file."""
-    digests = [source.read(f"pair/{side}_digest").tolist() for side in SIDES]
+    """Yield pair, role and digest of every slice of a file."""
+    digests = [source.read(f"pair/{role}_digest").tolist() for role in ROLES]
     for pair, both in enumerate(zip(*digests, strict=True)):
-        for side, digest in zip(SIDES, both, strict=True):
-            yield pair, side, digest
+        for role, digest in zip(ROLES, both, strict=True):
+            yield pair, role, digest
 
 
 def _check_named(source: ValidatedFile, root: str) -> None:
     different, unreadable = [], []
-    for pair, side, digest in _slices(source):
-        name = source.slice_file(side, pair)
+    for pair, role, digest in _slices(source):
+        name = source.slice_file(role, pair)
         try:
             if _digest(root, name) != digest:
                 different.append(quoted(name))
@@ -77,14 +77,14 @@ def _check_named(source: ValidatedFile, root: str) -> None:
 
 
 def _check_anonymous(source: ValidatedFile, root: str) -> None:
-    """Look for every slice among all slices below the folder: pseudonyms say nothing of files."""
+    """Look for every slice among all slices below the folder: pseudonyms do not name files."""
     there = _digests_below(root)
-    missing = [(pair, side) for pair, side, digest in _slices(source) if digest not in there]
+    missing = [(pair, role) for pair, role, digest in _slices(source) if digest not in there]
     if missing:
-        pair, side = missing[0]
+        pair, role = missing[0]
         raise RunError(
             f"not made from the scans in {quoted(root)}: {len(missing)} of {2 * source.pairs} "
-            f"slices are not among them, the first: the {side} of pair {pair}"
+            f"slices are not among them, the first: the {role} of pair {pair}"
         )
 
 
@@ -99,7 +99,7 @@ def _digests_below(root: str) -> set[int]:
         try:
             out.add(_digest(*os.path.split(path)))
         except BadFile:
-            continue  # no slice that a run would take
+            continue  # no slice that a run would use
     return out
 
 

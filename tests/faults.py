@@ -281,13 +281,13 @@ def broken(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
     return instead
 
 
-def main(told: str, arguments: Sequence[str]) -> int:
+def main(description: str, arguments: Sequence[str]) -> int:
     """Run the command line with a fault in it."""
     import importlib
 
     import main as tool
 
-    fault = Fault(**json.loads(told))
+    fault = Fault(**json.loads(description))
     if launch.launcher_ranks(os.environ)[0] == fault.rank:
         module, name = STEPS[fault.step]
         *path, last = name.split(".")

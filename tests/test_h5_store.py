@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import xxhash
 
-import patching
 from ctpatches.checksums import pixel_digest
 from ctpatches.schema import VERSION
 from patching import Block
 from pipeline.config import Config
 from pipeline.dicom.pixels import read_pixels
+from pipeline.filling import make_block
 from pipeline.model import Plan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks, file_header
@@ -53,7 +53,7 @@ def planned(root: Path, folder: Path, **options: Any) -> tuple[Plan, Config]:
 def made_blocks(plan: Plan, config: Config) -> Iterator[Block]:
     for pair, part in zip(plan.pairs, plan.parts, strict=True):
         images = [read_pixels(config.input_folder, s) for s in (pair.input, pair.target)]
-        yield patching.make_block(pair, part, "", images[0], images[1], config)
+        yield make_block(pair, part, "", images[0], images[1], config)
 
 
 def laid_out(plan: Plan, config: Config) -> blocks.Layout:

@@ -69,7 +69,7 @@ def test_a_process_with_one_core_uses_no_thread():
         assert prefetch.threads() == 0
     finally:
         os.sched_setaffinity(0, cores)
-    assert prefetch.threads() == (min(len(cores), prefetch.MOST_THREADS) if len(cores) > 1 else 0)
+    assert prefetch.threads() == (min(len(cores), prefetch.MAX_THREADS) if len(cores) > 1 else 0)
 
 
 def slices(folder: Any, **options: Any) -> Pair:

@@ -68,16 +68,16 @@ def output(killed: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the inputs of the blocks that are made in this process, in any order."""
-    import patching
+    from pipeline import filling
 
     names: list[str] = []
-    make_block = patching.make_block
+    make_block = filling.make_block
 
     def noted(pair, *arguments, **named):
         names.append(pair.input.file)
         return make_block(pair, *arguments, **named)
 
-    monkeypatch.setattr(patching, "make_block", noted)
+    monkeypatch.setattr(filling, "make_block", noted)
     return names
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import JPEGLosslessSV1, generate_uid
 
-from pipeline.cohort.splitting import draw_sides, same_persons
+from pipeline.cohort.splitting import draw_subsets, same_persons
 from tests.editing import edit, patch_set
 from tests.jpeg_lossless import compress
 from tests.running import Ended, called, ranks_of
@@ -145,9 +145,9 @@ def test_every_patient_has_one_side_and_no_side_is_empty(groups, parts, seed):
     wanted = {side for side, part in zip(SIDES, parts, strict=True) if part}
     if len(groups) < len(wanted):
         with pytest.raises(RunError, match="empty"):
-            draw_sides(groups, parts, seed)
+            draw_subsets(groups, parts, seed)
         return
-    found = draw_sides(groups, parts, seed)
+    found = draw_subsets(groups, parts, seed)
     assert sorted(found) == sorted(itertools.chain(*groups))
     assert set(found.values()) == wanted
     assert all(len({found[patient] for patient in group}) == 1 for group in groups)
@@ -158,7 +158,7 @@ def test_sides_of_single_patients_have_their_part_to_within_one(patients, parts,
     sizes = [part * patients for part in parts]
     if any(0 < size < 1 for size in sizes):
         return  # such a side gets one patient all the same
-    found = Counter(draw_sides([[f"{i}"] for i in range(patients)], parts, seed).values())
+    found = Counter(draw_subsets([[f"{i}"] for i in range(patients)], parts, seed).values())
     for side, size in zip(SIDES, sizes, strict=True):
         assert abs(found[side] - size) < 1 + 1e-9
 
@@ -167,19 +167,21 @@ def test_sides_of_single_patients_have_their_part_to_within_one(patients, parts,
 def test_the_order_of_patients_does_not_matter(groups, parts, seed, rng):
     shuffled = groups.copy()
     rng.shuffle(shuffled)
-    assert draw_sides(shuffled, parts, seed) == draw_sides(groups, parts, seed)
+    assert draw_subsets(shuffled, parts, seed) == draw_subsets(groups, parts, seed)
 
 
 def test_the_draw_hangs_on_the_seed():
     groups = [[f"{i}"] for i in range(20)]
-    found = [draw_sides(groups, (0.5, 0.25, 0.25), seed) for seed in range(5)]
+    found = [draw_subsets(groups, (0.5, 0.25, 0.25), seed) for seed in range(5)]
     assert all(a != b for a, b in itertools.combinations(found, 2))
 
 
 def test_every_patient_may_come_to_every_side():
     groups = [[f"{i}"] for i in range(4)]
     seen = Counter(
-        pair for seed in range(300) for pair in draw_sides(groups, (0.5, 0.25, 0.25), seed).items()
+        pair
+        for seed in range(300)
+        for pair in draw_subsets(groups, (0.5, 0.25, 0.25), seed).items()
     )
     for patient in "0123":
         # Expected 150, 75 and 75 of 300; five standard deviations are 43 and 38.

@@ -31,7 +31,7 @@ class PatientPairs:
     strays : int
         Files that are no slices.
     by_instance : bool
-        Whether the slices paired by Instance Number, for want of positions.
+        Whether the slices paired by Instance Number, as they have no positions.
     bad : list of LeftOut
         Files that cannot be used.
     unpaired : list of LeftOut
@@ -49,7 +49,7 @@ class PatientPairs:
 
 
 def tolerance_mm(slices: Sequence[Slice]) -> float:
-    """Return how far apart two equal positions may lie: 0.01 mm or a tenth of the spacing.
+    """Return the largest distance of two equal positions, mm: 0.01 mm or a tenth of the spacing.
 
     The spacing is the smallest distance of two neighbours, and no more than the slices' thickness:
     a series may have gaps.
@@ -84,9 +84,9 @@ def pair_slices(
             return float(s.instance or 0)
 
     else:
-        wanted = "wanted: one in every slice of the patient, or in none and an InstanceNumber"
+        hint = "wanted: one in every slice of the patient, or in none and an InstanceNumber"
         out.unpaired += [
-            LeftOut(patient, (s.file,), f"no ImagePositionPatient; {wanted}", UNPAIRED)
+            LeftOut(patient, (s.file,), f"no ImagePositionPatient; {hint}", UNPAIRED)
             for s in everything
             if s.position_mm is None
         ]
@@ -108,7 +108,7 @@ def _single(
     unit: str,
     out: PatientPairs,
 ) -> list[Slice]:
-    """Return the slices that have their place for themselves; the others go to `out.unpaired`."""
+    """Return the slices at a unique position; the others go to `out.unpaired`."""
     double: set[int] = set()
     for i, (a, b) in enumerate(itertools.pairwise(side)):
         if place(b) - place(a) <= near:
@@ -127,7 +127,7 @@ def _match(
     unit: str,
     out: PatientPairs,
 ) -> None:
-    """Walk along two sorted series and pair what lies at the same place."""
+    """Walk along two sorted series and pair slices at the same position."""
     i = j = 0
     while i < len(inputs) or j < len(targets):
         if i < len(inputs) and j < len(targets):
@@ -155,7 +155,7 @@ def _pair(patient: str, a: Slice, b: Slice, out: PatientPairs) -> None:
 
 
 def mismatch(a: Slice, b: Slice) -> str:
-    """Return what keeps an input and a target slice from being a pair; '' if nothing does."""
+    """Return the reason why an input and a target slice are no pair; '' if nothing does."""
     checks: tuple[tuple[str, Sequence[float], Sequence[float], float], ...] = (
         ("Rows", (a.rows,), (b.rows,), 0),
         ("Columns", (a.columns,), (b.columns,), 0),

@@ -108,9 +108,9 @@ class Headers:
 # --- folders ---------------------------------------------------------------------------------
 
 
-def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+def _names(folder: Path, accept: Callable[[os.DirEntry[str]], bool]) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if wanted(e))
+        return sorted(e.name for e in entries if accept(e))
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
@@ -129,7 +129,7 @@ def _unlisted(patient: str, folder: str, error: OSError) -> LeftOut:
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a folder's name fits, with or without TCIA's series number before it."""
+    """Return whether the name of a folder fits, with or without TCIA's series number before it."""
     bare = re.sub(r"^\d+(\.\d+)?-", "", name)
     return any(
         fnmatch.fnmatchcase(n.casefold(), p.casefold()) for n in (name, bare) for p in patterns
@@ -197,16 +197,17 @@ def _series_of(
             patterns = (pattern,) if pattern else defaults
             fits = list(_series_folders(root, patient, patterns, SEARCH_DEPTH, unlisted))
             chosen += fits or ([""] if unlisted else [])
-            wanted = " or ".join(repr(p) for p in patterns)
+            names_expected = " or ".join(repr(p) for p in patterns)
             if not fits and not unlisted:
                 problems.append(
                     f"patient {quoted(patient)} has no {side} folder; wanted: a folder named "
-                    f"{wanted} (see {option})"
+                    f"{names_expected} (see {option})"
                 )
             elif len(fits) > 1:
                 names = ", ".join(shown(f) for f in fits)
                 problems.append(
-                    f"patient {quoted(patient)} has several {side} folders that fit {wanted}: "
+                    f"patient {quoted(patient)} has several {side} folders that fit "
+                    f"{names_expected}: "
                     f"{names}; name one with {option}"
                 )
         if len(chosen) == 2 and chosen[0] == chosen[1] != "":

@@ -1,4 +1,4 @@
-"""Keeping patients apart: who is the same person, and who goes to train, val or test."""
+"""Splitting: which patients are the same person, and the subset (train, val, test) of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from utils import SIDES, CallError, RunError, key, listed, quoted, shown
 
 #: Longest text of a split file; `/dev/zero` has no end.
 MAX_CHARACTERS = 10_000_000
-#: Tags whose value says nothing where every patient has the same.
+#: Tags whose value identifies nobody where it is the same in every patient.
 _MAYBE_PLACEHOLDER = ("PatientID", "StudyDate with StudyTime")
 
 
@@ -20,8 +20,8 @@ def same_persons(
     Parameters
     ----------
     marks : dict of str to set of str
-        For each patient what tells who it is: the name of a tag or 'identical pixels', a space, and
-        a digest.
+        For each patient what identifies the person: the name of a tag or 'identical pixels', a
+        space, and a digest.
 
     Returns
     -------
@@ -57,61 +57,90 @@ def same_persons(
     return list(groups.values()), reasons
 
 
-def draw_sides(
+def draw_subsets(
     groups: Sequence[Sequence[str]], parts: Sequence[float], seed: int
 ) -> dict[str, str]:
-    """Give each group of patients to a side, drawn by the seed.
+    """Assign each group of patients to a subset, in an order drawn by the seed.
 
-    Every side that is asked for gets a group, and then whoever is drawn next goes to the side that
-    lacks most.
+    Every subset gets one group; each of the others goes to the subset that lacks most patients.
 
     Parameters
     ----------
     groups : sequence of sequence of str
         Patients who must stay together.
     parts : sequence of float
-        Wanted part of all patients for train, val and test; 0 for a side that is not made.
+        Expected part of all patients for train, val and test; 0 for a subset without a file.
 
     Returns
     -------
     dict of str to str
-        Side by patient.
+        Subset by patient.
 
     Raises
     ------
     RunError
-        There are fewer groups than sides.
+        There are fewer groups than subsets.
     """
-    wanted = {side: part for side, part in zip(SIDES, parts, strict=True) if part}
+    expected = {subset: part for subset, part in zip(SIDES, parts, strict=True) if part}
     patients = sum(len(group) for group in groups)
-    if len(groups) < len(wanted):
+    if len(groups) < len(expected):
         raise RunError(
-            f"--split leaves a side empty: {len(wanted)} sides for {patients} patients, "
+            f"--split leaves a side empty: {len(expected)} sides for {patients} patients, "
             f"{len(groups)} different persons"
         )
     drawn = sorted(groups, key=lambda group: key(seed, "split", group[0]))
-    lacking = {side: part * patients for side, part in wanted.items()}
-    empty = list(wanted)
+    lacking = {subset: part * patients for subset, part in expected.items()}
+    empty = list(expected)
     out: dict[str, str] = {}
     for left, group in zip(range(len(drawn), 0, -1), drawn, strict=True):
         among = empty if left <= len(empty) else list(lacking)
-        side = max(among, key=lambda s: lacking[s])
-        lacking[side] -= len(group)
-        empty = [s for s in empty if s != side]
-        out |= dict.fromkeys(group, side)
+        subset = max(among, key=lambda s: lacking[s])
+        lacking[subset] -= len(group)
+        empty = [s for s in empty if s != subset]
+        out |= dict.fromkeys(group, subset)
     return out
 
 
-def read_sides(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Read who goes where from a text file: a line a patient, the side and then the name.
+def read_subsets(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Read the split from a text file: a line per patient, the subset and then the name.
 
-    Blank lines and lines that begin with # say nothing.
+    Blank lines and lines that begin with # are ignored.
 
     Raises
     ------
     CallError
-        The file cannot be read or does not fit the patients, or it parts one person.
+        The file cannot be read or does not fit the patients, or it splits one person.
     """
+    lines = _read_lines(path)
+    known = {patient for group in groups for patient in group}
+    out: dict[str, str] = {}
+    problems = []
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        subset, *rest = line.split(maxsplit=1)
+        subset, patient = subset.rstrip(":"), "".join(rest)
+        if subset not in SIDES or not patient:
+            problems.append(
+                f"line {number}: {quoted(line)}; wanted: {' or '.join(SIDES)} and a name"
+            )
+        elif patient not in known:
+            problems.append(f"line {number}: no patient {quoted(patient)} below the input folder")
+        elif out.setdefault(patient, subset) != subset:
+            problems.append(f"line {number}: patient {quoted(patient)} is on two sides")
+    problems += [f"patient {quoted(p)} is on no side" for p in sorted(known - set(out))]
+    for group in groups:
+        subsets = {out.get(patient) for patient in group} - {None}
+        if len(subsets) > 1:
+            names = ", ".join(shown(p) for p in group)
+            problems.append(f"{names} are the same person, but on different sides")
+    problems += [f"{subset} is left empty" for subset in SIDES if subset not in out.values()]
+    if problems:
+        raise CallError(listed(f"--split-file {quoted(path)}", problems))
+    return out
+
+
+def _read_lines(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)
@@ -123,30 +152,4 @@ def read_sides(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
             f"--split-file {quoted(path)} has more than {MAX_CHARACTERS} characters; expected a "
             "line per patient"
         )
-    lines = [line.strip() for line in text.splitlines()]
-    known = {patient for group in groups for patient in group}
-    out: dict[str, str] = {}
-    problems = []
-    for number, line in enumerate(lines, 1):
-        if not line or line.startswith("#"):
-            continue
-        side, *rest = line.split(maxsplit=1)
-        side, patient = side.rstrip(":"), "".join(rest)
-        if side not in SIDES or not patient:
-            problems.append(
-                f"line {number}: {quoted(line)}; wanted: {' or '.join(SIDES)} and a name"
-            )
-        elif patient not in known:
-            problems.append(f"line {number}: no patient {quoted(patient)} below the input folder")
-        elif out.setdefault(patient, side) != side:
-            problems.append(f"line {number}: patient {quoted(patient)} is on two sides")
-    problems += [f"patient {quoted(p)} is on no side" for p in sorted(known - set(out))]
-    for group in groups:
-        sides = {out.get(patient) for patient in group} - {None}
-        if len(sides) > 1:
-            names = ", ".join(shown(p) for p in group)
-            problems.append(f"{names} are the same person, but on different sides")
-    problems += [f"{side} is left empty" for side in SIDES if side not in out.values()]
-    if problems:
-        raise CallError(listed(f"--split-file {quoted(path)}", problems))
-    return out
+    return [line.strip() for line in text.splitlines()]

@@ -42,9 +42,9 @@ class Layout:
     path : str
         The partial file.
     device, inode : int
-        Of that file, so that a rank can tell whether it sees the same one.
+        Of that file, so that a rank can check whether it sees the same one.
     offsets : dict of str to int
-        First byte of every dataset with a row a patch, and of the checksum of the rest.
+        First byte of every dataset with a row per patch, and of the checksum of the rest.
     """
 
     path: str
@@ -86,12 +86,12 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 class Writer(Protocol):
-    """Something that puts bytes at their place in the file.
+    """Something that writes bytes at an offset of the file.
 
     Attributes
     ----------
     piece_bytes : int
-        How many it takes best at once.
+        Preferred size of a write.
     keeps : bool
         Whether it still needs them when `write` has returned.
     """

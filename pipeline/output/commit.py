@@ -6,20 +6,17 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.model import Plan
-from pipeline.output import checkpoint
+from pipeline.output import checkpoint, file_header
 from pipeline.output.blocks import named_errors
 from pipeline.output.checkpoint import BlockRecord, Checkpoint, Entries, Job
+from pipeline.output.file_header import Header
 from pipeline.output.output_file import OutputFile, reserve
 from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path, partial_path
 from pipeline.output.pseudonyms import key_text, write_key
 from utils import RunError, quoted, shown
-
-if TYPE_CHECKING:
-    from pipeline.output.file_header import Header
 
 
 class Output:
@@ -80,8 +77,6 @@ class Output:
             )
         if entries.job and not changed:
             self._may_replace |= entries.job.overwrite
-        from pipeline.output import file_header  # here, as other ranks need no HDF5
-
         headers = [file_header.header(file.plan, self.config) for file in self.files]
         for number, (file, header) in enumerate(zip(self.files, headers, strict=True)):
             if not changed:
@@ -116,8 +111,6 @@ class Output:
         """Find out whether a file is already complete, and refuse to replace another job's."""
         if not os.path.lexists(file.final):
             return
-        from pipeline.output import file_header
-
         changed = "it exists"
         if self.config.resume and not file.layout:
             changed = file_header.difference(file.final, file.plan, self.config)
@@ -187,8 +180,6 @@ class Output:
         The order makes a killed run leave the final names alone: all bytes are on the disk before
         the first rename, and the renames before the checkpoint is removed.
         """
-        from pipeline.output import file_header
-
         assert self._checkpoint is not None
         files = [file for file in self.files if not file.complete]
         for file in files:

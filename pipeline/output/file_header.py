@@ -6,7 +6,7 @@
     left_out/  patient, files, reason, kind             what gives no patches, and why
     pair/      a row a pair: names, position, patches, what undoes the normalisation, checksum of
                the block, digests of the two slices
-    checksum   (16,) of all bytes that are in none of the datasets above that have a row a patch
+    checksum   (16,) of all bytes that are in none of the datasets above that have a row per patch
     attrs      format, format_version, complete, seed, unit, configuration (JSON), orientations
 
 Every dataset is contiguous and has its size from the start, so a block's place is known before it
@@ -106,7 +106,7 @@ class Header:
     size : int
         Bytes of the whole file.
     offsets : dict of str to int
-        First byte of every dataset with a row a patch, and of the checksum of the rest.
+        First byte of every dataset with a row per patch, and of the checksum of the rest.
     extents : list of tuple of int
         First byte and end of each of them.
     bytes : SparseFile

@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ctpatches.checksums import block_digest
 from pipeline.config import Config
@@ -14,11 +13,9 @@ from pipeline.model import Plan
 from pipeline.output import checkpoint
 from pipeline.output.blocks import NO_SPACE, Layout, block_ranges, named_errors
 from pipeline.output.checkpoint import BlockRecord
+from pipeline.output.file_header import Header
 from pipeline.output.paths import partial_path
 from utils import RunError, quoted
-
-if TYPE_CHECKING:
-    from pipeline.output.file_header import Header
 
 
 @dataclass

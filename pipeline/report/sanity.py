@@ -80,7 +80,7 @@ def _view(
     image: NDArray[np.float32], scale: float, places: dict[str, NDArray[Any]], config: Config
 ) -> figures.WindowedView:
     view = augment.downscale(image, scale)
-    grid = Grid.of((view.shape[0], view.shape[1]), config)
+    grid = Grid.of(view.shape, config.patch_size, config.overlap, config.edge)
     here = places["scale"] == np.float32(scale)
     kept = np.zeros((len(grid.rows), len(grid.cols)), bool)
     rows = np.searchsorted(grid.rows, places["row"][here])

@@ -94,8 +94,9 @@ class Pairs:
     def windows(self, config: Config) -> Integers:
         """Return the number of windows of every view, kept or not, shape (n, scales)."""
         shapes, which = np.unique(self.shape, axis=0, return_inverse=True)
+        windows = config.patch_size, config.overlap, config.edge
         counts = [
-            [len(Grid.of(augment.view_shape((rows, cols), s), config)) for s in config.scales]
+            [len(Grid.of(augment.view_shape((rows, cols), s), *windows)) for s in config.scales]
             for rows, cols in shapes.tolist()
         ]
         return np.array(counts, np.int64)[which.ravel()]
