@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # numpy is heavy: --help answers without it
     from numpy.typing import NDArray
 
     from pipeline.config import Config as Config  # noqa: PLC0414
-    from pipeline.options import PATCH_OVERLAPS as PATCH_OVERLAPS  # noqa: PLC0414
+    from pipeline.option_kinds import PATCH_OVERLAPS as PATCH_OVERLAPS  # noqa: PLC0414
 
 __version__ = "0.1.0"
 
@@ -422,7 +422,7 @@ def __getattr__(name: str) -> object:
 
         return config.Config
     if name == "PATCH_OVERLAPS":
-        from pipeline import options
+        from pipeline import option_kinds
 
-        return options.PATCH_OVERLAPS
+        return option_kinds.PATCH_OVERLAPS
     raise AttributeError(name)

@@ -17,7 +17,7 @@ import patching
 from patching import Grid, window_starts
 from pipeline.config import Config
 from pipeline.dicom.dicom_io import read_slice
-from pipeline.options import PATCH_OVERLAPS
+from pipeline.option_kinds import PATCH_OVERLAPS
 from tests import naive
 from tests.scans import phantom, write_slice
 from utils import Affine, Pair
