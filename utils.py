@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # numpy is heavy: --help answers without it
     from numpy.typing import NDArray
 
     from pipeline.config import Config as Config  # noqa: PLC0414
-    from pipeline.options import PATCH_OVERLAPS as PATCH_OVERLAPS  # noqa: PLC0414
+    from pipeline.option_kinds import PATCH_OVERLAPS as PATCH_OVERLAPS  # noqa: PLC0414
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from pipeline import config_file, streams
 from pipeline.config import Config
-from pipeline.options import OPTIONS, Choice, Files, Flag, Kind, Numbers, Option, Text
+from pipeline.option_kinds import Choice, Files, Flag, Kind, Numbers, Text
+from pipeline.options import OPTIONS, Option
 from utils import CallError, RunError, __version__, quoted, shown
 
 

@@ -6,7 +6,8 @@ import json
 import math
 from dataclasses import dataclass
 
-from pipeline.options import FILE_OPTIONS, OPTIONS, PATCH_OVERLAPS
+from pipeline.option_kinds import PATCH_OVERLAPS
+from pipeline.options import FILE_OPTIONS, OPTIONS
 from utils import FIXED_NORMALIZATIONS, CallError, shown
 
 #: Limits of --hu-window: no CT value is beyond, and float32 tells its ends apart.

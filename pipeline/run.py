@@ -98,7 +98,8 @@ def make_patches(
     except SharedFailure as error:  # of which all ranks know
         ranks.close()
         kind = CallError if error.status == CallError.status else RunError
-        raise kind(str(error)) from error
+        notes = (f" ({note})" for note in getattr(error, "__notes__", ()))
+        raise kind("".join([str(error), *notes])) from error
     ranks.close()
     return summary
 

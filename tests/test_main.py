@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.command_line import build_parser, parse
 from pipeline.config import Config
+from pipeline.option_kinds import PATCH_OVERLAPS
 from pipeline.options import OPTIONS as OPTIONS_OF_RUN
-from pipeline.options import PATCH_OVERLAPS
 from tests.conftest import Tree
 from tests.running import REPO, Ended, called, contents, ranks, run, serial
 from tests.scans import write_patient

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.dicom.header import read_slice
 from pipeline.filling import make_block
 from pipeline.model import Pair
-from pipeline.options import PATCH_OVERLAPS
+from pipeline.option_kinds import PATCH_OVERLAPS
 from pipeline.survey import plan_pair
 from tests import naive
 from tests.scans import phantom, write_slice

@@ -28,7 +28,7 @@ from pydicom.uid import (
 )
 
 import stitch as command
-from pipeline.options import PATCH_OVERLAPS
+from pipeline.option_kinds import PATCH_OVERLAPS
 from stitch import blend, stitch, window, write_dicom
 from tests.naive import downscale
 from tests.running import REPO, called, run, serial

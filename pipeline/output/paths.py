@@ -74,7 +74,7 @@ def _check_key(key: str, may_exist: bool) -> None:
 
 def _check_other_subsets(config: Config) -> None:
     """Reject a file of a subset that this run does not write: a patient of it may be in another."""
-    every = files_of(dataclasses.replace(config, split=(1.0, 1.0, 1.0)))
+    every = files_of(dataclasses.replace(config, split=None, split_file=""))
     for subset in every.keys() - files_of(config).keys():
         if os.path.lexists(every[subset]):
             raise CallError(

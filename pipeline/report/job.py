@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.options import FILE_OPTIONS, OPTIONS, PATCH_OVERLAPS, File, Option, Text
+from pipeline.option_kinds import PATCH_OVERLAPS, File, Text
+from pipeline.options import FILE_OPTIONS, OPTIONS, Option
 
 #: Options whose value is a path or a name that the user gave.
 PATHS = [o for o in OPTIONS.values() if isinstance(o.kind, File) and o.in_config]
