@@ -17,7 +17,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn, TypeAlias
 
-from pipeline import config_file, errors, streams
+from ctpatches import streams
+from pipeline import config_file, errors
 from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks
 from utils import (

@@ -99,7 +99,9 @@ def test_the_output_never_gets_the_number_of_a_closed_stream(tmp_path, tree, who
     script.write_text(
         "import os, sys\n"
         f"sys.path.insert(0, {str(REPO)!r})\n"
-        "import main, blocks, streams\n"
+        "import main\n"
+        "from ctpatches import streams\n"
+        "from pipeline.output import blocks\n"
         "write = blocks.write_block\n"
         "def noisy(*arguments):\n"
         "    for descriptor in (0, 1, 2):\n"

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline import profile, streams
+from ctpatches import streams
+from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.output.blocks import BackgroundWriter, Writer
 from pipeline.prefetch import prefetched
