@@ -116,11 +116,6 @@ def operations() -> tuple[tuple[Callable[..., object], int] | None, ...]:
     )
 
 
-def undo_orientation(patch: NDArray[Any], code: int) -> NDArray[Any]:
-    """Return the patch as it was before `orient` with the same code."""
-    return orient(patch, {1: 3, 3: 1}.get(code, code))
-
-
 def draw_degradations(identities: Sequence[str], seed: int) -> list[str]:
     """Choose which input images are blurred and which get noise.
 

@@ -11,7 +11,8 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from pipeline import Config, errors, streams
+from ctpatches import streams
+from pipeline import Config, errors
 from pipeline.command_line import FilesToVerify, Request, field, parse, verify
 from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ctpatches import __version__
+from ctpatches.files import atomic_write
+from ctpatches.messages import CallError, RunError, ToolError, quoted, shown
 
 if TYPE_CHECKING:  # numpy is heavy: --help answers without it
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.config import Config as Config  # noqa: PLC0414
-    from pipeline.option_kinds import PATCH_OVERLAPS as PATCH_OVERLAPS  # noqa: PLC0414
+    from pipeline.config import Config
 
-__version__ = "0.1.0"
+
+#: What both packages use is defined in `ctpatches`, which imports nothing from here.
+__all__ = ["CallError", "RunError", "ToolError", "__version__", "atomic_write", "quoted", "shown"]
 
 NORMALIZATIONS = (
     "None",
@@ -42,51 +45,12 @@ SUM_PIXELS = 512 * 512
 PIECE_BYTES = 512 << 10
 
 
-class ToolError(Exception):
-    """An error that the user can act on; the command line prints it and exits with `status`."""
-
-    status = 1
-
-
-class RunError(ToolError):
-    """The run failed: bad data, no space, a rank that broke."""
-
-
-class CallError(ToolError):
-    """The call was wrong: nothing has been done and nothing written."""
-
-    status = 2
-
-
-def shown(text: object) -> str:
-    """Return `text` with line breaks and other control characters escaped, for a message."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def quoted(path: object) -> str:
-    """Return a path or name between quotes, on one line, for a message."""
-    return f"'{shown(path)}'"
-
-
 def listed(headline: str, problems: Iterable[str]) -> str:
     """Return one message: the headline alone with one problem, else a line for each below it."""
     lines = list(problems)
     if len(lines) == 1:
         return f"{headline}: {lines[0]}"
     return "\n".join([f"{headline}:", *(f"  {line}" for line in lines)])
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a temporary name to write to, and rename the file to `path` once it is whole."""
-    partial = f"{os.fspath(path)}.partial"
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main as tool
-from pipeline import streams
+from ctpatches import streams
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctpatches.file import PatchFile
+    from ctpatches.stitching import stitch
 
-__all__ = ["PatchFile"]
+__all__ = ["PatchFile", "stitch"]
 __version__ = "0.1.0"
 
-_MODULES = {"PatchFile": "ctpatches.file"}
+_MODULES = {"PatchFile": "ctpatches.file", "stitch": "ctpatches.stitching"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 
 
 class Invalid(ValueError):
@@ -28,3 +30,16 @@ def open_regular(path: str) -> int:
         os.close(descriptor)
         raise Invalid.of(path, "is no regular file")
     return descriptor
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a temporary name to write to, and rename the file to `path` once it is whole."""
+    partial = f"{os.fspath(path)}.partial"
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)

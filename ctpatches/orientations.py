@@ -59,3 +59,8 @@ def turned(images: Images, codes: NDArray[np.uint8]) -> Images:
         chosen = codes == code
         out[chosen] = DIHEDRAL[code](images[chosen])
     return out
+
+
+def upright(images: Images, codes: NDArray[np.uint8]) -> Images:
+    """Return images, shape (n, p, p), as they were before `turned` with the same codes below 6."""
+    return turned(images, np.array([0, 3, 2, 1, 4, 5], np.uint8)[codes])

@@ -36,6 +36,12 @@ class Windows:
     scales: tuple[float, ...]
     inside: int
 
+    def views(
+        self, pair: int | NDArray[np.int64], scale: float | NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Return rows and columns of views, as `augment.view_shape`."""
+        return (self.shapes[:, pair] * scale).astype(np.int64)
+
     def check(self, columns: Mapping[str, NDArray[Any]], indices: NDArray[np.int64]) -> None:
         """Refuse rows of `PATCH_COLUMNS` that no run writes.
 
@@ -47,7 +53,7 @@ class Windows:
         pair = pair_of(self.first + self.patches, indices)
         known = np.isin(columns["scale"], np.array(self.scales, np.float32))
         scale = np.where(known, columns["scale"], 1).astype(np.float64).round(6)
-        views = (self.shapes[:, pair] * scale).astype(np.int64)  # as `augment.view_shape`
+        views = self.views(pair, scale)
         starts = np.stack([columns["row"], columns["col"]]).astype(np.int64)
         right = known & (columns["pair"] == pair) & (columns["orientation"] < len(ORIENTATIONS))
         right &= ((starts >= 0) & (starts + self.inside <= views)).all(axis=0)

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
-from pipeline import config_file, streams
+from ctpatches import streams
+from pipeline import config_file
 from pipeline.config import Config
 from pipeline.option_kinds import Choice, Files, Flag, Kind, Numbers, Text
 from pipeline.options import OPTIONS, Option

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import streams
+from ctpatches import streams
 from pipeline.mpi import launch
 from tests.running import REPO, Ended, environment, mpiexec
 

@@ -35,10 +35,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-import stitch
+from ctpatches import __main__ as command
 from ctpatches.file import denormalise, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import ATTRIBUTES, SCHEMA
+from ctpatches.stitching import stitch
 from ctpatches.verify import verify
 from tests.editing import sign
 
@@ -249,7 +250,7 @@ def from_shell(path: Path) -> None:
     words = [str(path), "--pair", "0", "--overwrite", "--source", str(path.parent), "--output"]
     for output in ("out.npy", "out.dcm"):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            status = stitch.main([*words, str(path.with_name(output))])
+            status = command.main(["stitch", *words, str(path.with_name(output))])
         assert (status in (1, 2)) == bool(said.getvalue()), said.getvalue()
     assert said.getvalue().isprintable() or said.getvalue().count("\n") <= 2, said.getvalue()
 
@@ -262,9 +263,9 @@ READERS: tuple[Callable[[Path], object], ...] = (
     lambda path: read_patches(path, [5, 0]),
     lambda path: denormalise(np.zeros((1, 2)), path, 3, "input", "stored"),
     verify,
-    lambda path: stitch.stitch(None, path, 0, "input"),
-    lambda path: stitch.stitch(None, path, 1, unit="stored"),
-    lambda path: stitch.stitch(None, path, 1, scale=0.6, unit="file"),
+    lambda path: stitch(None, path, 0, "input"),
+    lambda path: stitch(None, path, 1, unit="stored"),
+    lambda path: stitch(None, path, 1, scale=0.6, unit="file"),
     from_shell,
 )
 

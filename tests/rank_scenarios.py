@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline import streams
+from ctpatches import streams
 from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks
 from utils import RunError

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import xxhash
 
-import stitch
+from ctpatches import __main__ as command
 from ctpatches.checksums import pixel_digest
 from ctpatches.file import denormalise, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import PATCH_COLUMNS, SCHEMA
+from ctpatches.stitching import stitch
 from ctpatches.verify import verify
 from tests.editing import sign
 from tests.running import REPO, called, run
@@ -65,7 +66,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "provenance": lambda path: provenance(path, 0),
     "read_patches": lambda path: read_patches(path, 0),
     "denormalise": lambda path: denormalise(np.zeros((1, 2)), path, 0),
-    "stitch": lambda path: stitch.stitch(None, path, 0),
+    "stitch": lambda path: stitch(None, path, 0),
 }
 every_reader = pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 
@@ -182,10 +183,10 @@ def test_slices_of_impossible_size_or_scale_are_refused(
 ) -> None:
     for value in (0, 4097, (1 << 32) - 1):
         with pytest.raises(ValueError, match="has slices of sides beyond 1 to 4096 pixels"):
-            stitch.stitch(None, forge(fill("pair/rows", value)), 0)
+            stitch(None, forge(fill("pair/rows", value)), 0)
     for slope in (0, np.nan, np.inf):
         with pytest.raises(ValueError, match="hold NaN, infinity or a slope of 0"):
-            stitch.stitch(None, forge(fill("pair/target_slope", slope)), 0)
+            stitch(None, forge(fill("pair/target_slope", slope)), 0)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_a_configuration_of_another_kind_is_refused(
 ) -> None:
     path = forge(attribute("configuration", np.array(text, f"S{len(text) or 1}")))
     with pytest.raises(ValueError, match="holds no configuration of this tool"):
-        stitch.stitch(None, path, 0)
+        stitch(None, path, 0)
 
 
 # --- more than the file can hold -------------------------------------------------------------
@@ -294,7 +295,7 @@ def test_a_source_slice_outside_of_the_folder_is_refused(
     path = forge(change)
     root, output = valid.parent / "scans", path.with_name("out.dcm")
     words = (path, "--pair", 0, "--source", root, "--output", output)
-    assert stitch.main([str(word) for word in words]) == 1
+    assert command.main(["stitch", *map(str, words)]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "expected: a path below an input folder" in error
@@ -325,7 +326,7 @@ def test_a_file_of_which_everything_was_compressed_is_read_alike(
     assert provenance(packed, 50) == provenance(valid, 50)
     for scale in (1, 0.8):
         np.testing.assert_array_equal(
-            stitch.stitch(None, packed, 1, scale=scale), stitch.stitch(None, valid, 1, scale=scale)
+            stitch(None, packed, 1, scale=scale), stitch(None, valid, 1, scale=scale)
         )
     assert verify(packed) == ["was compressed or rewritten: its checksums are of other bytes"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from ctpatches import PatchFile
+from ctpatches.__main__ import main
 from ctpatches.file import denormalise, provenance
 from tests.conftest import Tree
 from tests.running import called
@@ -71,8 +73,9 @@ def test_other_processes_read_it(path, method, monkeypatch):
         monkeypatch.chdir("/")
         expected = first_patch(file)
         assert first_patch(pickle.loads(pickle.dumps(file))) == expected
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            assert pool.map(first_patch, [file]) == [expected]
+        context = multiprocessing.get_context(method)
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            assert pool.submit(first_patch, file).result() == expected
 
 
 def test_a_wrong_unit_or_file_is_an_error(path, tmp_path):
@@ -83,3 +86,44 @@ def test_a_wrong_unit_or_file_is_an_error(path, tmp_path):
     (tmp_path / "text.h5").write_text("text")
     with pytest.raises(ValueError, match="is no HDF5 file"):
         PatchFile(tmp_path / "text.h5")
+
+
+# --- the commands verify and info ------------------------------------------------------------
+
+
+def test_info_prints_ten_lines_and_verify_one(path, capsys):
+    assert main(["info", str(path)]) == 0
+    out = capsys.readouterr().out
+    found = {line.split()[0]: line for line in out.splitlines()}
+    assert len(found) == len(out.splitlines()) == 10
+    with h5py.File(path) as raw:
+        assert found["patches"].split()[1] == str(len(raw["input"]))
+        assert found["pairs"].split()[1] == f"{len(raw['pair/patient'])},"
+    assert found["patients"].endswith(" 3: A01, B02, C03")
+    assert "normalization_type std_independent" in found["options"]
+    assert main(["verify", str(path), str(path)]) == 0
+    assert capsys.readouterr().out == 2 * f"{path}: every byte as it was written\n"
+
+
+def test_verify_names_the_damaged_block(path, tmp_path, capsys):
+    copy = tmp_path / "copy.h5"
+    data = bytearray(path.read_bytes())
+    with h5py.File(path) as raw:
+        data[raw["target"].id.get_offset()] ^= 1
+    copy.write_bytes(data)
+    assert main(["verify", str(copy), str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == f"{path}: every byte as it was written\n"
+    assert said.err.startswith(f"ctpatches: error: '{copy}': the block of pair 0 (A01/")
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["verify", "info"])
+def test_what_is_not_a_file_of_ctpatches_is_one_error(command, tmp_path, capsys):
+    (tmp_path / "text.h5").write_text("text")
+    for name, words in (("text.h5", "is no HDF5 file"), ("none.h5", "No such file")):
+        assert main([command, str(tmp_path / name)]) == 1
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1)
+        assert words in said.err
+    assert main([command]) == main([]) == main(["unknown"]) == 2

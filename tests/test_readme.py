@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import stitch
+from ctpatches import stitch_command
 from pipeline.command_line import build_parser
 from pipeline.options import OPTIONS
 from tests.running import REPO, run
@@ -161,7 +161,13 @@ def tables(page: str) -> dict[str, list[str]]:
     return out
 
 
-MAIN_OPTIONS, STITCH_OPTIONS = options_of(build_parser()), options_of(stitch.build_parser())
+def stitch_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    stitch_command.add_options(parser)
+    return parser
+
+
+MAIN_OPTIONS, STITCH_OPTIONS = options_of(build_parser()), options_of(stitch_parser())
 
 
 def shown_default(action: argparse.Action) -> str:
@@ -204,7 +210,7 @@ def test_every_documented_option_exists():
 
 def test_every_option_in_a_command_exists():
     known = {name.replace("_", "-") for name in [*MAIN_OPTIONS, *STITCH_OPTIONS]}
-    calls = [c for c in commands() if re.search(r"main\.py|gen_patches|stitch\.py", c)]
+    calls = [c for c in commands() if re.search(r"main\.py|gen_patches|ctpatches stitch", c)]
     found = {word for c in calls for word in re.findall(r"(?<!\S)--[\w-]+", c)}
     assert found
     assert {option for option in found if option.replace("_", "-") not in known} == set()

@@ -27,14 +27,17 @@ from pydicom.uid import (
     generate_uid,
 )
 
-import stitch as command
+from ctpatches import __main__ as command
+from ctpatches import stitch
+from ctpatches.dicom_export import write_dicom
+from ctpatches.stitching import blend, window
 from pipeline.option_kinds import PATCH_OVERLAPS
-from stitch import blend, stitch, window, write_dicom
 from tests.naive import downscale
-from tests.running import REPO, called, run, serial
+from tests.running import called, run, serial
 from tests.scans import Made, write_patient, write_slice
 from utils import RunError
 
+COMMAND: list[str | Path] = [sys.executable, "-m", "ctpatches", "stitch"]
 SHAPE = (128, 141)
 NORMALISATIONS = (
     *("unity_independent", "unity_wrt_ld", "std_independent", "std_wrt_ld"),
@@ -441,7 +444,7 @@ def test_a_wrong_shape_text_or_source_is_refused(tmp_path: Path) -> None:
 
 def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     """Call the command; return its status, what it printed and its error."""
-    status = command.main([str(word) for word in words])
+    status = command.main(["stitch", *(str(word) for word in words)])
     said = capsys.readouterr()
     return status, said.out, said.err
 
@@ -523,7 +526,11 @@ def test_the_slice_itself_may_be_named_but_not_another(
             2,
             "fits no source slice",
         ),
-        (("FILE", "--pair", "0", "--description", "é", "--output", "x.npy"), 2, "plain ASCII"),
+        (
+            ("FILE", "--pair", "0", "--description", "é", "--source", ".", "--output", "x.dcm"),
+            2,
+            "plain ASCII",
+        ),
         (("FILE", "--pair", "7", "--output", "x.npy"), 1, "pair 7 of 2"),
         (("FILE", "--pair", "0", "--scale", "0.8", "--output", "x.npy"), 1, "the file has: 1"),
         (("FILE", "--pair", "0", "--values", "no.npy", "--output", "x.npy"), 1, "No such file"),
@@ -548,7 +555,7 @@ def test_a_wrong_call_ends_in_one_line(
     meant = {"FILE": file.path, "TEXT": tmp_path / "text"}
     found, _, error = call(capsys, *(meant.get(word, word) for word in words))
     assert found == status
-    assert error.startswith("stitch.py: error: ")
+    assert error.startswith("ctpatches: error: ")
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("x.*"))
@@ -568,7 +575,7 @@ def test_a_source_slice_is_never_replaced(make: Maker, capsys: pytest.CaptureFix
 def test_it_runs_from_the_shell(tmp_path: Path, scans: File) -> None:
     made = serial(tmp_path, "--input-folder", scans.root, "--output-fname", "out.h5")
     assert made.status == 0, made.err
-    command_line: list[str | Path] = [sys.executable, REPO / "stitch.py", "out.h5", "--pair", "1"]
+    command_line: list[str | Path] = [*COMMAND, "out.h5", "--pair", "1"]
     ended = run([*command_line, "--output", "t.npy"], tmp_path)
     assert (ended.status, ended.out, ended.err) == (0, "output     t.npy\n", "")
     np.testing.assert_array_equal(np.load(tmp_path / "t.npy"), scans.pairs[1].target - 1024.0)
@@ -576,7 +583,7 @@ def test_it_runs_from_the_shell(tmp_path: Path, scans: File) -> None:
 
 
 #: What `main.py` prints, too, where standard output is full.
-FULL = "stitch.py: error: cannot write to standard output: No space left on device\n"
+FULL = "ctpatches: error: cannot write to standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize(
@@ -591,7 +598,7 @@ def test_the_slice_is_written_whatever_the_streams_are_connected_to(
     streams: str, status: int, error: str, tmp_path: Path, make: Maker
 ) -> None:
     file = make("--patch-size", "p42")
-    words = [sys.executable, REPO / "stitch.py", file.path, "--pair", "1", "--output", "t.npy"]
+    words = [*COMMAND, file.path, "--pair", "1", "--output", "t.npy"]
     command_line = f"set -o pipefail; {shlex.join(map(str, words))} {streams}"
     ended = run(["bash", "-c", command_line], tmp_path)
     assert (ended.status, ended.err) == (status, error)
@@ -602,7 +609,7 @@ def test_the_slice_is_written_whatever_the_streams_are_connected_to(
 def test_an_error_that_nobody_hears_has_its_status(
     streams: str, tmp_path: Path, make: Maker
 ) -> None:
-    words = [sys.executable, REPO / "stitch.py", "none.h5", "--pair", "1", "--output", "t.npy"]
+    words = [*COMMAND, "none.h5", "--pair", "1", "--output", "t.npy"]
     ended = run(["bash", "-c", f"{shlex.join(map(str, words))} {streams}"], tmp_path)
     assert (ended.status, ended.out, ended.err) == (1, "", "")
 

@@ -100,7 +100,7 @@ def test_the_output_never_gets_the_number_of_a_closed_stream(tmp_path, tree, who
         "import os, sys\n"
         f"sys.path.insert(0, {str(REPO)!r})\n"
         "import main\n"
-        "from pipeline import streams\n"
+        "from ctpatches import streams\n"
         "from pipeline.output import blocks\n"
         "write = blocks.write_block\n"
         "def noisy(*arguments):\n"

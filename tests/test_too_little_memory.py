@@ -15,7 +15,7 @@ SCRIPT = f"""import importlib, os, resource, sys
 sys.path.insert(0, {str(REPO)!r})
 module, megabytes = sys.argv[1], int(sys.argv[2])
 import main
-from pipeline import streams
+from ctpatches import streams
 importlib.import_module(module)
 with open("/proc/self/statm") as file:
     size = int(file.read().split()[0]) * resource.getpagesize()

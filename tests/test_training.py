@@ -14,7 +14,7 @@ import pytest
 
 from ctpatches.file import denormalise
 from ctpatches.reader import PatchReader
-from stitch import stitch
+from ctpatches.stitching import stitch
 from tests.running import REPO, called
 
 Scans = tuple[str, Path]

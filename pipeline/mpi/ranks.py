@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline import profile, streams
+from ctpatches import streams
+from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.prefetch import prefetched
 from utils import RunError

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from utils import shown
+from ctpatches.messages import shown
 
 
 class _Stream(io.FileIO):

@@ -1,0 +1,50 @@
+"""Errors that a command line prints in one line, and text of files in messages."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+
+
+class ToolError(Exception):
+    """An error that the user can act on; the command line prints it and exits with `status`."""
+
+    status = 1
+
+
+class RunError(ToolError):
+    """The run failed: bad data, no space, a rank that broke."""
+
+
+class CallError(ToolError):
+    """The call was wrong: nothing has been done and nothing written."""
+
+    status = 2
+
+
+def shown(text: object) -> str:
+    """Return `text` with line breaks and other control characters escaped, for a message."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def quoted(path: object) -> str:
+    """Return a path or name between quotes, on one line, for a message."""
+    return f"'{shown(path)}'"
+
+
+@contextlib.contextmanager
+def errors_naming(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Turn an error of the system or of a library into one line that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # sources break rules in tags that do not matter here
+            yield
+    except ToolError:
+        raise
+    except OSError as error:
+        raise RunError(f"{quoted(path)} {what}: {error.strerror or shown(error)}") from error
+    except Exception as error:
+        # Its words stay out: they may quote any tag, names among them.
+        raise RunError(f"{quoted(path)} {what} ({type(error).__name__})") from error
