@@ -9,10 +9,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.model import Pair
 from pipeline.profile import step
+
+if TYPE_CHECKING:  # it loads numpy, and --help must not
+    from pipeline.model import Pair
 
 Task = TypeVar("Task")
 Prepared = TypeVar("Prepared")
