@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -99,14 +100,21 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         filler = Filler(config, layouts, writers)
         records = ranks.imap_unordered(filler.write, tasks, filler.prepare, threads)
         for filled in stack.enter_context(contextlib.closing(records)):
+            writer = writers[filled.file]
             assert output
-            output.add(filled.file, filled.index, filled.record)
-            starts = files[filled.file].plan.starts
-            patches = starts[filled.index + 1] - starts[filled.index]
-            progress.advance(patches * config.bytes_a_patch)
+            assert writer
+            writer.when_written(functools.partial(_add, output, filled, progress, config))
         for writer in writers:
             if writer:
                 writer.flush()
+
+
+def _add(output: Output, filled: Filled, progress: Progress, config: Config) -> None:
+    """Record a block that is in its file."""
+    output.add(filled.file, filled.index, filled.record)
+    starts = output.files[filled.file].plan.starts
+    patches = starts[filled.index + 1] - starts[filled.index]
+    progress.advance(patches * config.bytes_a_patch)
 
 
 def _open(

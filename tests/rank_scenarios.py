@@ -12,6 +12,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ctpatches import streams
@@ -56,6 +57,9 @@ def large_bytes(ranks: Ranks) -> None:
 
         def write(self, offset: int, data: memoryview) -> None:
             image[offset : offset + len(data)] = data
+
+        def when_written(self, function: Callable[[], None]) -> None:
+            function()
 
         def flush(self) -> None:
             """Nothing waits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -154,6 +155,9 @@ class Disk:
             raise RunError("no space left")
         self.written.append((offset, threading.current_thread().name.split("_")[0]))
 
+    def when_written(self, function: Callable[[], None]) -> None:
+        function()
+
     def flush(self) -> None:
         """Nothing waits."""
 
@@ -167,6 +171,18 @@ def test_bytes_are_written_in_order_in_one_other_thread():
     assert disk.written == [(offset, "writer") for offset in range(50)]
     writer.close()
     assert not [one for one in threading.enumerate() if one.name.startswith("writer")]
+
+
+def test_what_waits_for_written_bytes_is_called_behind_them():
+    disk = Disk()
+    writer = BackgroundWriter(disk)
+    found: list[int] = []
+    for offset in range(5):
+        writer.write(offset, memoryview(b"x"))
+        writer.when_written(lambda: found.append(len(disk.written)))
+    writer.flush()
+    writer.close()
+    assert found == [1, 2, 3, 4, 5]
 
 
 def test_a_write_that_fails_is_raised_at_the_end_at_the_latest():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.mpi.messages import Messages, Tag
@@ -42,6 +43,10 @@ class RemoteWriter:
     def _finish_oldest(self) -> None:
         for request in self.pending.popleft()[1]:
             request.wait()
+
+    def when_written(self, function: Callable[[], None]) -> None:
+        """Call a function: rank 0 writes the bytes before it receives the result."""
+        function()
 
     def flush(self) -> None:
         """Wait until rank 0 has everything."""

@@ -10,7 +10,7 @@ import errno
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -102,6 +102,9 @@ class Writer(Protocol):
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at that byte."""
 
+    def when_written(self, function: Callable[[], None]) -> None:
+        """Call a function once all that was written before is in the file."""
+
     def flush(self) -> None:
         """Wait until all that was written is in the file, or raise why it is not."""
 
@@ -139,6 +142,10 @@ class PartialFile:
             write_at(self.descriptor, data, offset)
         except OSError as error:
             raise _not_written(self.path, error) from error
+
+    def when_written(self, function: Callable[[], None]) -> None:
+        """Call a function: all that was written is in the file."""
+        function()
 
     def flush(self) -> None:
         """Nothing waits to be written."""
@@ -179,6 +186,10 @@ class BackgroundWriter:
         while len(self._pending) > self.MAX_PENDING or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
         self._pending.append(self._thread.submit(self._write, offset, data))
+
+    def when_written(self, function: Callable[[], None]) -> None:
+        """Call a function in the thread, behind all that was written before."""
+        self._pending.append(self._thread.submit(function))
 
     def _write(self, offset: int, data: memoryview) -> None:
         with step("write"):
