@@ -215,7 +215,8 @@ class Ranks:
             On every rank, where `prepare` or `function` fails on any.
         """
         if not self._messages:
-            with contextlib.closing(prefetched(tasks, prepare, threads)) as prepared:
+            ahead = 0 if self.parallel else threads
+            with contextlib.closing(prefetched(tasks, prepare, ahead)) as prepared:
                 for one in prepared:
                     yield function(one)
                     del one  # before the next one is prepared: it may hold images
