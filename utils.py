@@ -5,22 +5,28 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctpatches import __version__
 from ctpatches.files import atomic_write
-from ctpatches.messages import CallError, RunError, ToolError, quoted, shown
+from ctpatches.messages import CallError, RunError, ToolError, printable, quoted
 
 if TYPE_CHECKING:  # numpy is heavy: --help answers without it
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.config import Config
-
 
 #: What both packages use is defined in `ctpatches`, which imports nothing from here.
-__all__ = ["CallError", "RunError", "ToolError", "__version__", "atomic_write", "quoted", "shown"]
+__all__ = [
+    "CallError",
+    "RunError",
+    "ToolError",
+    "__version__",
+    "atomic_write",
+    "printable",
+    "quoted",
+]
 
 NORMALIZATIONS = (
     "None",
@@ -34,7 +40,7 @@ NORMALIZATIONS = (
 )
 #: Those by the same figures for every image of the run; always of HU.
 FIXED_NORMALIZATIONS = ("hu_window", "dataset_unity", "dataset_std")
-SIDES = ("train", "val", "test")
+SUBSETS = ("train", "val", "test")
 
 #: What lies outside the patient and outside the image: the lowest value of a CT scale, in HU.
 AIR_HU = -1024.0
@@ -45,7 +51,7 @@ SUM_PIXELS = 512 * 512
 PIECE_BYTES = 512 << 10
 
 
-def listed(headline: str, problems: Iterable[str]) -> str:
+def join_lines(headline: str, problems: Iterable[str]) -> str:
     """Return one message: the headline alone with one problem, else a line for each below it."""
     lines = list(problems)
     if len(lines) == 1:
@@ -179,40 +185,3 @@ def generator(seed: int, purpose: str, identity: str = "") -> np.random.Generato
     import numpy as np
 
     return np.random.Generator(np.random.Philox(key=key(seed, purpose, identity)))
-
-
-@dataclass
-class Tally:
-    """Counts and remarks that the summary at the end of a run shows."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    remarks: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
-    numbers: dict[str, str] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
-
-    def add(self, name: str, number: int = 1) -> None:
-        """Add to the count of that name."""
-        self.counts[name] = self.counts.get(name, 0) + number
-
-    def warn(self, text: str, *patients: str) -> None:
-        """Add a remark, `{}` in it standing for the names of patients."""
-        self.remarks.append((text, patients))
-
-    @property
-    def warnings(self) -> list[str]:
-        """The remarks, patients by their pseudonyms if they have some."""
-        return [
-            text.format(*(shown(self.numbers.get(patient, patient)) for patient in patients))
-            for text, patients in self.remarks
-        ]
-
-
-def say(tally: Tally, config: Config) -> None:
-    """Print counts, what was left out, and warnings; with `--quiet` the last two alone."""
-    for name, number in tally.counts.items():
-        if not config.quiet and (number or name in ("patients", "pairs", "patches")):
-            print(f"{name:28} {number}")
-    for line in tally.left_out:
-        print(shown(f"left out: {line}"))
-    for warning in tally.warnings:
-        print(shown(f"warning: {warning}"))

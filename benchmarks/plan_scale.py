@@ -30,7 +30,7 @@ from pipeline.config import Config
 from pipeline.model import PairPlan, Plan, Slice
 from pipeline.output import file_header
 from pipeline.survey import Collector, Survey, plan_pair
-from utils import Tally
+from pipeline.tally import Tally
 
 #: As in the larger series of TCIA.
 SLICES_A_PATIENT = 400

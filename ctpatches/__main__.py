@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from ctpatches import __version__, stitch_command, streams
 from ctpatches.info import overview
-from ctpatches.messages import CallError, RunError, ToolError, quoted, shown
+from ctpatches.messages import CallError, RunError, ToolError, printable, quoted
 from ctpatches.verify import verify
 
 PROGRAM = "ctpatches"
@@ -57,7 +57,7 @@ def _verify(options: argparse.Namespace) -> int:
             streams.print_error(f"{quoted(file)}: {damage}", PROGRAM)
             status = 1
         if not damages:
-            print(f"{shown(file)}: every byte as it was written")
+            print(f"{printable(file)}: every byte as it was written")
     return status
 
 
@@ -68,7 +68,7 @@ def _info(options: argparse.Namespace) -> int:
         except OSError as error:
             raise RunError(f"{quoted(file)}: {error.strerror or error}") from error
         except ValueError as error:
-            raise RunError(shown(error)) from error
+            raise RunError(printable(error)) from error
     return 0
 
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from ctpatches.file import patients_of
-from ctpatches.messages import shown
+from ctpatches.messages import printable
 from ctpatches.validation import ValidatedFile, opened
 
 #: Longer lists of patients are abbreviated.
@@ -40,7 +40,7 @@ def overview(path: str | os.PathLike[str]) -> list[str]:
             "options": _options(config),
             "seed": str(int(source.attributes["seed"])),
         }
-    return [f"{name:10} {shown(fact)}" for name, fact in facts.items()]
+    return [f"{name:10} {printable(fact)}" for name, fact in facts.items()]
 
 
 def _slice_shapes(source: ValidatedFile) -> str:

@@ -24,14 +24,14 @@ class CallError(ToolError):
     status = 2
 
 
-def shown(text: object) -> str:
+def printable(text: object) -> str:
     """Return `text` with line breaks and other control characters escaped, for a message."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def quoted(path: object) -> str:
     """Return a path or name between quotes, on one line, for a message."""
-    return f"'{shown(path)}'"
+    return f"'{printable(path)}'"
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def errors_naming(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except ToolError:
         raise
     except OSError as error:
-        raise RunError(f"{quoted(path)} {what}: {error.strerror or shown(error)}") from error
+        raise RunError(f"{quoted(path)} {what}: {error.strerror or printable(error)}") from error
     except Exception as error:
         # Its words stay out: they may quote any tag, names among them.
         raise RunError(f"{quoted(path)} {what} ({type(error).__name__})") from error

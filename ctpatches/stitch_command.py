@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.files import atomic_write
-from ctpatches.messages import CallError, RunError, errors_naming, quoted, shown
-from ctpatches.stitching import DESCRIPTION, SIDES, UNITS, Image, stitch
+from ctpatches.messages import CallError, RunError, errors_naming, printable, quoted
+from ctpatches.stitching import DESCRIPTION, ROLES, UNITS, Image, stitch
 from ctpatches.validation import opened
 
 
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--side",
-        choices=SIDES,
+        choices=ROLES,
         default="target",
         help="whose patches, and with --values whose normalisation is undone; default: %(default)s",
     )
@@ -86,11 +86,11 @@ def run(options: argparse.Namespace) -> None:
             _save_array(image, options.output)
     except OSError as error:
         if error.strerror is None:  # of HDF5, with the file's name in it
-            raise RunError(shown(error)) from error
+            raise RunError(printable(error)) from error
         raise RunError(f"{quoted(error.filename or options.file)}: {error.strerror}") from error
     except (ValueError, IndexError) as error:
-        raise RunError(shown(error)) from error
-    print("\n".join([*lines, f"{'output':10} {shown(options.output)}"]))
+        raise RunError(printable(error)) from error
+    print("\n".join([*lines, f"{'output':10} {printable(options.output)}"]))
 
 
 def _check(options: argparse.Namespace) -> bool:
@@ -107,7 +107,7 @@ def _check(options: argparse.Namespace) -> bool:
         try:
             _dicom_export().check_texts(options.series_uid, options.description)
         except ValueError as error:
-            raise CallError(shown(error)) from error
+            raise CallError(printable(error)) from error
     if os.path.lexists(options.output) and not options.overwrite:
         raise CallError(f"--output {quoted(options.output)} exists; add --overwrite to replace it")
     return dicom
@@ -142,7 +142,7 @@ def _save_dicom(image: Image, options: argparse.Namespace) -> list[str]:
         series_uid=options.series_uid,
         description=options.description,
     )
-    lines = [f"{'slice':10} {shown(source)}", f"{'series':10} {derived.series_uid}"]
+    lines = [f"{'slice':10} {printable(source)}", f"{'series':10} {derived.series_uid}"]
     if derived.clipped:
         lines.append(
             f"{'clipped':10} {derived.clipped} of {image.size} pixels to "

@@ -16,7 +16,7 @@ from ctpatches.validation import ValidatedFile, opened
 
 Image = NDArray[np.float32]
 
-SIDES = ("input", "target")
+ROLES = ("input", "target")
 #: What an image can be given in; `file` is as the file holds it, normalised.
 UNITS = ("hu", "stored", "file")
 #: The least weight of a pixel along one axis, at the border of its patch; the largest is about 1.
@@ -127,9 +127,9 @@ def stitch(
         The file is no complete one of this tool, or damaged; an argument has no such choice; values
         do not fit the patches, or are not finite.
     """
-    if side not in SIDES or unit not in UNITS:
+    if side not in ROLES or unit not in UNITS:
         raise ValueError(
-            f"side {side!r}, unit {unit!r}; wanted: {' or '.join(SIDES)}, {', '.join(UNITS)}"
+            f"side {side!r}, unit {unit!r}; wanted: {' or '.join(ROLES)}, {', '.join(UNITS)}"
         )
     with opened(file) as source:
         block = _block(source, pair)

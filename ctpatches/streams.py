@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ctpatches.messages import shown
+from ctpatches.messages import printable
 
 
 class _Stream(io.FileIO):
@@ -66,7 +66,7 @@ def _text(raw: _Stream, replaced: Any) -> io.TextIOWrapper:
 
 def escaped(text: str) -> str:
     """Return text of several lines with all other control characters escaped."""
-    return "\n".join(map(shown, text.split("\n")))
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def print_error(message: object, program: str = "main.py") -> None:

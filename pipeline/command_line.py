@@ -14,14 +14,14 @@ from pipeline import config_file
 from pipeline.config import Config
 from pipeline.option_kinds import Choice, Files, Flag, Kind, Numbers, Text
 from pipeline.options import OPTIONS, Option
-from utils import CallError, RunError, __version__, quoted, shown
+from utils import CallError, RunError, __version__, printable, quoted
 
 
 class _Parser(argparse.ArgumentParser):
     """Takes every option with dashes or underscores, and says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise CallError(f"{shown(message)} (see --help)")
+        raise CallError(f"{printable(message)} (see --help)")
 
     def spelled_as_documented(self, argv: Sequence[str]) -> list[str]:
         """Return the arguments with each option name as it stands in `--help`."""
@@ -173,5 +173,5 @@ def verify(files: Sequence[str], input_folder: str | None) -> int:
         if damages:
             status = 1
         else:
-            print(f"{shown(file)}: {'; '.join(found)}")
+            print(f"{printable(file)}: {'; '.join(found)}")
     return status

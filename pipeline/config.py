@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.option_kinds import PATCH_OVERLAPS
 from pipeline.options import FILE_OPTIONS, OPTIONS
-from utils import FIXED_NORMALIZATIONS, CallError, shown
+from utils import FIXED_NORMALIZATIONS, CallError, printable
 
 #: Limits of --hu-window: no CT value is beyond, and float32 tells its ends apart.
 MAX_HU, MIN_HU_WIDTH = 1e6, 1.0
@@ -73,7 +73,7 @@ class Config:
                 value = option.checked(getattr(self, name))
             except ValueError as error:
                 text = f"argument {option.flag}: {error}"
-                raise CallError(f"{shown(text)} (see --help)") from None
+                raise CallError(f"{printable(text)} (see --help)") from None
             if name == "input_folder" and value is None:
                 raise CallError("--input-folder is needed (see --help)")
             object.__setattr__(self, name, value)  # frozen only after this

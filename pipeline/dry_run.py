@@ -14,7 +14,8 @@ from pipeline.cohort.selection import Findings
 from pipeline.config import Config
 from pipeline.model import Pair, Plan
 from pipeline.output import paths
-from utils import Tally, quoted, say, shown
+from pipeline.tally import Tally, print_tally
+from utils import printable, quoted
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
 BASE_MB = 160
@@ -45,7 +46,7 @@ def show(
         Number of ranks that share the work.
     tally : Tally
     """
-    say(tally, config)
+    print_tally(tally, config)
     show_plan(plans, findings, config)
     _show_needs(plans, config, ranks)
 
@@ -62,7 +63,7 @@ def show_plan(plans: dict[str, Plan], findings: Findings, config: Config) -> Non
 
 
 def _values(found: Iterable[str]) -> str:
-    return ", ".join(sorted({shown(value) for value in found})) or "not told"
+    return ", ".join(sorted({printable(value) for value in found})) or "not told"
 
 
 def _range(values: Iterable[float | None], unit: str) -> str:
@@ -108,7 +109,7 @@ def _show_patients(side: str, plan: Plan, config: Config) -> None:
         for i, number in enumerate((1, kept, sum(part.windows) - kept, kept * config.orientations)):
             row[i] += number
     for patient, row in counts.items():
-        print(f"{shown(patient):28} {row[0]:8} {row[1]:10} {row[2]:10} {row[3]:10}")
+        print(f"{printable(patient):28} {row[0]:8} {row[1]:10} {row[2]:10} {row[3]:10}")
     print()
 
 

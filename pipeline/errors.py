@@ -8,7 +8,7 @@ import os
 import traceback
 from collections.abc import Iterator
 
-from utils import RunError, ToolError, shown
+from utils import RunError, ToolError, printable
 
 
 class SharedFailure(ToolError):
@@ -59,7 +59,7 @@ def naming(file: str) -> Iterator[None]:
     except ToolError:
         raise
     except Exception as error:
-        raise failure_of(error, f"{shown(file)}: ") from error
+        raise failure_of(error, f"{printable(file)}: ") from error
 
 
 def shared(error: BaseException, where: str = "") -> SharedFailure:

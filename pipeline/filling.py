@@ -25,7 +25,7 @@ from pipeline.output.commit import Output
 from pipeline.output.output_file import OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import AIR_HU, Affine, RunError, img_pair_normalization, shown
+from utils import AIR_HU, Affine, RunError, img_pair_normalization, printable
 
 #: A block, and the digests of its two slices.
 PreparedBlock: TypeAlias = tuple[patching.Block, tuple[int, int]]
@@ -186,7 +186,7 @@ def make_block(
     slices, images = (pair.input, pair.target), (input_image, target_image)
     for one, image in zip(slices, images, strict=True):
         if not np.isfinite(image).all():
-            raise RunError(f"{shown(one.file)}: NaN or infinity came out of it; is it damaged?")
+            raise RunError(f"{printable(one.file)}: NaN or infinity came out of it; is it damaged?")
     fills = [air_value(*one, config) for one in zip(slices, affines, strict=True)]
     masks = part.kept_masks()
     return patching.make_block(images, affines, fills, masks, degradation, pair.identity, config)

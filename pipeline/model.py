@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from utils import Affine, shown
+from utils import Affine, printable
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class LeftOut:
     kind: str  # 'bad file' or 'unpaired'
 
     def __str__(self) -> str:
-        return f"{' and '.join(map(shown, self.files))}: {self.reason}"
+        return f"{' and '.join(map(printable, self.files))}: {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pipeline.config import Config
 from pipeline.model import LeftOut, Names, Pair, Plan
 from pipeline.output import paths
 from pipeline.survey import Collector, fixed_affine
-from utils import RunError, Tally, listed
+from pipeline.tally import Tally
+from utils import RunError, join_lines
 
 
 def make_plans(
@@ -78,11 +79,11 @@ def _check_surveys(findings: Findings, collector: Collector, config: Config) -> 
     problems = [collector.problems[i] for i in sorted(collector.problems)]
     if problems and config.bad_files == "error":
         headline = "files that cannot be used (to go on without them: --bad-files skip)"
-        raise RunError(listed(headline, map(str, problems)))
+        raise RunError(join_lines(headline, map(str, problems)))
     findings.left_out += problems
     wrong = [line for patient in sorted(collector.misfits) for line in collector.misfits[patient]]
     if wrong and config.anatomy_check == "error":
-        raise RunError(listed("not the same anatomy (see --anatomy-check)", wrong))
+        raise RunError(join_lines("not the same anatomy (see --anatomy-check)", wrong))
 
 
 def _warn_of_misfits(collector: Collector, config: Config, tally: Tally) -> None:

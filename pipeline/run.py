@@ -26,7 +26,8 @@ from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
 from pipeline.output.commit import Output
 from pipeline.progress import Progress
-from utils import CallError, RunError, Tally, say, shown
+from pipeline.tally import Tally, print_tally
+from utils import CallError, RunError, printable
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -216,7 +217,7 @@ def show(
 ) -> None:
     """Print the summary."""
     files = paths.files_of(config)
-    say(tally, config)
+    print_tally(tally, config)
     if config.verbose:
         dry_run.show_plan(plans, findings, config)
     if config.quiet:
@@ -224,10 +225,10 @@ def show(
     for side, part in plans.items():
         if side:
             patients = sorted({names.patient for names in part.names})
-            print(f"{side:28} {part.patches} patches of {', '.join(map(shown, patients))}")
-        print(f"{'output':28} {shown(files[side])}")
+            print(f"{side:28} {part.patches} patches of {', '.join(map(printable, patients))}")
+        print(f"{'output':28} {printable(files[side])}")
         if side in pages:
-            print(f"{'report':28} {shown(pages[side])}")
+            print(f"{'report':28} {printable(pages[side])}")
 
 
 def write_reports(plans: dict[str, Plan], config: Config, tally: Tally) -> dict[str, Path]:

@@ -25,9 +25,9 @@ from pipeline.output import blocks, file_header
 from pipeline.output.checkpoint import BlockRecord
 from pipeline.run import find as find_pairs_of
 from pipeline.run import make_plans
+from pipeline.tally import Tally
 from tests.conftest import Tree
 from tests.scans import write_tree
-from utils import Tally
 
 COUNTS = {"A": 2, "B": 1}
 

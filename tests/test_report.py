@@ -369,7 +369,8 @@ def test_images_and_tables_can_be_read_aloud(parsed):
 
 
 def test_no_escape_code_of_ours_is_shown(whole):
-    # A narrow space in a name is a control character to `shown`; in our words it must stay a space.
+    # A narrow space in a name is a control character to `printable`; in our words it must
+    # stay a space.
     assert re.search(r"\\[xu]", whole.text) is None
 
 

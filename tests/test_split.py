@@ -22,7 +22,7 @@ from tests.editing import edit, patch_set
 from tests.jpeg_lossless import compress
 from tests.running import Ended, called, ranks_of
 from tests.scans import phantom, write_patient, write_slice
-from utils import SIDES, RunError
+from utils import SUBSETS, RunError
 
 FORM = ("--patch-size", "p24", "--output-fname", "out.h5", "--overwrite", "--no-report")
 THIRDS = ("--split", "0.34", "0.33", "0.33")
@@ -36,7 +36,7 @@ def run(root: Path, *options: str | Path) -> Ended:
 def sides_of(folder: Path) -> dict[str, str]:
     """Return the side of every patient, from the files alone."""
     out: dict[str, str] = {}
-    for side in SIDES:
+    for side in SUBSETS:
         path = folder / f"out_{side}.h5"
         if path.exists():
             with h5py.File(path) as file:
@@ -74,7 +74,7 @@ def test_the_three_files_hold_what_one_file_would(ten):
     assert run(ten, *options).status == 0
     assert run(ten, *options, *THIRDS).status == 0
     whole = patch_set(ten.parent / "out.h5")
-    assert patch_set(*(ten.parent / f"out_{side}.h5" for side in SIDES)) == whole
+    assert patch_set(*(ten.parent / f"out_{side}.h5" for side in SUBSETS)) == whole
     (ten.parent / "out.h5").unlink()
 
 
@@ -84,7 +84,7 @@ def test_two_ranks_make_the_same_three_files(ten, tmp_path):
     jobs = [[*options, "--mpi_run", "--output-fname", "ranks.h5"]]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     assert ranks_of(2, "jobs.py", tmp_path, "jobs.json").status == 0
-    for side in SIDES:
+    for side in SUBSETS:
         serial, parallel = (tmp_path / f"{how}_{side}.h5" for how in ("serial", "ranks"))
         assert serial.read_bytes() == parallel.read_bytes()
 
@@ -98,7 +98,7 @@ def test_a_part_of_zero_makes_no_file(ten, tmp_path):
 
 def test_the_summary_says_who_is_where(ten):
     ended = run(ten, *THIRDS)
-    for side in SIDES:
+    for side in SUBSETS:
         line = next(line for line in ended.out.splitlines() if line.split()[:1] == [side])
         told = set(re.findall(r"P\d", line))
         assert told == {p for p, where in sides_of(ten.parent).items() if where == side}
@@ -142,7 +142,7 @@ seeds = st.integers(0, 2**32)
 
 @given(groupings, parts_of, seeds)
 def test_every_patient_has_one_side_and_no_side_is_empty(groups, parts, seed):
-    wanted = {side for side, part in zip(SIDES, parts, strict=True) if part}
+    wanted = {side for side, part in zip(SUBSETS, parts, strict=True) if part}
     if len(groups) < len(wanted):
         with pytest.raises(RunError, match="empty"):
             draw_subsets(groups, parts, seed)
@@ -159,7 +159,7 @@ def test_sides_of_single_patients_have_their_part_to_within_one(patients, parts,
     if any(0 < size < 1 for size in sizes):
         return  # such a side gets one patient all the same
     found = Counter(draw_subsets([[f"{i}"] for i in range(patients)], parts, seed).values())
-    for side, size in zip(SIDES, sizes, strict=True):
+    for side, size in zip(SUBSETS, sizes, strict=True):
         assert abs(found[side] - size) < 1 + 1e-9
 
 

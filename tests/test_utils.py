@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from pipeline.config import Config
 from tests import naive
 from tests.scans import phantom
-from utils import RunError, generator, img_pair_normalization, key, listed, quoted, shown
+from utils import RunError, generator, img_pair_normalization, join_lines, key, printable, quoted
 
 KINDS = ["unity_independent", "unity_wrt_ld", "std_independent", "std_wrt_ld"]
 LOW, FULL = (image.astype(np.float32) for image in phantom((20, 30), 4))
@@ -180,17 +180,17 @@ def test_the_json_holds_what_decides_the_patches(change):
 
 
 def test_a_name_with_a_line_break_stays_on_one_line():
-    assert shown("a\nb\tc") == r"a\nb\tc"
+    assert printable("a\nb\tc") == r"a\nb\tc"
     assert "\n" not in quoted("a\nb")
 
 
 def test_one_problem_is_one_line_and_several_are_a_list():
-    assert listed("in x", ["a is bad"]) == "in x: a is bad"
-    assert listed("in x", ["a is bad", "b is bad"]) == "in x:\n  a is bad\n  b is bad"
+    assert join_lines("in x", ["a is bad"]) == "in x: a is bad"
+    assert join_lines("in x", ["a is bad", "b is bad"]) == "in x:\n  a is bad\n  b is bad"
 
 
 def test_a_long_list_is_whole():
-    lines = listed("in x", [f"file {i}" for i in range(600)]).splitlines()
+    lines = join_lines("in x", [f"file {i}" for i in range(600)]).splitlines()
     assert lines == ["in x:", *(f"  file {i}" for i in range(600))]
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.dicom.pixels import Sample
 from pipeline.model import Pair, Slice
-from utils import shown
+from utils import printable
 
 #: Inputs that are compared with all targets of their patient at once.
 MAX_ROWS = 64
@@ -53,9 +53,9 @@ def misfits(
                 if distances[best] < own:
                     rms = np.sqrt(np.array([own, distances[best]]) / theirs.shape[1])
                     out.append(
-                        f"{shown(pairs[i].input.file)} differs from its target "
-                        f"{shown(pairs[i].target.file)} by {rms[0]:.0f} HU (root mean square), but "
-                        f"from {shown(candidates[best][0])} by {rms[1]:.0f} HU"
+                        f"{printable(pairs[i].input.file)} differs from its target "
+                        f"{printable(pairs[i].target.file)} by {rms[0]:.0f} HU (root mean square), "
+                        f"but from {printable(candidates[best][0])} by {rms[1]:.0f} HU"
                     )
     return out
 

@@ -15,7 +15,7 @@ from pipeline.dicom.header import read_slice
 from pipeline.dicom.slice_file import BAD, BadFile
 from pipeline.model import LeftOut, Slice
 from pipeline.profile import step
-from utils import CallError, listed, quoted, shown
+from utils import CallError, join_lines, printable, quoted
 
 #: Folder names that are taken when no option names them, by how they begin.
 INPUT_NAMES = ("quarter*", "low*")
@@ -178,7 +178,7 @@ def find_patients(config: Config) -> list[PatientFolders]:
             f"--input-folder {quoted(root)} holds no folders; wanted: one sub-folder a patient"
         )
     if problems:
-        raise CallError(listed(f"--input-folder {quoted(root)}", problems))
+        raise CallError(join_lines(f"--input-folder {quoted(root)}", problems))
     return found
 
 
@@ -204,7 +204,7 @@ def _series_of(
                     f"{names_expected} (see {option})"
                 )
             elif len(fits) > 1:
-                names = ", ".join(shown(f) for f in fits)
+                names = ", ".join(printable(f) for f in fits)
                 problems.append(
                     f"patient {quoted(patient)} has several {side} folders that fit "
                     f"{names_expected}: "
@@ -212,8 +212,8 @@ def _series_of(
                 )
         if len(chosen) == 2 and chosen[0] == chosen[1] != "":
             problems.append(
-                f"patient {quoted(patient)}: {shown(chosen[0])} fits both --input-gen-folder and "
-                "--target-gen-folder; name two different folders"
+                f"patient {quoted(patient)}: {printable(chosen[0])} fits both --input-gen-folder "
+                "and --target-gen-folder; name two different folders"
             )
         elif len(chosen) == 2:
             once = tuple(dict.fromkeys(unlisted))

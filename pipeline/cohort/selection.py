@@ -9,7 +9,8 @@ from pipeline.cohort.pairing import UNPAIRED, PatientPairs
 from pipeline.config import Config
 from pipeline.dicom.slice_file import BAD
 from pipeline.model import LeftOut, Pair, Slice
-from utils import RunError, Tally, generator, listed, shown
+from pipeline.tally import Tally
+from utils import RunError, generator, join_lines, printable
 
 #: The option for each kind of slice that cannot be used.
 _SKIPS = (("--bad-files", BAD), ("--unpaired", UNPAIRED))
@@ -61,7 +62,7 @@ def choose_pairs(found: dict[str, PatientPairs], config: Config, tally: Tally) -
         kinds = {problem.kind for problem in problems}
         hints = [f"{option} skip" for option, kind in _SKIPS if kind in kinds]
         headline = f"slices that cannot be used (to go on without them: {', '.join(hints)})"
-        raise RunError(listed(headline, map(str, problems)))
+        raise RunError(join_lines(headline, map(str, problems)))
     findings = Findings(
         persons={patient: set(found[patient].persons) for patient in patients}, left_out=left_out
     )
@@ -74,7 +75,7 @@ def choose_pairs(found: dict[str, PatientPairs], config: Config, tally: Tally) -
         add_tasks(patient, one.pairs, config, findings, tally)
     _check_rescale(findings.pairs, config)
     if not findings.pairs:
-        raise RunError(listed("no pair is left", map(str, left_out)))
+        raise RunError(join_lines("no pair is left", map(str, left_out)))
     return findings
 
 
@@ -118,7 +119,7 @@ def _check_rescale(pairs: Sequence[Pair], config: Config) -> None:
         for one in (pair.input, pair.target):
             first.setdefault((one.slope, one.intercept), one.file)
     if len(first) > 1:
-        lines = [f"{shown(f)}: slope {s:g}, intercept {i:g}" for (s, i), f in first.items()]
+        lines = [f"{printable(f)}: slope {s:g}, intercept {i:g}" for (s, i), f in first.items()]
         raise RunError(
-            listed("stored values mean different things in this job; add --intensity hu", lines)
+            join_lines("stored values mean different things in this job; add --intensity hu", lines)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from utils import SIDES, CallError, RunError, key, listed, quoted, shown
+from utils import SUBSETS, CallError, RunError, join_lines, key, printable, quoted
 
 #: Longest text of a split file; `/dev/zero` has no end.
 MAX_CHARACTERS = 10_000_000
@@ -81,7 +81,7 @@ def draw_subsets(
     RunError
         There are fewer groups than subsets.
     """
-    expected = {subset: part for subset, part in zip(SIDES, parts, strict=True) if part}
+    expected = {subset: part for subset, part in zip(SUBSETS, parts, strict=True) if part}
     patients = sum(len(group) for group in groups)
     if len(groups) < len(expected):
         raise RunError(
@@ -120,9 +120,9 @@ def read_subsets(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
             continue
         subset, *rest = line.split(maxsplit=1)
         subset, patient = subset.rstrip(":"), "".join(rest)
-        if subset not in SIDES or not patient:
+        if subset not in SUBSETS or not patient:
             problems.append(
-                f"line {number}: {quoted(line)}; wanted: {' or '.join(SIDES)} and a name"
+                f"line {number}: {quoted(line)}; wanted: {' or '.join(SUBSETS)} and a name"
             )
         elif patient not in known:
             problems.append(f"line {number}: no patient {quoted(patient)} below the input folder")
@@ -132,11 +132,11 @@ def read_subsets(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
     for group in groups:
         subsets = {out.get(patient) for patient in group} - {None}
         if len(subsets) > 1:
-            names = ", ".join(shown(p) for p in group)
+            names = ", ".join(printable(p) for p in group)
             problems.append(f"{names} are the same person, but on different sides")
-    problems += [f"{subset} is left empty" for subset in SIDES if subset not in out.values()]
+    problems += [f"{subset} is left empty" for subset in SUBSETS if subset not in out.values()]
     if problems:
-        raise CallError(listed(f"--split-file {quoted(path)}", problems))
+        raise CallError(join_lines(f"--split-file {quoted(path)}", problems))
     return out
 
 

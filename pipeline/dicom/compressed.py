@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.dicom.fast_header import EXPLICIT_LITTLE, TAGS
 from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, refusal, too_large
 from pipeline.model import Slice
-from utils import shown
+from utils import printable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -51,7 +51,7 @@ def check_decoder(file: str, syntax: str) -> None:
         name = UID(syntax).name if syntax else "missing"
         raise refusal(
             file,
-            f"transfer syntax {shown(name[:64])}, which no decoder reads",
+            f"transfer syntax {printable(name[:64])}, which no decoder reads",
             "install requirements.txt",
         )
 

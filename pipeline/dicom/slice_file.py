@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model import Slice
-from utils import RunError, shown
+from utils import RunError, printable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -31,7 +31,7 @@ class BadFile(RunError):
         self.file, self.reason = file, reason
 
     def __str__(self) -> str:
-        return f"{shown(self.file)}: {self.reason}"
+        return f"{printable(self.file)}: {self.reason}"
 
 
 def too_large(file: str, found: str, most: str) -> BadFile:
@@ -83,8 +83,8 @@ def opened_unchanged(root: str, one: Slice) -> Iterator[io.FileIO]:
     def check(stream: io.FileIO) -> None:
         if stamp_of(stream) != one.stamp:
             raise RunError(
-                f"{shown(one.file)}: changed while it was being used: its size, modification time "
-                "or status change time is not what it was when its header was read; run again "
+                f"{printable(one.file)}: changed while it was being used: its size, modification "
+                "time or status change time is not what it was when its header was read; run again "
                 "when nothing writes to the scans"
             )
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config import Config
 from pipeline.model import Plan
-from utils import Affine, shown
+from utils import Affine, printable
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Job:
             return changed
         for then_pair, now_pair in zip(self.pairs, now.pairs, strict=False):
             if then_pair != now_pair:
-                return f"the input changed: it was {shown(then_pair)}, is {shown(now_pair)}"
+                return f"the input changed: it was {printable(then_pair)}, is {printable(now_pair)}"
         if len(self.pairs) != len(now.pairs):
             return f"the input changed: it was {len(self.pairs)} pairs, is {len(now.pairs)}"
         if self.fixed != now.fixed:

@@ -16,7 +16,7 @@ from pipeline.output.file_header import Header
 from pipeline.output.output_file import OutputFile, reserve
 from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path, partial_path
 from pipeline.output.pseudonyms import key_text, write_key
-from utils import RunError, quoted, shown
+from utils import RunError, printable, quoted
 
 
 class Output:
@@ -103,7 +103,7 @@ class Output:
         for (number, index), record in entries.done.items():
             plan = self.files[number].plan
             if plan.digests[index] != record.digests:
-                name = shown(plan.pairs[index].identity)
+                name = printable(plan.pairs[index].identity)
                 return f"the input changed: other pixel values in {name} or its target"
         return ""
 

@@ -35,7 +35,7 @@ from pipeline.config import Config
 from pipeline.model import LeftOut, Plan
 from pipeline.output.blocks import write_at
 from pipeline.output.checkpoint import BlockRecord, configuration_difference
-from utils import Affine, shown
+from utils import Affine, printable
 
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
 ALIGNMENT = 4096
@@ -270,5 +270,6 @@ def _difference(file: ValidatedFile, expected: h5py.File, plan: Plan) -> str:
     for number, side in enumerate(("input", "target")):
         digests = np.array([both[number] for both in plan.digests], "<u8")
         for pair in np.flatnonzero(file.read(f"pair/{side}_digest") != digests):
-            return f"the input changed: other pixel values in {shown(plan.names[pair][1 + number])}"
+            name = printable(plan.names[pair][1 + number])
+            return f"the input changed: other pixel values in {name}"
     return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.output import checkpoint
 from pipeline.output.blocks import named_errors
-from utils import SIDES, CallError, quoted
+from utils import SUBSETS, CallError, quoted
 
 PARTIAL = ".partial"
 
@@ -20,10 +20,10 @@ def files_of(config: Config) -> dict[str, str]:
     if config.split is None and config.split_file is None:
         return {"": config.output_fname}
     stem, ending = os.path.splitext(config.output_fname)
-    parts = config.split or (1,) * len(SIDES)
+    parts = config.split or (1,) * len(SUBSETS)
     return {
         subset: f"{stem}_{subset}{ending}"
-        for subset, part in zip(SIDES, parts, strict=True)
+        for subset, part in zip(SUBSETS, parts, strict=True)
         if part
     }
 

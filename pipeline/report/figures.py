@@ -25,7 +25,7 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 import augment
-from utils import shown
+from utils import printable
 
 Floats = NDArray[np.float32]
 Range = tuple[float, float]
@@ -81,7 +81,7 @@ def label(text: object) -> str:
     font = get_font(findfont("DejaVu Sans"))
     return "".join(
         c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode()
-        for c in shown(text)
+        for c in printable(text)
     )
 
 

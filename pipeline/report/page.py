@@ -14,7 +14,7 @@ import numpy as np
 from ctpatches.schema import ORIENTATIONS
 from patching import MEAN_HU, TISSUE_HU, TISSUE_PART
 from pipeline.options import FILE_OPTIONS
-from utils import shown
+from utils import printable
 
 from .statistics import Facts
 
@@ -62,13 +62,13 @@ def option_value(key: str, value: Any) -> str:
     return str(value)
 
 
-def printable(value: Any) -> Any:
+def all_printable(value: Any) -> Any:
     """Return plain data with the control characters in all its strings escaped."""
     if isinstance(value, str):
-        return shown(value)
+        return printable(value)
     if isinstance(value, dict):
-        return {key: printable(one) for key, one in value.items()}
-    return [printable(one) for one in value] if isinstance(value, list) else value
+        return {key: all_printable(one) for key, one in value.items()}
+    return [all_printable(one) for one in value] if isinstance(value, list) else value
 
 
 def png_url(png: bytes) -> str:
@@ -100,14 +100,14 @@ def render(facts: Facts, images: dict[str, Any], defaults: Sequence[str]) -> str
     environment.globals |= {"counted": counted, "percent": percent, "option_value": option_value}
     noise = [one["noise"]["sd_hu"] for one in facts["patients"] if one["noise"]]
     return environment.get_template("page.html.j2").render(
-        **printable(facts),
+        **all_printable(facts),
         images=images,
         defaults=defaults,
         style=(here / "page.css").read_text("utf-8"),
         subset_name=SUBSETS[facts["subset"]],
         median_noise=float(np.median(noise)) if noise else None,
         file_literal=repr(facts["file"]),
-        verify=shlex.join(["python", "main.py", "--verify", shown(facts["file"])]),
+        verify=shlex.join(["python", "main.py", "--verify", printable(facts["file"])]),
         options=FILE_OPTIONS,
         orientations="; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
         air_rule={"part": f"{TISSUE_PART:.0%}", "tissue": TISSUE_HU, "mean": MEAN_HU},

@@ -14,7 +14,7 @@ from patching import Grid
 from pipeline.config import Config
 from pipeline.dicom.pixels import Reader
 from pipeline.model import Pair
-from utils import AIR_HU, generator, shown
+from utils import AIR_HU, generator, printable
 
 from . import figures
 from .statistics import Facts, Pairs, unit_of
@@ -70,7 +70,7 @@ def coverage(
     image = Reader(config.input_folder).hu(pair.target)
     views = [_view(image, scale, places, config) for scale in config.scales]
     target = pairs.target_file[index]
-    patient = shown(pairs.patient[index]).encode()[:100].decode(errors="ignore")
+    patient = printable(pairs.patient[index]).encode()[:100].decode(errors="ignore")
     scales = [{"scale": v.scale, "windows": v.kept.size, "kept": int(v.kept.sum())} for v in views]
     png = figures.png(figures.coverage(views, target))
     return f"coverage_{patient}_{index}.png", png, {"target_file": target, "scales": scales}
