@@ -78,7 +78,8 @@ class Surveyor:
             out = [self._survey(*one) for one in zip(tasks, readers, strict=True)]
             if self.config.air_threshold:
                 good = [i for i, task in enumerate(tasks) if task.chosen and not out[i].problem]
-                targets = [readers[i].last_hu(tasks[i].pair.target) for i in good]
+                targets = [readers[i].hu(tasks[i].pair.target) for i in good]
+                readers.clear()  # and with them the input images
                 views = augment.downscale_all(targets, self.config.scales)
                 for i, target, of_one in zip(good, targets, views, strict=True):
                     shape = (target.shape[0], target.shape[1])
@@ -107,7 +108,7 @@ class Surveyor:
         if self.config.normalization_type.startswith("dataset"):
             out.figures = figures_of(reader.hu(task.pair.input))
         if self.config.air_threshold:
-            reader.stored(task.pair.target)
+            reader.hu(task.pair.target)
         else:
             out.part = self._plan_of_shape(task.pair.target.rows, task.pair.target.columns)
         if self.config.anatomy_check != "off":
@@ -115,7 +116,7 @@ class Surveyor:
             out.other_samples = tuple(map(reader.sample, task.others))
         elif any(one.pixel_offset is None for one in slices):  # whether they decode
             for one in slices:
-                reader.stored(one)
+                reader.hu(one)
 
 
 def plan_pair(

@@ -249,7 +249,7 @@ def compressed(path: Path, syntax: str) -> None:
 #: What is done to a file, and what is said of it.
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: cut(path, -1000), "bytes of pixels"),
-    "truncated in the header": (lambda path: cut(path, 500), "wanted"),
+    "truncated in the header": (lambda path: cut(path, 500), "expected"),
     "empty": (lambda path: cut(path, 0), "is empty"),
     "foreign": (lambda path: path.write_bytes(b"PK\3\4" * 99), "no DICOM file"),
     "pixel-less": (lambda path: edit(path, PixelData=None), "no pixels"),

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
 
 from pipeline.model import Slice
 from utils import RunError, printable
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
-    #: The elements of a header by keyword.
-    Header = Mapping[str, Any] | Dataset
 
 #: Kind of what `--bad-files` is about.
 BAD = "bad file"
@@ -24,41 +16,45 @@ MAX_FILE_BYTES = 64 << 20
 
 
 class BadFile(RunError):
-    """A file that cannot be used, and why."""
+    """A file that cannot be used, and why; its name is added where it was opened or decoded."""
 
-    def __init__(self, file: str, reason: str) -> None:
-        super().__init__(file, reason)
-        self.file, self.reason = file, reason
+    def __init__(self, reason: str, file: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.file = reason, file
 
     def __str__(self) -> str:
         return f"{printable(self.file)}: {self.reason}"
 
 
-def too_large(file: str, found: str, most: str) -> BadFile:
-    return BadFile(file, f"{found} exceeds the limit; wanted: at most {most}")
+def refusal(found: str, expected: object) -> BadFile:
+    return BadFile(f"{found}; expected: {expected}")
 
 
-def refusal(file: str, found: str, expected: str) -> BadFile:
-    return BadFile(file, f"{found}; wanted: {expected}")
+def require(condition: bool, found: str, expected: object) -> None:
+    if not condition:
+        raise refusal(found, expected)
 
 
 @contextlib.contextmanager
-def opened(root: str, file: str) -> Iterator[io.FileIO]:
-    """Open a slice for reading; turn errors of the system into a `BadFile`."""
-
-    def without_waiting(path: str, flags: int) -> int:  # for the writer of a FIFO
-        return os.open(path, flags | os.O_NONBLOCK)
-
+def opened(root: str, file: str) -> Iterator[int]:
+    """Open a slice and yield its file descriptor; errors of the system become a `BadFile`."""
     try:
-        with open(os.path.join(root, file), "rb", buffering=0, opener=without_waiting) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise refusal(file, "is no regular file", "a CT slice")
-            yield stream
+        # Without waiting for the writer of a FIFO.
+        descriptor = os.open(os.path.join(root, file), os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            require(regular, "is not a regular file", "a CT slice")
+            yield descriptor
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise BadFile(file, f"cannot be read: {error.strerror}") from None
+        raise BadFile(f"cannot be read: {error.strerror}", file) from None
+    except BadFile as error:
+        error.file = file
+        raise
 
 
-def stamp_of(stream: io.FileIO) -> tuple[int, int, int]:
+def stamp_of(descriptor: int) -> tuple[int, int, int]:
     """Return size, modification time and status change time of an open file, ns.
 
     The status change time (ctime) also reveals a rewritten file whose modification time was set
@@ -66,29 +62,26 @@ def stamp_of(stream: io.FileIO) -> tuple[int, int, int]:
     happens during a run. It comes from the file server, so all hosts see the same. The inode number
     is left out: some network file systems number files anew on every host or mount.
     """
-    status = os.fstat(stream.fileno())
+    status = os.fstat(descriptor)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-@contextlib.contextmanager
-def opened_unchanged(root: str, one: Slice) -> Iterator[io.FileIO]:
-    """Open a slice for its pixels, and check that no byte changed since its header was read.
+def read_parts(root: str, one: Slice, offsets: Sequence[int], size: int) -> bytes:
+    """Return `size` bytes of a slice's file from each offset.
 
-    Raises
-    ------
-    RunError
-        It changed. Not a `BadFile`, which a run may leave out: what was read before is wrong, too.
+    Raises `RunError` if the file changed since its header was read: not a `BadFile`, which a run
+    may leave out, as what was read before is wrong, too.
     """
-
-    def check(stream: io.FileIO) -> None:
-        if stamp_of(stream) != one.stamp:
+    with opened(root, one.file) as descriptor:
+        stamps = [stamp_of(descriptor)]
+        data = b"".join(os.pread(descriptor, size, offset) for offset in offsets)
+        stamps.append(stamp_of(descriptor))
+        if stamps != [one.stamp, one.stamp]:
             raise RunError(
                 f"{printable(one.file)}: changed while it was being used: its size, modification "
                 "time or status change time is not what it was when its header was read; run again "
                 "when nothing writes to the scans"
             )
-
-    with opened(root, one.file) as stream:
-        check(stream)
-        yield stream
-        check(stream)
+        expected = len(offsets) * size
+        require(len(data) == expected, f"only {len(data)} bytes could be read", expected)
+    return data
