@@ -286,6 +286,15 @@ def test_an_instance_number_beyond_32_bits_is_refused(tmp_path, value):
     assert "damaged header" in refused(path)
 
 
+def test_an_exposure_beyond_all_numbers_is_not_known(tmp_path):
+    path = write_slice(tmp_path / "x.dcm", phantom(SHAPE, 1)[0], Exposure=12)
+    data = path.read_bytes()
+    element = b"\x18\0\x52\x11IS\2\x0012"
+    assert element in data
+    path.write_bytes(data.replace(element, element[:6] + struct.pack("<H", 400) + b"9" * 400))
+    assert header.read_slice(str(tmp_path), path.name).exposure_mas is None
+
+
 def test_a_position_beyond_all_numbers_is_refused(tmp_path):
     position = ["1e308", "1e308", "1e308"]
     orientation = ["1e10", "1", "0", "0", "1", "1e10"]

@@ -11,8 +11,8 @@ from pipeline.dicom.pixels import Sample
 from pipeline.model import Pair, Slice
 from utils import printable
 
-#: Inputs that are compared with all targets of their patient at once.
-MAX_ROWS = 64
+#: Inputs that are compared with all targets of their patient at once, to bound the memory.
+MAX_INPUTS = 64
 
 
 def misfits(
@@ -21,56 +21,35 @@ def misfits(
     targets: Sequence[Sample],
     others: Sequence[tuple[Slice, Sample]] = (),
 ) -> list[str]:
-    """Return the pairs of a patient whose input looks more like another target than its own.
+    """Return a line for each pair of a patient whose input looks more like another target.
 
-    Parameters
-    ----------
-    pairs : sequence of Pair
-        All of one patient.
-    inputs, targets : sequences of ndarray of int16, one shape
-        Samples of their images, HU.
-    others : sequence of (Slice, ndarray)
-        Neighbouring target slices that are in no pair of this run.
-
-    Returns
-    -------
-    list of str
-        A line for each, with both root mean square differences in HU.
+    Inputs are compared with the targets of their shape, and with `others`: neighbouring target
+    slices that are in no pair of this run. Distances are root mean squares, HU.
     """
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, sample in enumerate(inputs):
-        by_shape.setdefault(sample.shape, []).append(i)
     out = []
-    for shape, members in by_shape.items():
-        candidates = [(pairs[i].target.file, targets[i]) for i in members]
-        candidates += [(s.file, sample) for s, sample in others if sample.shape == shape]
+    for shape in dict.fromkeys(sample.shape for sample in inputs):
+        members = [i for i, sample in enumerate(inputs) if sample.shape == shape]
+        candidates = [(pairs[i].target, targets[i]) for i in members]
+        candidates += [(one, sample) for one, sample in others if sample.shape == shape]
         theirs = _as_rows(sample for _, sample in candidates)
-        for first in range(0, len(members), MAX_ROWS):
-            some = members[first : first + MAX_ROWS]
-            squares = _squared_distances(_as_rows(inputs[i] for i in some), theirs)
-            for row, (i, distances) in enumerate(zip(some, squares, strict=True)):
-                best, own = int(np.argmin(distances)), distances[first + row]
-                if distances[best] < own:
-                    rms = np.sqrt(np.array([own, distances[best]]) / theirs.shape[1])
+        for first in range(0, len(members), MAX_INPUTS):
+            ours = _as_rows(inputs[i] for i in members[first : first + MAX_INPUTS])
+            # |a - b|^2 = |a|^2 + |b|^2 - 2 ab: exact, as all are whole numbers below 2^53.
+            squares = np.einsum("ij,ij->i", ours, ours)[:, None] - 2 * (ours @ theirs.T)
+            squares += np.einsum("ij,ij->i", theirs, theirs)
+            rms = np.sqrt(squares / theirs.shape[1])
+            for own, distances in enumerate(rms, first):
+                best = int(np.argmin(distances))
+                if distances[best] < distances[own]:
+                    pair = pairs[members[own]]
                     out.append(
-                        f"{printable(pairs[i].input.file)} differs from its target "
-                        f"{printable(pairs[i].target.file)} by {rms[0]:.0f} HU (root mean square), "
-                        f"but from {printable(candidates[best][0])} by {rms[1]:.0f} HU"
+                        f"{printable(pair.input.file)} differs from its target "
+                        f"{printable(pair.target.file)} by {distances[own]:.0f} HU (root mean "
+                        f"square), but from {printable(candidates[best][0].file)} by "
+                        f"{distances[best]:.0f} HU"
                     )
     return out
 
 
 def _as_rows(samples: Iterable[Sample]) -> NDArray[np.float64]:
     return np.stack([sample.ravel() for sample in samples]).astype(np.float64)
-
-
-def _squared_distances(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the squared distance of every row of one to every row of the other.
-
-    As a matrix product, |a|^2 + |b|^2 - 2 ab: exact, since all of these are whole numbers of HU
-    squared, below 2^53.
-    """
-    own, other = (np.einsum("ij,ij->i", rows, rows) for rows in (ours, theirs))
-    return np.asarray(own[:, None] + other - 2 * (ours @ theirs.T))

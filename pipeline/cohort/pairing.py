@@ -6,7 +6,7 @@ Headers in, pairs and problems out; no files.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,29 +22,16 @@ UNPAIRED = "unpaired"
 
 @dataclass
 class PatientPairs:
-    """The pairs of one patient, and its files without one.
-
-    Attributes
-    ----------
-    pairs : list of Pair
-        Ordered by position.
-    strays : int
-        Files that are no slices.
-    by_instance : bool
-        Whether the slices paired by Instance Number, as they have no positions.
-    bad : list of LeftOut
-        Files that cannot be used.
-    unpaired : list of LeftOut
-        Slices without a partner.
-    persons : set of str
-        Digests of what identifies the person scanned, each after the name of its tag.
-    """
+    """The pairs of one patient, ordered by position, and its files without one."""
 
     pairs: list[Pair] = field(default_factory=list)
+    #: Files that are not slices.
     strays: int = 0
+    #: Whether the slices paired by Instance Number, as they have no positions.
     by_instance: bool = False
     bad: list[LeftOut] = field(default_factory=list)
     unpaired: list[LeftOut] = field(default_factory=list)
+    #: Digests of what identifies the person scanned, each after the name of its tag.
     persons: set[str] = field(default_factory=set)
 
 
@@ -68,94 +55,60 @@ def pair_slices(
 
     Series without positions pair by Instance Number, if all slices have one and it is unique.
     """
+
+    def leave_out(reason: str, *slices: Slice) -> None:
+        files = tuple(one.file for one in slices)
+        out.unpaired.append(LeftOut(patient, files, reason, UNPAIRED))
+
+    def place(one: Slice) -> float:
+        return float((one.instance if out.by_instance else one.position_mm) or 0)
+
     everything = [*inputs, *targets]
-    if not everything:
-        return
-    if all(s.position_mm is not None for s in everything):
-        near, unit = tolerance_mm(targets), "mm"
-
-        def place(s: Slice) -> float:
-            return float(s.position_mm or 0.0)
-
-    elif all(s.position_mm is None and s.instance is not None for s in everything):
-        near, unit, out.by_instance = 0.0, "InstanceNumber", True
-
-        def place(s: Slice) -> float:
-            return float(s.instance or 0)
-
-    else:
-        hint = "wanted: one in every slice of the patient, or in none and an InstanceNumber"
-        out.unpaired += [
-            LeftOut(patient, (s.file,), f"no ImagePositionPatient; {hint}", UNPAIRED)
-            for s in everything
-            if s.position_mm is None
-        ]
-        located = [[s for s in side if s.position_mm is not None] for side in (inputs, targets)]
-        if all(located):
-            pair_slices(patient, located[0], located[1], out)
-        return
-    sides = [
-        _single(patient, sorted(s, key=place), place, near, unit, out) for s in (inputs, targets)
-    ]
-    _match(patient, sides[0], sides[1], place, near, unit, out)
-
-
-def _single(
-    patient: str,
-    side: list[Slice],
-    place: Callable[[Slice], float],
-    near: float,
-    unit: str,
-    out: PatientPairs,
-) -> list[Slice]:
-    """Return the slices at a unique position; the others go to `out.unpaired`."""
-    double: set[int] = set()
-    for i, (a, b) in enumerate(itertools.pairwise(side)):
-        if place(b) - place(a) <= near:
-            double |= {i, i + 1}
-            reason = f"at one position, {place(a):g} {unit}"
-            out.unpaired.append(LeftOut(patient, (a.file, b.file), reason, UNPAIRED))
-    return [s for i, s in enumerate(side) if i not in double]
-
-
-def _match(
-    patient: str,
-    inputs: Sequence[Slice],
-    targets: Sequence[Slice],
-    place: Callable[[Slice], float],
-    near: float,
-    unit: str,
-    out: PatientPairs,
-) -> None:
-    """Walk along two sorted series and pair slices at the same position."""
-    i = j = 0
-    while i < len(inputs) or j < len(targets):
-        if i < len(inputs) and j < len(targets):
-            gap = place(inputs[i]) - place(targets[j])
-        else:
-            gap = -np.inf if i < len(inputs) else np.inf
-        if abs(gap) <= near:
-            _pair(patient, inputs[i], targets[j], out)
-            i, j = i + 1, j + 1
+    lost = [s for s in everything if s.position_mm is None]
+    numbered = [s for s in lost if s.instance is not None]
+    out.by_instance = len(numbered) == len(everything) > 0
+    if lost and not out.by_instance:
+        hint = "expected: one in every slice of the patient, or in none and an InstanceNumber"
+        for one in lost:
+            leave_out(f"no ImagePositionPatient; {hint}", one)
+        inputs, targets = (
+            [s for s in series if s.position_mm is not None] for series in (inputs, targets)
+        )
+        if not (inputs and targets):
+            return
+    near, unit = (0.0, "InstanceNumber") if out.by_instance else (tolerance_mm(targets), "mm")
+    located: list[tuple[float, str, Slice]] = []
+    for role, series in (("input", inputs), ("target", targets)):
+        ordered = sorted(series, key=place)
+        double = set()
+        for a, b in itertools.pairwise(ordered):
+            if place(b) - place(a) <= near:
+                double |= {a.file, b.file}
+                leave_out(f"at one position, {place(a):g} {unit}", a, b)
+        located += [(place(s), role, s) for s in ordered if s.file not in double]
+    located.sort(key=lambda item: item[0])
+    # Those of one series are farther from each other than `near`: the next one is the partner.
+    i = 0
+    while i < len(located):
+        at, role, one = located[i]
+        following = located[i + 1] if i + 1 < len(located) else (np.inf, role, one)
+        if following[1] == role or following[0] - at > near:
+            partner = "target" if role == "input" else "input"
+            leave_out(f"no single {partner} slice at its position, {at:g} {unit}", one)
+            i += 1
             continue
-        lone, kind = (inputs[i], "target") if gap < 0 else (targets[j], "input")
-        reason = f"no single {kind} slice at its position, {place(lone):g} {unit}"
-        out.unpaired.append(LeftOut(patient, (lone.file,), reason, UNPAIRED))
-        i, j = (i + 1, j) if gap < 0 else (i, j + 1)
-
-
-def _pair(patient: str, a: Slice, b: Slice, out: PatientPairs) -> None:
-    problem = mismatch(a, b)
-    if problem:
-        out.unpaired.append(LeftOut(patient, (a.file, b.file), problem, UNPAIRED))
-    else:
-        # Whose slices they are has been noted: the plan of a large set need not carry it.
-        bare = [replace(s, event="", persons=()) for s in (a, b)]
-        out.pairs.append(Pair(patient, bare[0], bare[1]))
+        a, b = (one, following[2]) if role == "input" else (following[2], one)
+        if problem := mismatch(a, b):
+            leave_out(problem, a, b)
+        else:
+            # The persons have been noted: the plan of a large set need not carry them.
+            a, b = (replace(s, event="", persons=()) for s in (a, b))
+            out.pairs.append(Pair(patient, a, b))
+        i += 2
 
 
 def mismatch(a: Slice, b: Slice) -> str:
-    """Return the reason why an input and a target slice are no pair; '' if nothing does."""
+    """Return the reason why an input and a target slice are not a pair, or ''."""
     checks: tuple[tuple[str, Sequence[float], Sequence[float], float], ...] = (
         ("Rows", (a.rows,), (b.rows,), 0),
         ("Columns", (a.columns,), (b.columns,), 0),
@@ -165,12 +118,9 @@ def mismatch(a: Slice, b: Slice) -> str:
     )
     for name, one, two, near in checks:
         if len(one) != len(two) or any(abs(x - y) > near for x, y in zip(one, two, strict=True)):
-            return f"no pair, {name} {_plain(one)} against {_plain(two)}"
+            found = ["\\".join(f"{v:g}" for v in values) or "missing" for values in (one, two)]
+            return f"no pair, {name} {found[0]} against {found[1]}"
     if a.event and b.event and a.event != b.event:
         # The values stay out: a UID of the study may identify the patient.
         return "no pair, IrradiationEventUID differs: they are of two acquisitions"
     return ""
-
-
-def _plain(values: Sequence[float]) -> str:
-    return "\\".join(f"{v:g}" for v in values) or "missing"

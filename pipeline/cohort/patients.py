@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.cohort.pairing import PatientPairs, pair_slices
 from pipeline.config import Config
@@ -17,50 +18,20 @@ from pipeline.model import LeftOut, Slice
 from pipeline.profile import step
 from utils import CallError, join_lines, printable, quoted
 
-#: Folder names that are taken when no option names them, by how they begin.
-INPUT_NAMES = ("quarter*", "low*")
-TARGET_NAMES = ("full*", "high*")
+#: For each role: the dose, and patterns of folder names where no option names the folder.
+SERIES = {
+    "input": ("low-dose", ("quarter*", "low*")),
+    "target": ("full-dose", ("full*", "high*")),
+}
 #: How deep below a patient its two folders may lie: TCIA has a folder for the date between.
-SEARCH_DEPTH = 4
-
-#: A file with one of these endings is no slice, and one that names no slice is no damage.
-STRAY_ENDINGS = frozenset(
-    [
-        ".txt",
-        ".csv",
-        ".tsv",
-        ".json",
-        ".xml",
-        ".yml",
-        ".yaml",
-        ".md",
-        ".html",
-        ".pdf",
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".db",
-        ".ini",
-        ".log",
-        ".zip",
-        ".gz",
-        ".tar",
-        ".7z",
-        ".mat",
-        ".npy",
-        ".npz",
-        ".h5",
-        ".nii",
-        ".mhd",
-        ".py",
-        ".sh",
-    ]
+MAX_DEPTH = 4
+#: Names of files that are not slices: to name such a file is not to report damage.
+STRAY = re.compile(
+    r"\..*|(dicomdir|version|license|readme)(\.[^.]*)?"
+    r"|.*\.(txt|csv|tsv|json|xml|ya?ml|md|html|pdf|png|jpe?g|gif|bmp|tiff?|db|ini|log)"
+    r"|.*\.(zip|gz|tar|7z|mat|np[yz]|h5|nii|mhd|py|sh)",
+    re.IGNORECASE | re.DOTALL,
 )
-STRAY_NAMES = frozenset(("dicomdir", "thumbs.db", "version", "license", "readme"))
 #: Files whose headers are read in one go: a patient with many slices is shared by several ranks.
 PART_FILES = 32
 
@@ -77,178 +48,144 @@ class PatientFolders:
     target: str
     unlisted: tuple[LeftOut, ...] = ()
 
+    def series(self) -> tuple[tuple[str, str], ...]:
+        """Return the folder of each role."""
+        return ("input", self.input), ("target", self.target)
+
 
 @dataclass(frozen=True)
 class SeriesPart:
     """Some files of a series, that are read together."""
 
     patient: str
-    side: int  # 0 for the input, 1 for the target
+    role: str
     files: tuple[str, ...]
 
 
 @dataclass
 class Listing:
-    """What the names in a patient's two folders tell, in parts, and what could not be listed."""
+    """The files in a patient's two folders, in parts, and what could not be listed."""
 
     folders: PatientFolders
     parts: list[SeriesPart] = field(default_factory=list)
     strays: int = 0
-    bad: tuple[list[LeftOut], list[LeftOut]] = field(default_factory=lambda: ([], []))
+    bad: list[LeftOut] = field(default_factory=list)
 
 
 @dataclass
 class Headers:
-    """What the headers of a part say."""
+    """The slices of a part, and its files that cannot be used."""
 
     slices: list[Slice] = field(default_factory=list)
     bad: list[LeftOut] = field(default_factory=list)
 
 
-# --- folders ---------------------------------------------------------------------------------
-
-
-def _names(folder: Path, accept: Callable[[os.DirEntry[str]], bool]) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if accept(e))
-
-
-def _is_directory(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or to what may not be accessed
-        return False
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return _is_directory(entry) and not entry.name.startswith((".", "__"))
-
-
-def _unlisted(patient: str, folder: str, error: OSError) -> LeftOut:
-    return LeftOut(patient, (folder,), f"cannot be listed: {error.strerror}", BAD)
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether the name of a folder fits, with or without TCIA's series number before it."""
-    bare = re.sub(r"^\d+(\.\d+)?-", "", name)
-    return any(
-        fnmatch.fnmatchcase(n.casefold(), p.casefold()) for n in (name, bare) for p in patterns
-    )
-
-
-def _series_folders(
-    root: Path, folder: str, patterns: Sequence[str], depth: int, unlisted: list[LeftOut]
-) -> Iterator[str]:
-    """Yield the folders below `folder` that fit; add those that cannot be listed to `unlisted`."""
-    try:
-        names = _names(root / folder, _is_folder)
-    except OSError as error:
-        unlisted.append(_unlisted(folder.split("/", 1)[0], folder, error))
-        return
-    for name in names:
-        path = f"{folder}/{name}"
-        if _fits(name, patterns):
-            yield path
-        elif depth > 1:
-            yield from _series_folders(root, path, patterns, depth - 1, unlisted)
-
-
 def find_patients(config: Config) -> list[PatientFolders]:
     """List the patients below the input folder, each with its input and its target folder.
 
-    Raises
-    ------
-    CallError
-        No such folder; no patient in it; a patient without one of its folders, or with several.
+    Raises `CallError` without a patient, or if one lacks one of its folders or has several.
     """
     root = Path(config.input_folder)
+    option = f"--input-folder {quoted(root)}"
     try:
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
-            raise CallError(
-                f"--input-folder {quoted(root)} {what}; wanted: a folder with one sub-folder a "
-                "patient"
-            )
-        patients = _names(root, _is_folder)
+            raise CallError(f"{option} {what}; expected: a folder with one sub-folder per patient")
+        patients, _ = _list(root)
     except OSError as error:
-        raise CallError(f"cannot list --input-folder {quoted(root)}: {error.strerror}") from None
-    found, problems = _series_of(root, patients, config)
+        raise CallError(f"cannot list {option}: {error.strerror}") from None
     if not patients:
-        raise CallError(
-            f"--input-folder {quoted(root)} holds no folders; wanted: one sub-folder a patient"
-        )
+        raise CallError(f"{option} holds no folders; expected: one sub-folder per patient")
+    problems: list[str] = []
+    found = [_find_series(root, patient, config, problems) for patient in patients]
     if problems:
-        raise CallError(join_lines(f"--input-folder {quoted(root)}", problems))
+        raise CallError(join_lines(option, problems))
     return found
 
 
-def _series_of(
-    root: Path, patients: Sequence[str], config: Config
-) -> tuple[list[PatientFolders], list[str]]:
-    sides = (
-        ("input (low-dose)", "--input-gen-folder", config.input_gen_folder, INPUT_NAMES),
-        ("target (full-dose)", "--target-gen-folder", config.target_gen_folder, TARGET_NAMES),
-    )
-    found, problems = [], []
-    for patient in patients:
-        chosen: list[str] = []
-        unlisted: list[LeftOut] = []
-        for side, option, pattern, defaults in sides:
-            patterns = (pattern,) if pattern else defaults
-            fits = list(_series_folders(root, patient, patterns, SEARCH_DEPTH, unlisted))
-            chosen += fits or ([""] if unlisted else [])
-            names_expected = " or ".join(repr(p) for p in patterns)
-            if not fits and not unlisted:
-                problems.append(
-                    f"patient {quoted(patient)} has no {side} folder; wanted: a folder named "
-                    f"{names_expected} (see {option})"
-                )
-            elif len(fits) > 1:
-                names = ", ".join(printable(f) for f in fits)
-                problems.append(
-                    f"patient {quoted(patient)} has several {side} folders that fit "
-                    f"{names_expected}: "
-                    f"{names}; name one with {option}"
-                )
-        if len(chosen) == 2 and chosen[0] == chosen[1] != "":
+def _list(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders in a folder, except hidden ones, and those of the files."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    _, folders, files = next(os.walk(folder, onerror=fail))
+    return sorted(name for name in folders if not name.startswith((".", "__"))), sorted(files)
+
+
+def _find_series(root: Path, patient: str, config: Config, problems: list[str]) -> PatientFolders:
+    found: dict[str, str] = {}
+    unlisted: list[LeftOut] = []
+    for role, (dose, defaults) in SERIES.items():
+        option = f"--{role}-gen-folder"
+        pattern = getattr(config, f"{role}_gen_folder")
+        patterns = (pattern,) if pattern else defaults
+        expected = " or ".join(map(repr, patterns))
+        fits = _matching_folders(root, patient, patterns, MAX_DEPTH, unlisted)
+        found[role] = fits[0] if fits else ""
+        if len(fits) > 1:
+            names = ", ".join(map(printable, fits))
             problems.append(
-                f"patient {quoted(patient)}: {printable(chosen[0])} fits both --input-gen-folder "
-                "and --target-gen-folder; name two different folders"
+                f"patient {quoted(patient)} has several {role} ({dose}) folders that fit "
+                f"{expected}: {names}; name one with {option}"
             )
-        elif len(chosen) == 2:
-            once = tuple(dict.fromkeys(unlisted))
-            found.append(PatientFolders(patient, chosen[0], chosen[1], once))
-    return found, problems
+        elif not fits and not unlisted:
+            problems.append(
+                f"patient {quoted(patient)} has no {role} ({dose}) folder; expected: a folder "
+                f"named {expected} (see {option})"
+            )
+    if found["input"] == found["target"] != "":
+        problems.append(
+            f"patient {quoted(patient)}: {printable(found['input'])} fits both --input-gen-folder "
+            "and --target-gen-folder; name two different folders"
+        )
+    return PatientFolders(patient, **found, unlisted=tuple(dict.fromkeys(unlisted)))
 
 
-# --- slices --------------------------------------------------------------------------------------
+def _matching_folders(
+    root: Path, folder: str, patterns: Sequence[str], depth: int, unlisted: list[LeftOut]
+) -> list[str]:
+    """Return the folders below `folder` that match; add those that cannot be listed to `unlisted`.
+
+    A name matches with or without TCIA's series number before it, in upper or lower case.
+    """
+    try:
+        names, _ = _list(root / folder)
+    except OSError as error:
+        unlisted.append(_not_listed(folder.split("/", 1)[0], folder, error))
+        return []
+    out = []
+    for name in names:
+        bare = re.sub(r"^\d+(\.\d+)?-", "", name)
+        folded = [(n.casefold(), p.casefold()) for n in (name, bare) for p in patterns]
+        if any(fnmatch.fnmatchcase(n, p) for n, p in folded):
+            out.append(f"{folder}/{name}")
+        elif depth > 1:
+            out += _matching_folders(root, f"{folder}/{name}", patterns, depth - 1, unlisted)
+    return out
 
 
-def _stray(name: str) -> bool:
-    stem, ending = os.path.splitext(name.casefold())
-    return (
-        name.startswith(".")
-        or ending in STRAY_ENDINGS
-        or {name.casefold(), stem} & STRAY_NAMES != set()
-    )
+def _not_listed(patient: str, folder: str, error: OSError) -> LeftOut:
+    return LeftOut(patient, (folder,), f"cannot be listed: {error.strerror}", BAD)
 
 
 def list_series(root: str, folders: PatientFolders) -> Listing:
     """List a patient's two series folders; never raises for what is in them."""
-    out = Listing(folders)
-    for side, folder in enumerate((folders.input, folders.target)):
+    out = Listing(folders, bad=list(folders.unlisted))
+    for role, folder in folders.series():
         if not folder:
             continue
         try:
-            names = _names(Path(root, folder), lambda e: not _is_directory(e))
+            _, names = _list(Path(root, folder))
         except OSError as error:
-            out.bad[side].append(_unlisted(folders.patient, folder, error))
+            problem = _not_listed(folders.patient, folder, error)
+            out.bad += [problem] if problem not in out.bad else []
             continue
-        files = [f"{folder}/{name}" for name in names if not _stray(name)]
+        files = [f"{folder}/{name}" for name in names if not STRAY.fullmatch(name)]
         out.strays += len(names) - len(files)
         for start in range(0, len(files), PART_FILES):
             some = tuple(files[start : start + PART_FILES])
-            out.parts.append(SeriesPart(folders.patient, side, some))
+            out.parts.append(SeriesPart(folders.patient, role, some))
     return out
 
 
@@ -265,25 +202,16 @@ def read_headers(root: str, part: SeriesPart) -> tuple[SeriesPart, Headers]:
 
 
 def pair_up(listing: Listing, headers: Sequence[Headers]) -> PatientPairs:
-    """Pair the slices of a patient.
-
-    Parameters
-    ----------
-    listing : Listing
-    headers : sequence of Headers
-        One for each of its parts.
-    """
-    folders = listing.folders
-    out = PatientPairs(strays=listing.strays, bad=list(folders.unlisted))
-    sides: list[list[Slice]] = []
-    for side, folder in enumerate((folders.input, folders.target)):
-        here = [h for h, part in zip(headers, listing.parts, strict=True) if part.side == side]
-        slices = [one for part in here for one in part.slices]
-        unlisted = [problem for problem in listing.bad[side] if problem not in out.bad]
-        out.bad += [*unlisted, *(problem for part in here for problem in part.bad)]
-        if not slices and not out.bad:
-            out.bad.append(LeftOut(folders.patient, (folder,), "holds no CT slice", BAD))
-        out.persons.update(*(s.persons for s in slices))
-        sides.append(slices)
-    pair_slices(folders.patient, sides[0], sides[1], out)
+    """Pair the slices of a patient, given the headers of each part of its listing."""
+    patient = listing.folders.patient
+    bad = listing.bad + [problem for part in headers for problem in part.bad]
+    out = PatientPairs(strays=listing.strays, bad=bad)
+    series: dict[str, list[Slice]] = {"input": [], "target": []}
+    for part, read in zip(listing.parts, headers, strict=True):
+        series[part.role] += read.slices
+        out.persons.update(*(one.persons for one in read.slices))
+    for role, folder in listing.folders.series():
+        if not series[role] and not any(one.files[0].startswith(folder) for one in bad):
+            bad.append(LeftOut(patient, (folder,), "holds no CT slice", BAD))
+    pair_slices(patient, series["input"], series["target"], out)
     return out

@@ -17,44 +17,27 @@ def same_persons(
 ) -> tuple[list[list[str]], list[tuple[str, str, str]]]:
     """Group patients who are the same person.
 
-    Parameters
-    ----------
-    marks : dict of str to set of str
-        For each patient what identifies the person: the name of a tag or 'identical pixels', a
-        space, and a digest.
-
-    Returns
-    -------
-    groups : list of list of str
-        Every patient once; sorted.
-    reasons : list of tuple of str
-        Why patients share a group: one, another, and the tags that are the same.
+    `marks` are what identifies the person of each patient: the name of a tag or 'identical pixels',
+    a space, and a digest. Returned are the groups, with every patient once, sorted, and the reasons
+    why patients share a group: one, another, and the tags that are the same.
     """
     owners: dict[str, list[str]] = {}
     for patient in sorted(marks):
         for mark in sorted(marks[patient]):
             owners.setdefault(mark, []).append(patient)
-    leader = {patient: patient for patient in marks}
-
-    def find(patient: str) -> str:
-        while leader[patient] != patient:
-            patient = leader[patient]
-        return patient
-
-    why: dict[tuple[str, str], set[str]] = {}
-    for mark, patients in owners.items():
+    group_of = {patient: [patient] for patient in sorted(marks)}
+    tags: dict[tuple[str, str], set[str]] = {}
+    for mark, (first, *others) in owners.items():
         tag = mark.rpartition(" ")[0]
-        if tag in _MAYBE_PLACEHOLDER and len(patients) == len(marks) > 2:
+        if tag in _MAYBE_PLACEHOLDER and 1 + len(others) == len(marks) > 2:
             continue
-        for other in patients[1:]:
-            why.setdefault((patients[0], other), set()).add(tag)
-            a, b = sorted((find(patients[0]), find(other)))
-            leader[b] = a
-    groups: dict[str, list[str]] = {}
-    for patient in sorted(marks):
-        groups.setdefault(find(patient), []).append(patient)
-    reasons = [(a, b, ", ".join(sorted(tags))) for (a, b), tags in sorted(why.items())]
-    return list(groups.values()), reasons
+        for other in others:
+            tags.setdefault((first, other), set()).add(tag)
+            if other not in group_of[first]:
+                joined = sorted(group_of[first] + group_of[other])
+                group_of.update(dict.fromkeys(joined, joined))
+    groups = [group for patient, group in group_of.items() if patient == group[0]]
+    return groups, [(a, b, ", ".join(sorted(same))) for (a, b), same in sorted(tags.items())]
 
 
 def draw_subsets(
@@ -63,29 +46,14 @@ def draw_subsets(
     """Assign each group of patients to a subset, in an order drawn by the seed.
 
     Every subset gets one group; each of the others goes to the subset that lacks most patients.
-
-    Parameters
-    ----------
-    groups : sequence of sequence of str
-        Patients who must stay together.
-    parts : sequence of float
-        Expected part of all patients for train, val and test; 0 for a subset without a file.
-
-    Returns
-    -------
-    dict of str to str
-        Subset by patient.
-
-    Raises
-    ------
-    RunError
-        There are fewer groups than subsets.
+    `parts` are the expected parts of all patients for train, val and test; a subset of part 0 has
+    no file. Returns the subset by patient.
     """
     expected = {subset: part for subset, part in zip(SUBSETS, parts, strict=True) if part}
     patients = sum(len(group) for group in groups)
     if len(groups) < len(expected):
         raise RunError(
-            f"--split leaves a side empty: {len(expected)} sides for {patients} patients, "
+            f"--split leaves a subset empty: {len(expected)} subsets for {patients} patients, "
             f"{len(groups)} different persons"
         )
     drawn = sorted(groups, key=lambda group: key(seed, "split", group[0]))
@@ -104,52 +72,41 @@ def draw_subsets(
 def read_subsets(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
     """Read the split from a text file: a line per patient, the subset and then the name.
 
-    Blank lines and lines that begin with # are ignored.
-
-    Raises
-    ------
-    CallError
-        The file cannot be read or does not fit the patients, or it splits one person.
+    Blank lines and lines that begin with # are ignored. Raises `CallError` if the file cannot be
+    read or does not fit the patients, or if it splits one person.
     """
-    lines = _read_lines(path)
+    option = f"--split-file {quoted(path)}"
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise CallError(f"{option}: {reason}") from None
+    if len(text) > MAX_CHARACTERS:
+        raise CallError(
+            f"{option} has more than {MAX_CHARACTERS} characters; expected: a line per patient"
+        )
     known = {patient for group in groups for patient in group}
     out: dict[str, str] = {}
     problems = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
             continue
         subset, *rest = line.split(maxsplit=1)
         subset, patient = subset.rstrip(":"), "".join(rest)
         if subset not in SUBSETS or not patient:
-            problems.append(
-                f"line {number}: {quoted(line)}; wanted: {' or '.join(SUBSETS)} and a name"
-            )
+            expected = f"{' or '.join(SUBSETS)} and a name"
+            problems.append(f"line {number}: {quoted(line)}; expected: {expected}")
         elif patient not in known:
             problems.append(f"line {number}: no patient {quoted(patient)} below the input folder")
         elif out.setdefault(patient, subset) != subset:
-            problems.append(f"line {number}: patient {quoted(patient)} is on two sides")
-    problems += [f"patient {quoted(p)} is on no side" for p in sorted(known - set(out))]
+            problems.append(f"line {number}: patient {quoted(patient)} is in two subsets")
+    problems += [f"patient {quoted(p)} is in no subset" for p in sorted(known - set(out))]
     for group in groups:
-        subsets = {out.get(patient) for patient in group} - {None}
-        if len(subsets) > 1:
-            names = ", ".join(printable(p) for p in group)
-            problems.append(f"{names} are the same person, but on different sides")
+        if len({out[patient] for patient in group if patient in out}) > 1:
+            names = ", ".join(map(printable, group))
+            problems.append(f"{names} are the same person, but in different subsets")
     problems += [f"{subset} is left empty" for subset in SUBSETS if subset not in out.values()]
     if problems:
-        raise CallError(join_lines(f"--split-file {quoted(path)}", problems))
+        raise CallError(join_lines(option, problems))
     return out
-
-
-def _read_lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is no UTF-8 text"
-        raise CallError(f"--split-file {quoted(path)}: {reason}") from None
-    if len(text) > MAX_CHARACTERS:
-        raise CallError(
-            f"--split-file {quoted(path)} has more than {MAX_CHARACTERS} characters; expected a "
-            "line per patient"
-        )
-    return [line.strip() for line in text.splitlines()]
