@@ -71,9 +71,8 @@ def pair_slices(
         hint = "expected: one in every slice of the patient, or in none and an InstanceNumber"
         for one in lost:
             leave_out(f"no ImagePositionPatient; {hint}", one)
-        inputs, targets = (
-            [s for s in series if s.position_mm is not None] for series in (inputs, targets)
-        )
+        inputs = [s for s in inputs if s.position_mm is not None]
+        targets = [s for s in targets if s.position_mm is not None]
         if not (inputs and targets):
             return
     near, unit = (0.0, "InstanceNumber") if out.by_instance else (tolerance_mm(targets), "mm")
@@ -86,25 +85,21 @@ def pair_slices(
                 double |= {a.file, b.file}
                 leave_out(f"at one position, {place(a):g} {unit}", a, b)
         located += [(place(s), role, s) for s in ordered if s.file not in double]
-    located.sort(key=lambda item: item[0])
-    # Those of one series are farther from each other than `near`: the next one is the partner.
-    i = 0
-    while i < len(located):
-        at, role, one = located[i]
-        following = located[i + 1] if i + 1 < len(located) else (np.inf, role, one)
-        if following[1] == role or following[0] - at > near:
+    # Slices of one series are farther apart than `near`: only the next one may be the partner.
+    located.sort(key=lambda item: item[0], reverse=True)
+    while located:
+        at, role, one = located.pop()
+        if not located or located[-1][1] == role or located[-1][0] - at > near:
             partner = "target" if role == "input" else "input"
             leave_out(f"no single {partner} slice at its position, {at:g} {unit}", one)
-            i += 1
             continue
-        a, b = (one, following[2]) if role == "input" else (following[2], one)
-        if problem := mismatch(a, b):
-            leave_out(problem, a, b)
+        other = located.pop()[2]
+        both = (one, other) if role == "input" else (other, one)
+        if problem := mismatch(*both):
+            leave_out(problem, *both)
         else:
             # The persons have been noted: the plan of a large set need not carry them.
-            a, b = (replace(s, event="", persons=()) for s in (a, b))
-            out.pairs.append(Pair(patient, a, b))
-        i += 2
+            out.pairs.append(Pair(patient, *(replace(s, event="", persons=()) for s in both)))
 
 
 def mismatch(a: Slice, b: Slice) -> str:

@@ -48,10 +48,6 @@ class PatientFolders:
     target: str
     unlisted: tuple[LeftOut, ...] = ()
 
-    def series(self) -> tuple[tuple[str, str], ...]:
-        """Return the folder of each role."""
-        return ("input", self.input), ("target", self.target)
-
 
 @dataclass(frozen=True)
 class SeriesPart:
@@ -172,7 +168,8 @@ def _not_listed(patient: str, folder: str, error: OSError) -> LeftOut:
 def list_series(root: str, folders: PatientFolders) -> Listing:
     """List a patient's two series folders; never raises for what is in them."""
     out = Listing(folders, bad=list(folders.unlisted))
-    for role, folder in folders.series():
+    for role in SERIES:
+        folder = getattr(folders, role)
         if not folder:
             continue
         try:
@@ -206,12 +203,13 @@ def pair_up(listing: Listing, headers: Sequence[Headers]) -> PatientPairs:
     patient = listing.folders.patient
     bad = listing.bad + [problem for part in headers for problem in part.bad]
     out = PatientPairs(strays=listing.strays, bad=bad)
-    series: dict[str, list[Slice]] = {"input": [], "target": []}
+    series: dict[str, list[Slice]] = {role: [] for role in SERIES}
     for part, read in zip(listing.parts, headers, strict=True):
         series[part.role] += read.slices
         out.persons.update(*(one.persons for one in read.slices))
-    for role, folder in listing.folders.series():
-        if not series[role] and not any(one.files[0].startswith(folder) for one in bad):
+    for role, slices in series.items():
+        folder = getattr(listing.folders, role)
+        if not slices and not any(one.files[0].startswith(folder) for one in bad):
             bad.append(LeftOut(patient, (folder,), "holds no CT slice", BAD))
     pair_slices(patient, series["input"], series["target"], out)
     return out

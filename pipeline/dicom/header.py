@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pipeline.dicom import fast_header
-from pipeline.dicom.compressed import (
-    DEFLATED,
-    EXPLICIT_BIG,
-    IMPLICIT_LITTLE,
-    NATIVE,
-    check_decoder,
-    check_inflated,
-)
+from pipeline.dicom import compressed, fast_header
+from pipeline.dicom.compressed import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, NATIVE
 from pipeline.dicom.fast_header import EXPLICIT_LITTLE, TAGS
 from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, opened, refusal, require, stamp_of
 from pipeline.model import Slice
@@ -78,11 +71,7 @@ def read_slice(root: str, file: str) -> Slice:
 
 
 def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
-    """Read the header from the first bytes of a file.
-
-    A length in a damaged file may claim gigabytes: from bytes in memory, no more can be read than
-    there are.
-    """
+    """Read the header from the first bytes of a file: a damaged length cannot claim more memory."""
     if plain := fast_header.read(data):
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
             return _slice_of(plain[0], file, EXPLICIT_LITTLE, data, plain[1], stamp)
@@ -94,7 +83,7 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            check_inflated(data)
+            compressed.check_inflated(data)
             stream = io.BytesIO(data)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
             syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
@@ -116,8 +105,9 @@ def _slice_of(
     slope, intercept = _rescale(header)
     pixel_bytes = rows * columns * dtype.itemsize
     pixel_offset = _native_offset(syntax, data, offset, stamp[0], pixel_bytes)
-    if "ExtendedOffsetTable" in header or (syntax == EXPLICIT_BIG and dtype.itemsize == 1):
-        pixel_offset = None  # no table is expected; and bytes may be swapped (PS3.5 8.1.1)
+    swapped = syntax == EXPLICIT_BIG and dtype.itemsize == 1  # perhaps, see PS3.5 8.1.1
+    if swapped or "ExtendedOffsetTable" in header:  # no table is expected
+        pixel_offset = None
     position, in_plane, orientation = _geometry(header)
     instance = header.get("InstanceNumber")
     if instance is not None and instance != "":
@@ -210,7 +200,7 @@ def _native_offset(syntax: str, data: bytes, offset: int, size: int, expected: i
     there = (group, element) == (0x7FE0, 0x0010) or syntax == DEFLATED
     require(there, "no pixels: the file ends before them", "a CT slice with pixels")
     if syntax not in NATIVE:
-        check_decoder(syntax)
+        compressed.check_decoder(syntax)
         return None
     rest = size - start
     complete = length in (expected, expected + expected % 2) and rest >= expected
@@ -240,10 +230,9 @@ def _padding_range(
 ) -> tuple[int, int] | None:
     """Return the range of stored values that mean 'no image here' (PS3.3 C.7.5.1.1.2).
 
-    Lossy compression changes padding, and leaves ringing at its edge. Where padding is no more than
-    air, in a file of a lossy transfer syntax or with Lossy Image Compression (0028,2110) 01, the
-    range is extended to all values below the lowest of a CT scale, -1024 HU: no tissue has those.
-    Padding of higher values cannot be told from tissue then, and the file is refused.
+    Lossy compression changes padding, and leaves ringing at its edge. The range is then extended to
+    all values below the lowest of a CT scale, -1024 HU, as no tissue has those; padding brighter
+    than air would not differ from tissue, and is refused.
     """
     value = header.get("PixelPaddingValue")
     if value is None or value == "":
