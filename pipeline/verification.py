@@ -22,7 +22,7 @@ def check_scans(file: str, root: str) -> str:
     Parameters
     ----------
     file : str
-        A file of this tool, whose bytes are as they were written (see `ctpatches.verify.verify`).
+        A file of this tool, whose bytes are as they were written (see `ctpatches.checksums.verify`).
     root : str
         The input folder.
 

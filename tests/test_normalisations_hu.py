@@ -281,7 +281,7 @@ def test_denormalise_takes_the_figures_of_each_pair(scans, by_own_figures, side,
             for name in ("slope", "intercept")
         )
         expected = (expected - intercept) / slope
-    found = denormalise(values, by_own_figures, side=side, unit=unit)
+    found = denormalise(values, by_own_figures, role=side, unit=unit)
     assert found.shape == values.shape
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-3)
