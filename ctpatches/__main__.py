@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from ctpatches import __version__, stitch_command, streams
 from ctpatches.checksums import verify
-from ctpatches.info import overview
+from ctpatches.file import overview
 from ctpatches.messages import CallError, RunError, ToolError, printable, quoted
 
 PROGRAM = "ctpatches"

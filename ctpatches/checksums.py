@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ctpatches.files import Invalid
 from ctpatches.schema import REST, bulk_names
-from ctpatches.validation import opened
+from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
 
@@ -48,44 +48,36 @@ def _update(digest: Any, descriptor: int, start: int, stop: int) -> None:
         start += len(data)
 
 
-def verify(path: str | os.PathLike[str]) -> list[str]:
+def verify(path: PathLike) -> list[str]:
     """Return what is wrong with a file, one line each; nothing if every byte is as it was written.
 
     `OSError` is raised if the file cannot be read at all.
     """
     found = []
     try:
-        with opened(path, complete=False) as source:
+        with ValidatedFile(path, complete=False) as source:
             if not source.attributes["complete"]:
                 found.append("is not complete: its run was interrupted")
-            starts, widths, extents = [], [], []
+            places = {}  # first byte of a dataset, and bytes of a row
             for name in [*bulk_names(), REST]:
                 dataset = source[name]
-                start, width = dataset.id.get_offset(), math.prod(dataset.shape[1:])
+                start = dataset.id.get_offset()
                 if start is None and dataset.size:
                     reason = "was compressed or rewritten: its checksums are of other bytes"
                     raise Invalid(source.path, reason)
-                starts.append(start or 0)
-                widths.append(width * dataset.dtype.itemsize)
-                extents.append((starts[-1], starts[-1] + len(dataset) * widths[-1]))
+                places[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+            extents = [(at, at + width * len(source[name])) for name, (at, width) in places.items()]
             size = os.fstat(source.descriptor).st_size
-            if rest_digest(source.descriptor, size, extents) != source.read(REST).tobytes():
+            if rest_digest(source.descriptor, size, extents) != source.values(REST).tobytes():
                 found.append("header or tables of pairs are damaged")
-            names, checksums = (
-                source.texts("pair/input_file"),
-                source.read("pair/checksum").tolist(),
-            )
-            table = zip(names, checksums, *source.blocks, strict=True)
-            for pair, (name, checksum, first, n) in enumerate(table):
-                ranges = [
-                    (start + int(first) * width, int(n) * width)
-                    for start, width in zip(starts[:-1], widths[:-1], strict=True)
-                ]
+            del places[REST]
+            checksums = source.values("pair/checksum").tolist()
+            blocks = zip(source.texts("pair/input_file"), checksums, *source.blocks, strict=True)
+            for pair, (name, checksum, first, n) in enumerate(blocks):
+                ranges = [(at + int(first) * w, int(n) * w) for at, w in places.values()]
                 if block_digest(source.descriptor, ranges) != checksum:
-                    found.append(
-                        f"the block of pair {pair} ({name}), patches {first} to "
-                        f"{first + n - 1}, is damaged"
-                    )
+                    patches = f"patches {first} to {first + n - 1}"
+                    found.append(f"the block of pair {pair} ({name}), {patches}, is damaged")
     except Invalid as error:
         found.append(error.reason)
     return found

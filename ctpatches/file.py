@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.files import Invalid
+from ctpatches.messages import printable
 from ctpatches.orientations import Images
 from ctpatches.schema import CONSTANTS, ROLES, decoded
-from ctpatches.validation import File, ValidatedFile, open_validated, opened
+from ctpatches.validation import File, PathLike, ValidatedFile, opened
 
+#: Longer lists of patients and of slice shapes are abbreviated.
+MAX_PATIENTS, MAX_SHAPES = 8, 3
 Patches: TypeAlias = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 
 
@@ -41,7 +44,7 @@ class Provenance:
     degradation: str
 
 
-class PatchFile:
+class PatchFile(ValidatedFile):
     """An h5 file of ctpatches, open for reading.
 
     It is a context manager, and can be pickled: the copy opens the file again.
@@ -74,29 +77,15 @@ class PatchFile:
     ...     print(len(file), file.provenance(0).patient)
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(path)
-        self._source = open_validated(path)
-        self.patch_size = self._source.patch_size
-        self.patients = self._source.patients
-        self.config = self._source.configuration
+    def __init__(self, path: PathLike) -> None:
+        super().__init__(os.path.abspath(path))
 
     def __reduce__(self) -> tuple[type[PatchFile], tuple[str]]:
         return PatchFile, (self.path,)
 
-    def __enter__(self) -> PatchFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; length, patients and configuration remain."""
-        self._source.close()
-
     def __len__(self) -> int:
         """Return the number of patches."""
-        return self._source.patches
+        return self.patches
 
     def read(self, indices: Patches, unit: str = "file") -> tuple[Images, Images]:
         """Return input and target of some patches.
@@ -123,34 +112,19 @@ class PatchFile:
         """
         if unit not in ("file", "hu"):
             raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
-        low, full = read_patches(self._source, indices)
+        low, full = read_patches(self, indices)
         if unit == "hu":
-            low = denormalise(low, self._source, indices, "input")
-            full = denormalise(full, self._source, indices, "target")
+            low = denormalise(low, self, indices, "input")
+            full = denormalise(full, self, indices, "target")
         return low, full
 
     def provenance(self, index: int) -> Provenance:
         """Return where a patch came from; `IndexError` is raised if there is no such patch."""
-        return provenance(self._source, index)
+        return provenance(self, index)
 
 
 def provenance(file: File, patch: int) -> Provenance:
-    """Return where a patch came from.
-
-    Parameters
-    ----------
-    file : path, h5py.File or ValidatedFile
-        For many patches, pass one of `opened`, which is validated once.
-    patch : int
-        Its index in `input` and `target`.
-
-    Raises
-    ------
-    IndexError
-        There is no such patch.
-    OSError, ValueError
-        The file cannot be read, or is not a complete, valid file of ctpatches.
-    """
+    """Return where a patch came from; `IndexError` is raised if there is no such patch."""
     with opened(file) as source:
         if not 0 <= patch < source.patches:
             raise IndexError(f"patch {patch} of {source.patches}")
@@ -171,7 +145,7 @@ def provenances(source: ValidatedFile, patches: NDArray[np.int64]) -> list[Prove
 
 
 def read_patches(file: File, patches: Patches) -> tuple[Images, Images]:
-    """Return input and target of some patches, each of shape (n, p, p); raises as `provenance`."""
+    """Return input and target of some patches, each of shape (n, p, p)."""
     with opened(file) as source:
         rows = np.atleast_1d(np.arange(source.patches)[patches])
         return source.images("input", rows), source.images("target", rows)
@@ -186,33 +160,11 @@ def denormalise(
 ) -> NDArray[np.float32]:
     """Return patches, or a network's output for them, as they were before normalisation.
 
-    Parameters
-    ----------
-    values : ndarray, shape (n, ...)
-        In the normalisation of the file.
-    file : path or h5py.File
-        The file of the patches.
-    patches : int, slice or sequence of int, optional
-        Which patches of the file the n values belong to; by default all, in order.
-    role : {'target', 'input'}
-        Whose normalisation is inverted. A denoised input corresponds to a target, but with
-        `unity_independent` and `std_independent` only the input's constants fit the input.
-    unit : {'hu', 'stored'}
-
-    Returns
-    -------
-    ndarray of float32
-        Of the shape of `values`, to float32 accuracy. What `hu_window` clipped stays clipped.
-
-    Raises
-    ------
-    IndexError
-        There is no such patch.
-    OSError
-        The file cannot be read.
-    ValueError
-        The number of values is not that of the patches, an argument is not valid, or the file is
-        not a complete, valid file of ctpatches.
+    `values`, shape (n, ...), belong to the given patches of the file, by default to all in order.
+    `role` decides whose normalisation is inverted: a denoised input corresponds to a target, but
+    with `unity_independent` and `std_independent` only the constants of the input fit the input.
+    `unit` is `hu` or `stored`. The result has the shape of `values` and float32 accuracy; what
+    `hu_window` clipped stays clipped. `IndexError` is raised if there is no such patch.
     """
     if role not in ROLES or unit not in ("hu", "stored"):
         raise ValueError(f"role {role!r}, unit {unit!r}; expected: input or target, hu or stored")
@@ -221,7 +173,7 @@ def denormalise(
         if patches is not None:
             chosen = np.atleast_1d(chosen[patches])
         names = [f"pair/{role}_{name}" for name in CONSTANTS]
-        constants = np.stack([source.read(name) for name in names])
+        constants = np.stack([source.values(name) for name in names])
         if not np.isfinite(constants).all() or not constants[CONSTANTS.index("slope")].all():
             invalid = f"{', '.join(names)} hold NaN, infinity or a slope of 0"
             raise Invalid(source.path, f"is damaged: {invalid}")
@@ -239,3 +191,34 @@ def denormalise(
     elif (file_unit, unit) == ("stored", "hu"):
         out = out * slope + intercept
     return np.asarray(out, np.float32)
+
+
+def overview(path: PathLike) -> list[str]:
+    """Return what a file contains and how it was created, one line each.
+
+    `OSError` is raised if it cannot be read, `ValueError` if it is not a valid file of ctpatches.
+    """
+    with opened(path, complete=False) as source:
+        attributes, image = source.attributes, source["input"]
+        complete = "complete" if attributes["complete"] else "NOT complete"
+        shapes = [f"{rows} x {columns}" for rows, columns in np.unique(source.shapes, axis=1).T]
+        patients = _abbreviated(source.patients, MAX_PATIENTS)
+        given = {n: v for n, v in source.config.items() if v not in (None, False)}
+        facts = {
+            "file": f"{path}, {os.path.getsize(path) / 1e6:.1f} MB",
+            "format": f"version {source.version}, {complete}",
+            "patches": f"{source.patches} in input and target, {image.dtype}, "
+            f"shape {image.shape[1:]}",
+            "pairs": f"{source.pairs}, slices of {_abbreviated(shapes, MAX_SHAPES)} pixels",
+            "patients": f"{len(source.patients)}: {patients}",
+            "left out": f"{len(source['left_out/reason'])} entries",
+            "scales": ", ".join(f"{scale:g}" for scale in source.scales),
+            "unit": "HU" if attributes["unit"] == b"hu" else "stored values",
+            "options": ", ".join(n if v is True else f"{n} {v}" for n, v in given.items()),
+            "seed": str(int(attributes["seed"])),
+        }
+    return [f"{name:10} {printable(fact)}" for name, fact in facts.items()]
+
+
+def _abbreviated(values: list[str], limit: int) -> str:
+    return ", ".join([*values[:limit], "..."] if len(values) > limit else values)

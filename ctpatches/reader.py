@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from ctpatches.file import provenances
 from ctpatches.orientations import Images, draw_orientations, turned
 from ctpatches.schema import REST, ROLES
-from ctpatches.validation import ValidatedFile, open_validated, opened
+from ctpatches.validation import PathLike, ValidatedFile
 
 Indices = Sequence[int] | NDArray[np.integer[Any]]
 
 
-def patient_names(file: str | os.PathLike[str]) -> list[str]:
+def patient_names(file: PathLike) -> list[str]:
     """Return the names of the patients in the order of the file."""
-    with opened(file) as source:
+    with ValidatedFile(file) as source:
         return source.patients
 
 
@@ -67,7 +67,7 @@ class PatchReader:
 
     def __init__(
         self,
-        file: str | os.PathLike[str],
+        file: PathLike,
         patients: str | Iterable[str] | None = None,
         provenance: bool = False,
         augment: bool = False,
@@ -75,21 +75,19 @@ class PatchReader:
     ) -> None:
         self.path = os.path.abspath(file)
         self.provenance, self.augment, self.seed = provenance, augment, seed
-        with opened(self.path) as source:
+        with ValidatedFile(self.path) as source:
             self.patch_size = source.patch_size
             # It covers the checksums of all blocks: these 16 bytes identify the file.
-            self._checksum = source.read(REST).tobytes()
-            known, names = source.patients, source.texts("pair/patient")
+            self._checksum = source.values(REST).tobytes()
+            names, known = source.texts("pair/patient"), source.patients
             first, patches = source.blocks
-        if patients is None:
-            chosen = set(known)
-        else:
-            chosen = {patients} if isinstance(patients, str) else set(patients)
-            unknown = ", ".join(repr(name) for name in sorted(chosen - set(known)))
-            if unknown or not chosen:
-                found = f"no patient {unknown}" if unknown else "no patient is chosen"
-                there = ", ".join(map(repr, known))
-                raise ValueError(f"{self.path!r}: {found}; there are: {there}")
+        if isinstance(patients, str):
+            patients = [patients]
+        chosen = set(known if patients is None else patients)
+        unknown = ", ".join(map(repr, sorted(chosen - set(known))))
+        if unknown or not chosen:
+            found = f"no patient {unknown}" if unknown else "no patient is chosen"
+            raise ValueError(f"{self.path!r}: {found}; there are: {', '.join(map(repr, known))}")
         self.patients = [name for name in known if name in chosen]
         used = np.isin(names, self.patients) & (patches > 0)
         if not used.any():
@@ -122,10 +120,7 @@ class PatchReader:
         return int(self._ends[-1])
 
     def rows(self, indices: Indices) -> NDArray[np.int64]:
-        """Return the indices in the file of patches of this dataset, shape (n,).
-
-        `IndexError` is raised if there is no such patch.
-        """
+        """Return the indices in the file of patches of this dataset."""
         given = np.asarray(indices, np.int64).reshape(-1)
         index = np.where(given < 0, given + len(self), given)
         invalid = (index < 0) | (index >= len(self))
@@ -156,8 +151,8 @@ class PatchReader:
     def _open(self) -> ValidatedFile:
         """Return the file as this process has it open."""
         if self._source is None or self._process != os.getpid():
-            source = open_validated(self.path)
-            if source.read(REST).tobytes() != self._checksum:
+            source = ValidatedFile(self.path)
+            if source.values(REST).tobytes() != self._checksum:
                 source.close()
                 raise ValueError(f"{self.path!r} is another file than when it was first opened")
             self._source, self._process = source, os.getpid()

@@ -41,9 +41,10 @@ ATTRIBUTES = {
     "configuration": STRING,
     "orientations": STRING,
 }
-#: Columns of `pair/` for each role: normalised = (value - offset) / divisor, with values in the unit
-#: of the file; HU = slope x stored value + intercept.
+#: Columns of `pair/` per role: normalised = (value - offset) / divisor, values in the unit of the
+#: file, and HU = slope x stored value + intercept.
 CONSTANTS = ("offset", "divisor", "slope", "intercept")
+LEFT_OUT_COLUMNS = ("patient", "files", "reason", "kind")
 
 
 class Field(NamedTuple):
@@ -68,13 +69,9 @@ SCHEMA = {
     "pair/degradation": Field(STRING, "pair"),
     **{f"pair/{role}_{name}": Field("<f8", "pair") for role in ROLES for name in CONSTANTS},
     **{f"pair/{role}_digest": Field("<u8", "pair", since=2) for role in ROLES},
-    **{
-        f"left_out/{name}": Field(STRING, "left out")
-        for name in ("patient", "files", "reason", "kind")
-    },
+    **{f"left_out/{name}": Field(STRING, "left out") for name in LEFT_OUT_COLUMNS},
     REST: Field("|u1", "byte"),
 }
-GROUPS = ("patch", "pair", "left_out")
 #: Rows and columns of the largest slice that ctpatches reads.
 MAX_IMAGE_SIDE = 4096
 #: HDF5 decompresses whole chunks: the largest image is one of this size.

@@ -1,7 +1,7 @@
 """Opening an h5 file for reading, validating it, and reading its rows.
 
-Every reader gets the file from `opened` or `open_validated`: whatever a forged or damaged file
-claims, no more memory is used than its size allows, and no other file is read.
+Every reader uses a `ValidatedFile`: whatever a forged or damaged file claims, no more memory is
+used than its size allows, and no other file is read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager
+from typing import Any, Self, TypeAlias
 
 import h5py
 import numpy as np
@@ -23,7 +23,6 @@ from ctpatches.files import Invalid, open_regular
 from ctpatches.schema import (
     ATTRIBUTES,
     FORMAT,
-    GROUPS,
     MAX_CHUNK_BYTES,
     MAX_EXPANSION,
     MAX_IMAGE_SIDE,
@@ -37,6 +36,8 @@ from ctpatches.schema import (
     decoded,
 )
 
+PathLike: TypeAlias = "str | os.PathLike[str]"
+File: TypeAlias = "PathLike | h5py.File | ValidatedFile"
 Rows: TypeAlias = "int | slice | NDArray[np.int64]"
 
 
@@ -46,55 +47,38 @@ class ValidatedFile:
     `Invalid` is raised where they are not, and with `complete` also if its run was interrupted.
     """
 
-    #: Values of `ATTRIBUTES`; strings are bytes.
-    attributes: dict[str, Any]
-    version: int
-    #: The options of the run that determine the content of the file.
-    configuration: dict[str, Any]
-    #: First patch and number of patches of every pair; together they are all patches.
-    blocks: tuple[NDArray[np.int64], NDArray[np.int64]]
-    #: Rows and columns of the slices, shape (2, pairs).
-    shapes: NDArray[np.int64]
-
-    def __init__(self, handle: h5py.File, complete: bool = True) -> None:
-        self.path = os.fspath(handle.filename)
-        self._handle = handle
+    def __init__(self, file: PathLike | h5py.File, complete: bool = True) -> None:
+        self._owned = isinstance(file, str | os.PathLike)
+        self._handle: Any = _open_hdf5(file) if isinstance(file, str | os.PathLike) else file
+        self.path = os.fspath(self._handle.filename)
         self._datasets: dict[str, h5py.Dataset] = {}
         #: Number of rows by what they are for, and "size", pixels of a patch along an edge.
         self._sizes = {"byte": REST_BYTES}
         try:
-            self._check_attributes(complete)
-            for group in GROUPS:
-                self._check_link(group)
-            for name, field in SCHEMA.items():
-                if field.since <= self.version:
-                    self._datasets[name] = self._checked(name, field)
-            # Only the default driver has a descriptor, and a writer may not have written yet.
-            plain = handle.driver == "sec2" and handle.mode == "r"
-            self.descriptor = handle.id.get_vfd_handle() if plain else -1
-        except (Invalid, ImportError, MemoryError):
+            self._check_header(complete)
+            self._check_pairs()
+        except BaseException:
+            self.close()
             raise
-        except Exception as error:  # HDF5 and h5py raise errors of many types for damaged bytes
-            kind = type(error).__name__
-            raise Invalid(self.path, f"is damaged: its header is not valid ({kind})") from error
-        self.patches, self.pairs = self._sizes["patch"], self._sizes["pair"]
-        self.patch_size = self._sizes["size"]
-        self._check_pairs()
-        #: Scales of the views of a pair, the largest first.
-        self.scales = (1.0, 0.8, 0.6) if self.configuration["ds_augment"] else (1.0,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Close the file; what was read remains."""
-        self._handle.close()
+        """Close the file unless it was passed open; what was read remains."""
+        if self._owned:
+            self._handle.close()
 
     def __getitem__(self, name: str) -> h5py.Dataset:
         return self._datasets[name]
 
-    def read(self, name: str, rows: Rows = slice(None)) -> NDArray[Any]:
+    def values(self, name: str, rows: Rows = slice(None)) -> NDArray[Any]:
         """Return rows of a dataset: one, a slice, or those of an array of indices in any order.
 
-        `OSError` is raised if they cannot be read: the file was truncated, or compressed data are
-        damaged.
+        `OSError` is raised if the file was truncated, or compressed data are damaged.
         """
         dataset = self._datasets[name]
         try:
@@ -102,7 +86,7 @@ class ValidatedFile:
                 return np.asarray(dataset[rows])
             out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
             offset = dataset.id.get_offset()
-            if offset is None or self.descriptor < 0 or not hasattr(os, "preadv"):
+            if offset is None or self.descriptor < 0:
                 for at, row in enumerate(rows.tolist()):
                     out[at] = dataset[row]
                 return out
@@ -121,43 +105,36 @@ class ValidatedFile:
 
     def images(self, role: str, rows: Rows) -> NDArray[np.float32]:
         """Return patches, shape (n, p, p) for either tensor format."""
-        return self.read(role, rows).reshape(-1, self.patch_size, self.patch_size)
+        return self.values(role, rows).reshape(-1, self.patch_size, self.patch_size)
 
     def texts(self, name: str) -> list[str]:
         """Return all strings of a dataset."""
-        return list(map(decoded, self.read(name).tolist()))
-
-    @property
-    def patients(self) -> list[str]:
-        """Names of the patients, in the order of the file."""
-        return list(dict.fromkeys(self.texts("pair/patient")))
+        return list(map(decoded, self.values(name).tolist()))
 
     @functools.cached_property
     def origins(self) -> dict[str, NDArray[Any]]:
         """The columns of `pair/` that are part of the provenance of a patch."""
         names = ("patient", "input_file", "target_file", "position_mm", "degradation")
-        return {name: self.read(f"pair/{name}") for name in names}
+        return {name: self.values(f"pair/{name}") for name in names}
 
     def columns(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return rows of all `PATCH_COLUMNS`; each must be a window in a view of its pair."""
-        columns = {name: self.read(f"patch/{name}", rows) for name in PATCH_COLUMNS}
+        columns = {name: self.values(f"patch/{name}", rows) for name in PATCH_COLUMNS}
         indices = np.arange(*rows.indices(self.patches)) if isinstance(rows, slice) else rows
         pair = self.pair_of(indices)
         known = np.isin(columns["scale"], np.array(self.scales, np.float32))
         scale = np.where(known, columns["scale"], 1).astype(np.float64).round(6)
         # With `--edge pad` windows reach past the view, but begin inside of it.
-        inside = 1 if self.configuration["edge"] == "pad" else self.patch_size
+        inside = 1 if self.config["edge"] == "pad" else self.patch_size
         starts = np.stack([columns["row"], columns["col"]]).astype(np.int64)
         valid = known & (columns["pair"] == pair) & (columns["orientation"] < len(ORIENTATIONS))
         valid &= ((starts >= 0) & (starts + inside <= self.view_shape(pair, scale))).all(axis=0)
         if not valid.all():
             at = int(np.argmin(valid))
             found = ", ".join(f"{name} {column[at]}" for name, column in columns.items())
-            raise Invalid(
-                self.path,
-                f"is damaged: patch {indices[at]} has {found}; expected: a window in a view of "
-                f"pair {pair[at]}",
-            )
+            expected = f"a window in a view of pair {pair[at]}"
+            reason = f"is damaged: patch {indices[at]} has {found}; expected: {expected}"
+            raise Invalid(self.path, reason)
         return columns
 
     def pair_of(self, patches: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -172,14 +149,31 @@ class ValidatedFile:
 
     def slice_file(self, role: str, pair: int) -> str:
         """Return the path of a slice below the input folder of the run."""
-        name = decoded(self.read(f"pair/{role}_file", pair).item())
+        name = decoded(self.values(f"pair/{role}_file", pair).item())
         if name.startswith("/") or ".." in name.split("/") or not name or "\0" in name:
             expected = "a path below an input folder"
             raise Invalid(self.path, f"names the slice {name!r}; expected: {expected}")
         return name
 
+    def _check_header(self, complete: bool) -> None:
+        try:
+            self._check_attributes(complete)
+            for name, field in SCHEMA.items():
+                if field.since <= self.version:
+                    self._datasets[name] = self._checked(name, field)
+            # Only the default driver has a descriptor, and a writer may not have written yet.
+            direct = self._handle.driver == "sec2" and self._handle.mode == "r"
+            direct = direct and hasattr(os, "preadv")
+            self.descriptor = self._handle.id.get_vfd_handle() if direct else -1
+        except (Invalid, ImportError, MemoryError):
+            raise
+        except Exception as error:  # HDF5 and h5py raise errors of many types for damaged bytes
+            kind = type(error).__name__
+            raise Invalid(self.path, f"is damaged: its header is not valid ({kind})") from error
+
     def _check_attributes(self, complete: bool) -> None:
-        found = self.attributes = {name: self._attribute(name) for name in ATTRIBUTES}
+        #: Strings are bytes.
+        self.attributes = found = {name: self._attribute(name) for name in ATTRIBUTES}
         if found["format"] != FORMAT.encode():
             raise Invalid(self.path, "is not a file of ctpatches; expected: one that main.py wrote")
         version = found["format_version"]
@@ -192,14 +186,15 @@ class ValidatedFile:
             raise Invalid(self.path, "is not complete: its run was interrupted, or is in progress")
         self.version = int(version)
         try:
-            self.configuration = dict(json.loads(found["configuration"]))
-            flags = [self.configuration[name] for name in ("ds_augment", "anonymize")]
+            #: The options of the run that determine the content of the file.
+            self.config = dict(json.loads(found["configuration"]))
+            flags = [self.config[name] for name in ("ds_augment", "anonymize")]
             valid = {type(flag) for flag in flags} == {bool}
-            valid &= self.configuration["edge"] in ("shift", "pad")
+            valid &= self.config["edge"] in ("shift", "pad")
         except (ValueError, TypeError, KeyError, RecursionError):
             valid = False
         if not valid:
-            raise Invalid(self.path, "holds no configuration of ctpatches")
+            raise Invalid(self.path, "contains no configuration of ctpatches")
 
     def _attribute(self, name: str) -> Any:
         """Return the value of an attribute; None where it is missing or of another type."""
@@ -210,14 +205,13 @@ class ValidatedFile:
         valid = scalar and _has_type(found.get_type(), ATTRIBUTES[name])
         return self._handle.attrs[name] if valid else None
 
-    def _check_link(self, name: str) -> None:
-        links = self._handle.id.links
-        if not links.exists(name.encode()) or links.get_info(name.encode()).type != h5l.TYPE_HARD:
-            raise Invalid(self.path, f"has no {name}, or a link in its place")
-
     def _checked(self, name: str, field: Field) -> h5py.Dataset:
         """Return a dataset; the first one with a row for something decides how many rows it has."""
-        self._check_link(name)
+        links = self._handle.id.links
+        for part in (name.partition("/")[0], name):
+            link = part.encode()
+            if not links.exists(link) or links.get_info(link).type != h5l.TYPE_HARD:
+                raise Invalid(self.path, f"has no {part}, or a link in its place")
         found = h5d.open(self._handle.id, name.encode())
         layout = found.get_create_plist()
         # Before its shape is read: a virtual dataset opens other files to find it.
@@ -227,23 +221,16 @@ class ValidatedFile:
         rows, *edges = shape or (0,)
         n, p = self._sizes.get(field.row_of, rows), self._sizes.get("size", max(edges, default=0))
         shapes = [(n, 1, p, p), (n, p, p, 1)] if field.image else [(n,)]
-        if (
-            not _has_type(kind, field.dtype)
-            or shape not in shapes
-            or (field.image and not 1 <= p <= MAX_IMAGE_SIDE)
-        ):
-            known = self._sizes.get(field.row_of, "N")
-            expected = f"({known}, 1, p, p) or ({known}, p, p, 1)" if field.image else f"({known},)"
+        possible = shape in shapes and (1 <= p <= MAX_IMAGE_SIDE or not field.image)
+        if not possible or not _has_type(kind, field.dtype):
+            rows = self._sizes.get(field.row_of, "N")
             dtype = "fixed-length strings" if field.dtype == STRING else np.dtype(field.dtype)
+            expected = f"({rows}, 1, p, p) or ({rows}, p, p, 1)" if field.image else f"({rows},)"
             kind_name = type(kind).__name__.removeprefix("Type").removesuffix("ID").lower()
-            raise Invalid(
-                self.path,
-                f"has {name} of shape {shape}, {kind_name} of {kind.get_size()} bytes; expected: "
-                f"{dtype} of shape {expected}",
-            )
-        self._sizes[field.row_of] = n
-        if field.image:
-            self._sizes["size"] = p
+            found_type = f"{kind_name} of {kind.get_size()} bytes"
+            reason = f"shape {shape}, {found_type}; expected: {dtype} of shape {expected}"
+            raise Invalid(self.path, f"has {name} of {reason}")
+        self._sizes |= {field.row_of: n, "size": p}
         if not self._has_room(found, layout, field):
             raise Invalid(self.path, f"has {name} of shape {shape}, more than the file can hold")
         return h5py.Dataset(found)
@@ -262,15 +249,23 @@ class ValidatedFile:
         return not size or (offset is not None and offset + size <= limit)
 
     def _check_pairs(self) -> None:
-        first, patches = self.read("pair/first_patch"), self.read("pair/patches")
+        self.patches, self.pairs = self._sizes["patch"], self._sizes["pair"]
+        self.patch_size = self._sizes["size"]
+        #: Scales of the views of a pair, the largest first.
+        self.scales = (1.0, 0.8, 0.6) if self.config["ds_augment"] else (1.0,)
+        #: Names of the patients, in the order of the file.
+        self.patients = list(dict.fromkeys(self.texts("pair/patient")))
+        first, patches = self.values("pair/first_patch"), self.values("pair/patches")
         # Only numbers up to N are added, so that no sum overflows.
         small = max(first.max(initial=0), patches.max(initial=0)) <= self.patches
+        #: First patch and number of patches of every pair, which together are all patches.
         self.blocks = first, patches = first.astype(np.int64), patches.astype(np.int64)
         ends = np.append(0, first + patches)
         if not small or not np.array_equal(ends, np.append(first, self.patches)):
             raise Invalid(self.path, "is damaged: pair/first_patch and pair/patches do not match")
-        shapes = [self.read(f"pair/{name}") for name in ("rows", "columns")]
-        self.shapes = np.stack(shapes).astype(np.int64)
+        #: Rows and columns of the slices, shape (2, pairs).
+        self.shapes = np.stack([self.values(f"pair/{name}") for name in ("rows", "columns")])
+        self.shapes = self.shapes.astype(np.int64)
         if ((self.shapes < 1) | (self.shapes > MAX_IMAGE_SIDE)).any():
             raise Invalid(self.path, f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
 
@@ -281,7 +276,7 @@ def _has_type(found: h5t.TypeID, dtype: str) -> bool:
     return bool(found.equal(h5t.py_create(np.dtype(dtype))))
 
 
-def open_file(path: str | os.PathLike[str]) -> h5py.File:
+def open_file(path: PathLike) -> h5py.File:
     """Open a file for reading, on file systems without locks too."""
     try:
         return h5py.File(path, "r")
@@ -291,33 +286,19 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
         return h5py.File(path, "r", locking=False)
 
 
-def open_validated(path: str | os.PathLike[str], complete: bool = True) -> ValidatedFile:
-    """Open a file of ctpatches and validate it; `OSError` is raised if it cannot be read."""
+def _open_hdf5(path: PathLike) -> h5py.File:
     path = os.fspath(path)
     os.close(open_regular(path))  # an error of the system says more than that of HDF5
     try:
-        handle = open_file(path)
+        return open_file(path)
     except (ImportError, MemoryError):
         raise
     except Exception as error:
         raise Invalid(path, "is not an HDF5 file, or was truncated") from error
-    try:
-        return ValidatedFile(handle, complete)
-    except BaseException:
-        handle.close()
-        raise
 
 
-File: TypeAlias = "str | os.PathLike[str] | h5py.File | ValidatedFile"
-
-
-@contextlib.contextmanager
-def opened(file: File, complete: bool = True) -> Iterator[ValidatedFile]:
-    """Open a file as `open_validated` does, and close it; one that is open stays open."""
+def opened(file: File, complete: bool = True) -> AbstractContextManager[ValidatedFile]:
+    """Open a file and validate it; one that is open stays open."""
     if isinstance(file, ValidatedFile):
-        yield file
-    elif isinstance(file, (str, os.PathLike)):
-        with contextlib.closing(open_validated(file, complete)) as source:
-            yield source
-    else:
-        yield ValidatedFile(file, complete)
+        return contextlib.nullcontext(file)
+    return ValidatedFile(file, complete)

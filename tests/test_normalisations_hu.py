@@ -311,10 +311,10 @@ def test_denormalise_takes_what_a_network_gives_out(by_own_figures, dtype):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"side": "output"}, {"unit": "HU"}, {"patches": [0, 1]}, {}], ids=str
+    "wrong", [{"role": "output"}, {"unit": "HU"}, {"patches": [0, 1]}, {}], ids=str
 )
 def test_denormalise_refuses_what_does_not_fit(by_own_figures, wrong):
-    with pytest.raises(ValueError, match=r"wanted|values for"):
+    with pytest.raises(ValueError, match=r"expected|values for"):
         denormalise(np.zeros((3, 1, 24, 24)), by_own_figures, **wrong)
 
 
