@@ -86,7 +86,7 @@ class ValidatedFile:
                 return np.asarray(dataset[rows])
             out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
             offset = dataset.id.get_offset()
-            if offset is None or self.descriptor < 0:
+            if offset is None or self.descriptor < 0 or not hasattr(os, "preadv"):
                 for at, row in enumerate(rows.tolist()):
                     out[at] = dataset[row]
                 return out
@@ -163,7 +163,6 @@ class ValidatedFile:
                     self._datasets[name] = self._checked(name, field)
             # Only the default driver has a descriptor, and a writer may not have written yet.
             direct = self._handle.driver == "sec2" and self._handle.mode == "r"
-            direct = direct and hasattr(os, "preadv")
             self.descriptor = self._handle.id.get_vfd_handle() if direct else -1
         except (Invalid, ImportError, MemoryError):
             raise

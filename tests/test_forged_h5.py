@@ -197,7 +197,7 @@ def test_a_configuration_of_another_kind_is_refused(
     text: bytes, forge: Callable[[Change], Path]
 ) -> None:
     path = forge(attribute("configuration", np.array(text, f"S{len(text) or 1}")))
-    with pytest.raises(ValueError, match="holds no configuration of ctpatches"):
+    with pytest.raises(ValueError, match="contains no configuration of ctpatches"):
         stitch(None, path, 0)
 
 
