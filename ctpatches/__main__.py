@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ctpatches import __version__, stitch_command, streams
-from ctpatches.info import overview
+from ctpatches.checksums import verify
+from ctpatches.file import overview
 from ctpatches.messages import CallError, RunError, ToolError, printable, quoted
-from ctpatches.verify import verify
 
 PROGRAM = "ctpatches"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,49 +10,41 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.schema import decoded
-from ctpatches.validation import File, ValidatedFile, opened
-from ctpatches.windows import pair_of
+from ctpatches.files import Invalid
+from ctpatches.messages import printable
+from ctpatches.orientations import Images
+from ctpatches.schema import CONSTANTS, ROLES, decoded
+from ctpatches.validation import File, PathLike, ValidatedFile, opened
 
-Images: TypeAlias = NDArray[np.float32]
+#: Longer lists of patients and of slice shapes are abbreviated.
+MAX_PATIENTS, MAX_SHAPES = 8, 3
 Patches: TypeAlias = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a patch came from.
+    """Where a patch came from."""
 
-    Attributes
-    ----------
-    patient, input_file, target_file : str
-        As below the input folder of the run, or their pseudonyms.
-    pair : int
-        Row of the `pair/` table.
-    position_mm : float
-        Of the slice along its normal; NaN where the files have no position.
-    scale : float
-        Of the view that the patch was cut from: 1, 0.8 or 0.6.
-    row, col : int
-        First row and column of the window in that view, pixels.
-    orientation : int
-        Index into `ORIENTATIONS`.
-    degradation : str
-        What was done to the input slice: ``none``, ``blur`` or ``noise``.
-    """
-
+    #: Names as below the input folder of the run, or their pseudonyms.
     patient: str
     input_file: str
     target_file: str
+    #: Row of the `pair/` table.
     pair: int
+    #: Of the slice along its normal; NaN where the files have no position.
     position_mm: float
+    #: Of the view that the patch was cut from: 1, 0.8 or 0.6.
     scale: float
+    #: First row and column of the window in that view, pixels.
     row: int
     col: int
+    #: Index into `ORIENTATIONS`.
     orientation: int
+    #: What was applied to the input slice: ``none``, ``blur`` or ``noise``.
     degradation: str
 
 
-class PatchFile:
+class PatchFile(ValidatedFile):
     """An h5 file of ctpatches, open for reading.
 
     It is a context manager, and can be pickled: the copy opens the file again.
@@ -86,31 +77,15 @@ class PatchFile:
     ...     print(len(file), file.provenance(0).patient)
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(path)
-        with contextlib.ExitStack() as stack:
-            self._source = stack.enter_context(opened(path))
-            self.patch_size = self._source.patch_size
-            self.patients = patients_of(self._source)
-            self.config = self._source.configuration
-            self._open = stack.pop_all()
+    def __init__(self, path: PathLike) -> None:
+        super().__init__(os.path.abspath(path))
 
     def __reduce__(self) -> tuple[type[PatchFile], tuple[str]]:
         return PatchFile, (self.path,)
 
-    def __enter__(self) -> PatchFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; length, patients and configuration remain."""
-        self._open.close()
-
     def __len__(self) -> int:
         """Return the number of patches."""
-        return self._source.patches
+        return self.patches
 
     def read(self, indices: Patches, unit: str = "file") -> tuple[Images, Images]:
         """Return input and target of some patches.
@@ -137,153 +112,113 @@ class PatchFile:
         """
         if unit not in ("file", "hu"):
             raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
-        low, full = read_patches(self._source, indices)
-        if unit == "file":
-            return low, full
-        return (
-            denormalise(low, self._source, indices, "input"),
-            denormalise(full, self._source, indices, "target"),
-        )
+        low, full = read_patches(self, indices)
+        if unit == "hu":
+            low = denormalise(low, self, indices, "input")
+            full = denormalise(full, self, indices, "target")
+        return low, full
 
     def provenance(self, index: int) -> Provenance:
-        """Return where a patch came from.
-
-        Raises
-        ------
-        IndexError
-            There is no such patch.
-        OSError, ValueError
-            The file cannot be read, or is damaged.
-        """
-        return provenance(self._source, index)
-
-
-def patients_of(source: ValidatedFile) -> list[str]:
-    """Return the names of the patients in the order of the file."""
-    return list(dict.fromkeys(map(decoded, source.read("pair/patient").tolist())))
+        """Return where a patch came from; `IndexError` is raised if there is no such patch."""
+        return provenance(self, index)
 
 
 def provenance(file: File, patch: int) -> Provenance:
-    """Return where a patch came from.
-
-    Parameters
-    ----------
-    file : path, h5py.File or ValidatedFile
-        Of `opened`, for many patches: it is checked once.
-    patch : int
-        Its index in `input` and `target`.
-
-    Raises
-    ------
-    IndexError
-        There is no such patch.
-    OSError, ValueError
-        As `opened`.
-    """
+    """Return where a patch came from; `IndexError` is raised if there is no such patch."""
     with opened(file) as source:
         if not 0 <= patch < source.patches:
             raise IndexError(f"patch {patch} of {source.patches}")
-        here = {n: column.item() for n, column in source.columns(slice(patch, patch + 1)).items()}
-        pair = here["pair"]
-        return Provenance(
-            patient=source.text("pair/patient", pair),
-            input_file=source.text("pair/input_file", pair),
-            target_file=source.text("pair/target_file", pair),
-            pair=pair,
-            position_mm=float(source.read("pair/position_mm", pair)),
-            scale=round(here["scale"], 6),
-            row=here["row"],
-            col=here["col"],
-            orientation=here["orientation"],
-            degradation=source.text("pair/degradation", pair),
-        )
+        return provenances(source, np.array([patch]))[0]
+
+
+def provenances(source: ValidatedFile, patches: NDArray[np.int64]) -> list[Provenance]:
+    """Return where each of some patches came from."""
+    columns = source.columns(patches)
+    out = []
+    for row in range(len(patches)):
+        patch = {name: column[row].item() for name, column in columns.items()}
+        patch["scale"] = round(patch["scale"], 6)
+        pair = {name: column[patch["pair"]].item() for name, column in source.origins.items()}
+        texts = {name: decoded(value) for name, value in pair.items() if isinstance(value, bytes)}
+        out.append(Provenance(**patch, **(pair | texts)))
+    return out
 
 
 def read_patches(file: File, patches: Patches) -> tuple[Images, Images]:
-    """Return some patches of input and target, each of shape (n, p, p), whatever the layout.
-
-    Raises
-    ------
-    IndexError
-        There is no such patch.
-    OSError, ValueError
-        As `opened`.
-    """
+    """Return input and target of some patches, each of shape (n, p, p)."""
     with opened(file) as source:
         rows = np.atleast_1d(np.arange(source.patches)[patches])
-        p = source.patch_size
-        both = [np.empty((len(rows), p, p), np.float32) for _ in range(2)]
-        for name, out in zip(("input", "target"), both, strict=True):
-            for at, row in enumerate(rows.tolist()):
-                out[at] = source.read(name, row).reshape(p, p)
-        return both[0], both[1]
+        return source.images("input", rows), source.images("target", rows)
 
 
 def denormalise(
     values: NDArray[np.floating[Any]],
     file: File,
     patches: Patches | None = None,
-    side: str = "target",
+    role: str = "target",
     unit: str = "hu",
 ) -> NDArray[np.float32]:
     """Return patches, or a network's output for them, as they were before normalisation.
 
-    Parameters
-    ----------
-    values : ndarray, shape (n, ...)
-        In the normalisation of the file.
-    file : path or h5py.File
-        What the patches are from.
-    patches : int, slice or sequence of int, optional
-        Which patches of the file the n values belong to; by default all, in order.
-    side : {'target', 'input'}
-        Whose normalisation is undone. A denoised input is meant to be a target, but with
-        `unity_independent` and `std_independent` only the input's figures fit the input.
-    unit : {'hu', 'stored'}
-
-    Returns
-    -------
-    ndarray of float32
-        Of the shape of `values`, to float32 accuracy. What `hu_window` clipped stays clipped.
-
-    Raises
-    ------
-    ValueError
-        The number of values is not that of the patches, or an argument has no such choice; and as
-        `opened`.
-    IndexError
-        There is no such patch.
-    OSError
-        As `opened`.
+    `values`, shape (n, ...), belong to the given patches of the file, by default to all in order.
+    `role` decides whose normalisation is inverted: a denoised input corresponds to a target, but
+    with `unity_independent` and `std_independent` only the constants of the input fit the input.
+    `unit` is `hu` or `stored`. The result has the shape of `values` and float32 accuracy; what
+    `hu_window` clipped stays clipped. `IndexError` is raised if there is no such patch.
     """
-    if side not in ("input", "target") or unit not in ("hu", "stored"):
-        raise ValueError(f"side {side!r}, unit {unit!r}; wanted: input or target, hu or stored")
+    if role not in ROLES or unit not in ("hu", "stored"):
+        raise ValueError(f"role {role!r}, unit {unit!r}; expected: input or target, hu or stored")
     with opened(file) as source:
         chosen = np.arange(source.patches)
         if patches is not None:
             chosen = np.atleast_1d(chosen[patches])
-        first, count = source.blocks
-        figures = _affine_figures(source, side)[:, pair_of(first + count, chosen)]
-        in_hu = source.in_hu
+        names = [f"pair/{role}_{name}" for name in CONSTANTS]
+        constants = np.stack([source.values(name) for name in names])
+        if not np.isfinite(constants).all() or not constants[CONSTANTS.index("slope")].all():
+            invalid = f"{', '.join(names)} hold NaN, infinity or a slope of 0"
+            raise Invalid(source.path, f"is damaged: {invalid}")
+        constants = constants[:, source.pair_of(chosen)]
+        file_unit = source.attributes["unit"].decode()
     values = np.asarray(values)
     if len(values) != len(chosen):
         raise ValueError(
             f"{len(values)} values for {len(chosen)} patches; name the patches that they belong to"
         )
-    out = values.astype(np.float64)
-    offset, divisor, slope, intercept = figures.reshape(4, -1, *[1] * (out.ndim - 1))
-    out = out * divisor + offset
-    if in_hu and unit == "stored":
+    offset, divisor, slope, intercept = constants.reshape(4, -1, *[1] * (values.ndim - 1))
+    out = values.astype(np.float64) * divisor + offset
+    if (file_unit, unit) == ("hu", "stored"):
         out = (out - intercept) / slope
-    elif not in_hu and unit == "hu":
+    elif (file_unit, unit) == ("stored", "hu"):
         out = out * slope + intercept
     return np.asarray(out, np.float32)
 
 
-def _affine_figures(source: ValidatedFile, side: str) -> NDArray[np.float64]:
-    """Return offset, divisor, slope and intercept of every pair, shape (4, pairs)."""
-    names = [f"pair/{side}_{name}" for name in ("offset", "divisor", "slope", "intercept")]
-    out = np.stack([source.read(name) for name in names])
-    if not np.isfinite(out).all() or not out[2].all():
-        raise source.invalid(f"is damaged: {', '.join(names)} hold NaN, infinity or a slope of 0")
-    return out
+def overview(path: PathLike) -> list[str]:
+    """Return what a file contains and how it was created, one line each.
+
+    `OSError` is raised if it cannot be read, `ValueError` if it is not a valid file of ctpatches.
+    """
+    with opened(path, complete=False) as source:
+        attributes, image = source.attributes, source["input"]
+        complete = "complete" if attributes["complete"] else "NOT complete"
+        shapes = [f"{rows} x {columns}" for rows, columns in np.unique(source.shapes, axis=1).T]
+        patients = _abbreviated(source.patients, MAX_PATIENTS)
+        given = {n: v for n, v in source.config.items() if v not in (None, False)}
+        facts = {
+            "file": f"{path}, {os.path.getsize(path) / 1e6:.1f} MB",
+            "format": f"version {source.version}, {complete}",
+            "patches": f"{source.patches} in input and target, {image.dtype}, "
+            f"shape {image.shape[1:]}",
+            "pairs": f"{source.pairs}, slices of {_abbreviated(shapes, MAX_SHAPES)} pixels",
+            "patients": f"{len(source.patients)}: {patients}",
+            "left out": f"{len(source['left_out/reason'])} entries",
+            "scales": ", ".join(f"{scale:g}" for scale in source.scales),
+            "unit": "HU" if attributes["unit"] == b"hu" else "stored values",
+            "options": ", ".join(n if v is True else f"{n} {v}" for n, v in given.items()),
+            "seed": str(int(attributes["seed"])),
+        }
+    return [f"{name:10} {printable(fact)}" for name, fact in facts.items()]
+
+
+def _abbreviated(values: list[str], limit: int) -> str:
+    return ", ".join([*values[:limit], "..."] if len(values) > limit else values)

@@ -1,4 +1,4 @@
-"""Opening regular files for reading, and replacing them by complete ones."""
+"""Opening regular files for reading, and replacing files as a whole."""
 
 from __future__ import annotations
 
@@ -9,32 +9,27 @@ from collections.abc import Iterator
 
 
 class Invalid(ValueError):
-    """A file that is not a valid file of this tool, and why."""
+    """A file that is not a valid file of ctpatches; `reason` does not name it."""
 
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message)  # alone: so a DataLoader makes it again in another process
+    def __init__(self, path: str, reason: str = "") -> None:
+        # A DataLoader creates the error again from its message alone.
+        super().__init__(f"{path!r} {reason}" if reason else path)
         self.reason = reason
-
-    @classmethod
-    def of(cls, path: str, reason: str) -> Invalid:
-        """Return the error that names the file and the reason."""
-        return cls(f"{path!r} {reason}", reason)
 
 
 def open_regular(path: str) -> int:
-    """Return a descriptor of a regular file; a pipe is not waited for."""
-    descriptor = os.open(
-        path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    )
+    """Return a descriptor of a regular file; on a pipe it does not wait."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise Invalid.of(path, "is no regular file")
+        raise Invalid(path, "is not a regular file")
     return descriptor
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a temporary name to write to, and rename the file to `path` once it is whole."""
+    """Yield a temporary name to write to, and rename that file to `path` afterwards."""
     partial = f"{os.fspath(path)}.partial"
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     try:

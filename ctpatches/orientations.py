@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Images = NDArray[np.float32]
+Images: TypeAlias = NDArray[np.float32]
 
 #: The eight orientations of a square, of arrays of shape (n, p, p): the first six as in
 #: `ctpatches.schema.ORIENTATIONS`, then mirrored at the main and at the other diagonal.
@@ -23,33 +24,20 @@ DIHEDRAL: tuple[Callable[[Images], Images], ...] = (
 )
 
 
-def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the next numbers of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, figure 14)."""
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
-
-
 def draw_orientations(seed: int, epoch: int, patches: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Draw an orientation for each patch; it depends on nothing but the three arguments.
+    """Return an index into `DIHEDRAL` for each patch of the file, all equally likely.
 
-    Parameters
-    ----------
-    seed, epoch : int
-    patches : ndarray of int64, shape (n,)
-        Their indices in the file.
-
-    Returns
-    -------
-    ndarray of uint8, shape (n,)
-        Indices into `DIHEDRAL`, each as likely.
+    It depends on nothing but the three arguments: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014,
+    figure 14) hashes them. Creating a generator of NumPy for each patch would cost more than
+    reading it.
     """
-    # A hash and not a generator of NumPy: making one for each patch would cost more than reading.
     state = np.zeros(len(patches), np.uint64)
-    for word in (seed % 2**64, epoch % 2**64):
-        state = _mixed(state ^ np.uint64(word))
-    return (_mixed(state ^ patches.astype(np.uint64)) >> np.uint64(61)).astype(np.uint8)
+    for word in (np.uint64(seed % 2**64), np.uint64(epoch % 2**64), patches.astype(np.uint64)):
+        state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(61)).astype(np.uint8)
 
 
 def turned(images: Images, codes: NDArray[np.uint8]) -> Images:

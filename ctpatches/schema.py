@@ -1,13 +1,14 @@
-"""The layout of the h5 file: names, types and shapes, for whoever writes or reads it."""
+"""The layout of the h5 file: names, types and shapes, for writing and for reading."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 FORMAT = "paired CT patches"
-#: The newest `format_version` that is understood here.
+#: The newest `format_version` that this module knows.
 VERSION = 2
-#: Datasets with a row a patch, in the order in which a block's checksum takes them.
+ROLES = ("input", "target")
+#: Datasets with one value per patch, in the order of a block's checksum.
 PATCH_COLUMNS = {
     "pair": "<u4",
     "scale": "<f4",
@@ -15,10 +16,10 @@ PATCH_COLUMNS = {
     "col": "<i4",
     "orientation": "|u1",
 }
-#: Where the checksum of all bytes lies that belong to no block: 16 bytes of XXH3.
-REST = "checksum"
+#: XXH3-128 of all bytes that belong to no block.
+REST, REST_BYTES = "checksum", 16
 
-#: How a patch lies, by its code in the file. Turns are counter-clockwise, as `numpy.rot90` turns.
+#: Orientations of a patch by code; rotations are counter-clockwise, as those of `numpy.rot90`.
 ORIENTATIONS = (
     "as it is",
     "turned by 90 degrees",
@@ -30,7 +31,7 @@ ORIENTATIONS = (
 
 #: Type of a string of fixed length.
 STRING = "S"
-#: Attributes of the file and their types, all of them scalars.
+#: Attributes of the file and their types; all are scalars.
 ATTRIBUTES = {
     "format": STRING,
     "format_version": "<u4",
@@ -40,72 +41,48 @@ ATTRIBUTES = {
     "configuration": STRING,
     "orientations": STRING,
 }
+#: Columns of `pair/` per role: normalised = (value - offset) / divisor, values in the unit of the
+#: file, and HU = slope x stored value + intercept.
+CONSTANTS = ("offset", "divisor", "slope", "intercept")
+LEFT_OUT_COLUMNS = ("patient", "files", "reason", "kind")
 
 
 class Field(NamedTuple):
-    """What a dataset must be.
-
-    Attributes
-    ----------
-    dtype : str
-        NumPy's name of the type, or `STRING`.
-    row_of : str
-        What it has a row for: a ``patch``, a ``pair`` or what was ``left out``; or a ``byte``.
-    image : bool
-        Whether a row is a patch and not a single value.
-    since : int
-        The first `format_version` with this dataset.
-    """
+    """The type of a dataset (NumPy's name or `STRING`), and what it has a row for."""
 
     dtype: str
     row_of: str
+    #: Whether a row is the pixels of a patch and not a single value.
     image: bool = False
+    #: The first `format_version` with this dataset.
     since: int = 1
 
 
 SCHEMA = {
-    "input": Field("<f4", "patch", image=True),
-    "target": Field("<f4", "patch", image=True),
+    **{role: Field("<f4", "patch", image=True) for role in ROLES},
     **{f"patch/{name}": Field(dtype, "patch") for name, dtype in PATCH_COLUMNS.items()},
     "pair/patient": Field(STRING, "pair"),
-    "pair/input_file": Field(STRING, "pair"),
-    "pair/target_file": Field(STRING, "pair"),
+    **{f"pair/{role}_file": Field(STRING, "pair") for role in ROLES},
     "pair/position_mm": Field("<f8", "pair"),
-    "pair/rows": Field("<u4", "pair"),
-    "pair/columns": Field("<u4", "pair"),
-    "pair/first_patch": Field("<u8", "pair"),
-    "pair/patches": Field("<u8", "pair"),
+    **{f"pair/{name}": Field("<u4", "pair") for name in ("rows", "columns")},
+    **{f"pair/{name}": Field("<u8", "pair") for name in ("first_patch", "patches", "checksum")},
     "pair/degradation": Field(STRING, "pair"),
-    "pair/checksum": Field("<u8", "pair"),
-    **{
-        f"pair/{side}_{name}": Field("<f8", "pair")
-        for side in ("input", "target")
-        for name in ("slope", "intercept", "offset", "divisor")
-    },
-    "pair/input_digest": Field("<u8", "pair", since=2),
-    "pair/target_digest": Field("<u8", "pair", since=2),
-    **{f"left_out/{name}": Field(STRING, "left out") for name in ("patient", "files")},
-    **{f"left_out/{name}": Field(STRING, "left out") for name in ("reason", "kind")},
+    **{f"pair/{role}_{name}": Field("<f8", "pair") for role in ROLES for name in CONSTANTS},
+    **{f"pair/{role}_digest": Field("<u8", "pair", since=2) for role in ROLES},
+    **{f"left_out/{name}": Field(STRING, "left out") for name in LEFT_OUT_COLUMNS},
     REST: Field("|u1", "byte"),
 }
-GROUPS = ("patch", "pair", "left_out")
-REST_BYTES = 16
-#: Names of HDF5's classes of types, in its order.
-CLASSES = (
-    *("integer", "float", "time", "string", "bitfield", "opaque", "compound", "reference"),
-    *("enumeration", "variable-length sequence", "array", "complex"),
-)
-#: Rows and columns of the largest slice that the tool reads.
+#: Rows and columns of the largest slice that ctpatches reads.
 MAX_IMAGE_SIDE = 4096
 #: HDF5 decompresses whole chunks: the largest image is one of this size.
 MAX_CHUNK_BYTES = 4 * MAX_IMAGE_SIDE**2
-#: Times the size of the file that a compressed dataset of patches may have; no CT image comes near.
+#: Bytes of a compressed dataset of patches per byte of the file; CT images compress far less.
 MAX_EXPANSION = 1000
 
 
 def bulk_names() -> list[str]:
-    """Return the datasets with a row a patch, in the order of a block's checksum."""
-    return ["input", "target", *(f"patch/{name}" for name in PATCH_COLUMNS)]
+    """Return the datasets with a row per patch, in the order of a block's checksum."""
+    return [*ROLES, *(f"patch/{name}" for name in PATCH_COLUMNS)]
 
 
 def decoded(value: bytes) -> str:

@@ -171,7 +171,7 @@ def _source(options: argparse.Namespace) -> str:
     path: str = options.source
     with opened(options.file) as source:
         name = source.slice_file("input" if options.values else options.side, options.pair)
-        position = float(source.read("pair/position_mm", options.pair))
+        position = float(source.values("pair/position_mm", options.pair))
     if os.path.isdir(path):
         path = os.path.join(path, name)
     if os.path.realpath(path) == os.path.realpath(options.output):

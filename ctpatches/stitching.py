@@ -139,12 +139,11 @@ def stitch(
         columns = source.columns(block)
         chosen = np.isclose(columns["scale"], scale)
         if values is None:
-            p = source.patch_size
-            patches = source.read(side, block)[chosen].reshape(-1, p, p)
+            patches = source.images(side, block)[chosen]
         else:
             patches = _fitting(np.asarray(values), source.patch_size, chosen)
         windows = {name: column[chosen] for name, column in columns.items()}
-        rows, cols = source.windows.views(pair, scale).tolist()
+        rows, cols = source.view_shape(pair, scale).tolist()
         image = blend(
             upright(patches, windows["orientation"]), windows["row"], windows["col"], (rows, cols)
         )

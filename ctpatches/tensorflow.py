@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,12 +12,13 @@ from numpy.typing import NDArray
 
 from ctpatches.orientations import Images
 from ctpatches.reader import PatchReader, patient_names
+from ctpatches.validation import PathLike
 
 __all__ = ["keras_sequence", "patient_names", "tf_dataset"]
 
 
 def tf_dataset(
-    file: str | os.PathLike[str],
+    file: PathLike,
     batch: int = 64,
     shuffle: bool = True,
     seed: int = 0,
@@ -31,13 +31,13 @@ def tf_dataset(
     file : path
         Of either tensor format.
     batch : int
-        Patches a batch; the last one may have fewer.
+        Patches per batch; the last one may have fewer.
     shuffle : bool
-        Whether all patches come in another order in every epoch.
+        Whether the order of all patches is drawn again in every epoch.
     seed : int
-        Of the order.
+        Seed for the order.
     patients : str or iterable of str, optional
-        Names of the patients whose patches are taken; by default all.
+        Names of the patients whose patches are read; by default all.
 
     Raises
     ------
@@ -48,16 +48,15 @@ def tf_dataset(
     patches = PatchReader(file, patients)
 
     def read(indices: NDArray[np.int64]) -> tuple[Images, ...]:
-        return tuple(one[..., None] for one in patches.read(indices))
+        return tuple(images[..., None] for images in patches.read(indices))
 
     def read_in_graph(indices: Any) -> tuple[Any, ...]:
+        shape = (None, patches.patch_size, patches.patch_size, 1)
         both = tf.numpy_function(read, [indices], (tf.float32, tf.float32))
-        return tuple(
-            tf.ensure_shape(one, (None, patches.patch_size, patches.patch_size, 1)) for one in both
-        )
+        return tuple(tf.ensure_shape(images, shape) for images in both)
 
-    # Numbers are shuffled, not patches: all of them fit into the buffer, so the order is a true
-    # one, and reading runs in several threads (preadv lets go of the interpreter's lock).
+    # Indices are shuffled, not patches: all of them fit into the buffer, so that the order is
+    # uniformly random, and several threads read (`preadv` releases the interpreter's lock).
     order = tf.data.Dataset.range(len(patches))
     if shuffle:
         order = order.shuffle(len(patches), seed=seed, reshuffle_each_iteration=True)
@@ -66,7 +65,7 @@ def tf_dataset(
 
 
 def keras_sequence(
-    file: str | os.PathLike[str],
+    file: PathLike,
     batch: int = 64,
     shuffle: bool = True,
     seed: int = 0,
@@ -81,7 +80,7 @@ def keras_sequence(
     file, batch, shuffle, seed, patients
         As in `tf_dataset`; batches are the same, as NumPy arrays.
     augment : bool
-        Whether input and target are turned or mirrored alike, at random, anew in every epoch.
+        Whether input and target are rotated or flipped alike, at random, anew in every epoch.
     **options
         Of `PyDataset`, such as ``workers=2``: threads that read ahead.
 
@@ -94,28 +93,25 @@ def keras_sequence(
     patches = PatchReader(file, patients, augment=augment, seed=seed)
 
     class Patches(keras.utils.PyDataset):  # type: ignore[misc]
-        """Batches of patches in an order of each epoch's own."""
-
         def __init__(self) -> None:
             super().__init__(**options)
-            self.epoch = 0
-            self.order = self.draw()
+            self.start(0)
 
-        def draw(self) -> NDArray[np.int64]:
-            if not shuffle:
-                return np.arange(len(patches))
-            return np.random.default_rng([seed, self.epoch]).permutation(len(patches))
+        def start(self, epoch: int) -> None:
+            self.epoch = epoch
+            patches.set_epoch(epoch)
+            self.order = np.arange(len(patches))
+            if shuffle:
+                self.order = np.random.default_rng([seed, epoch]).permutation(self.order)
 
         def __len__(self) -> int:
             return math.ceil(len(patches) / batch)
 
         def __getitem__(self, index: int) -> tuple[Images, ...]:
             chosen = self.order[index * batch : (index + 1) * batch]
-            return tuple(one[..., None] for one in patches.read(chosen))
+            return tuple(images[..., None] for images in patches.read(chosen))
 
         def on_epoch_end(self) -> None:
-            self.epoch += 1
-            patches.set_epoch(self.epoch)
-            self.order = self.draw()
+            self.start(self.epoch + 1)
 
     return Patches()

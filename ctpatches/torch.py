@@ -1,4 +1,4 @@
-"""A data set for PyTorch."""
+"""A dataset for PyTorch."""
 
 from __future__ import annotations
 
@@ -25,20 +25,11 @@ class PatchDataset(PatchReader, Dataset):  # type: ignore[misc]
     """
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """Return input and target, float32 tensors of shape (1, p, p), and maybe the provenance.
-
-        Raises
-        ------
-        IndexError
-            There is no such patch.
-        """
+        """Return input and target, float32 tensors of shape (1, p, p), and maybe provenance."""
         return self.__getitems__([operator.index(index)])[0]
 
     def __getitems__(self, indices: Indices) -> list[tuple[Any, ...]]:
         """Return samples as `__getitem__` does; torch calls this once for each batch."""
-        rows = self.rows(indices)
-        codes = self._codes(rows)
-        parts: list[Any] = [torch.from_numpy(one[:, None]) for one in self._images(rows, codes)]
-        if self.provenance:
-            parts.append(self._provenance(rows, codes))
-        return list(zip(*parts, strict=True))
+        low, full, *others = self.samples(indices)
+        tensors = [torch.from_numpy(images[:, None]) for images in (low, full)]
+        return list(zip(*tensors, *others, strict=True))

@@ -1,8 +1,7 @@
-"""Opening an h5 file for reading, and checking it.
+"""Opening an h5 file for reading, validating it, and reading its rows.
 
-Every reader gets the file from `opened`, which checks it against `ATTRIBUTES` and `SCHEMA`:
-whatever a forged or damaged file claims, no more memory is used than its size allows, and no other
-file is read.
+Every reader uses a `ValidatedFile`: whatever a forged or damaged file claims, no more memory is
+used than its size allows, and no other file is read.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager
+from typing import Any, Self, TypeAlias
 
 import h5py
 import numpy as np
@@ -23,12 +22,11 @@ from numpy.typing import NDArray
 from ctpatches.files import Invalid, open_regular
 from ctpatches.schema import (
     ATTRIBUTES,
-    CLASSES,
     FORMAT,
-    GROUPS,
     MAX_CHUNK_BYTES,
     MAX_EXPANSION,
     MAX_IMAGE_SIDE,
+    ORIENTATIONS,
     PATCH_COLUMNS,
     REST_BYTES,
     SCHEMA,
@@ -37,261 +35,247 @@ from ctpatches.schema import (
     Field,
     decoded,
 )
-from ctpatches.windows import Windows
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+File: TypeAlias = "PathLike | h5py.File | ValidatedFile"
+Rows: TypeAlias = "int | slice | NDArray[np.int64]"
 
 
 class ValidatedFile:
-    """A file of this tool, open for reading, that was checked against `ATTRIBUTES` and `SCHEMA`.
+    """A file of ctpatches, open for reading, whose attributes, datasets and pairs are valid.
 
-    Parameters
-    ----------
-    handle : h5py.File
-    complete : bool
-        Whether a file whose run was interrupted is refused.
-
-    Attributes
-    ----------
-    path : str
-    attributes : dict
-        Values of `ATTRIBUTES`; strings are bytes.
-    patches, pairs : int
-        Number of rows of the datasets with a row a patch, and a pair.
-    patch_size : int
-        Pixels a side.
-
-    Raises
-    ------
-    ValueError
-        It is no file of this tool, a newer one than this module knows, not complete, or damaged.
+    `Invalid` is raised where they are not, and with `complete` also if its run was interrupted.
     """
 
-    def __init__(self, handle: h5py.File, complete: bool = True) -> None:
-        self.path = os.fspath(handle.filename)
-        self._handle = handle
+    def __init__(self, file: PathLike | h5py.File, complete: bool = True) -> None:
+        self._owned = isinstance(file, str | os.PathLike)
+        self._handle: Any = _open_hdf5(file) if isinstance(file, str | os.PathLike) else file
+        self.path = os.fspath(self._handle.filename)
         self._datasets: dict[str, h5py.Dataset] = {}
+        #: Number of rows by what they are for, and "size", pixels of a patch along an edge.
         self._sizes = {"byte": REST_BYTES}
         try:
-            self._check_attributes(complete)
-            self._size_bytes = int(handle.id.get_filesize())
-            for group in GROUPS:
-                self._check_link(group)
-            for name, field in SCHEMA.items():
-                if field.since <= self.version:
-                    self._datasets[name] = self._checked(name, field)
-        except (Invalid, ImportError, MemoryError):
+            self._check_header(complete)
+            self._check_pairs()
+        except BaseException:
+            self.close()
             raise
-        except Exception as error:  # HDF5 and h5py raise what they like over damaged bytes
-            raise self.invalid(f"is damaged: its header is not valid ({_kind(error)})") from error
-        self.patches, self.pairs = self._sizes["patch"], self._sizes["pair"]
-        self.patch_size = self._sizes["side"]
 
-    def invalid(self, reason: str) -> Invalid:
-        """Return the error that this file is not valid."""
-        return Invalid.of(self.path, reason)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file unless it was passed open; what was read remains."""
+        if self._owned:
+            self._handle.close()
 
     def __getitem__(self, name: str) -> h5py.Dataset:
         return self._datasets[name]
 
-    def read(self, name: str, rows: Any = slice(None)) -> NDArray[Any]:
-        """Return rows of a dataset.
+    def values(self, name: str, rows: Rows = slice(None)) -> NDArray[Any]:
+        """Return rows of a dataset: one, a slice, or those of an array of indices in any order.
 
-        Raises
-        ------
-        OSError
-            They cannot be read: compressed data are damaged.
+        `OSError` is raised if the file was truncated, or compressed data are damaged.
         """
+        dataset = self._datasets[name]
         try:
-            return np.asarray(self._datasets[name][rows])
+            if not isinstance(rows, np.ndarray):
+                return np.asarray(dataset[rows])
+            out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
+            offset = dataset.id.get_offset()
+            if offset is None or self.descriptor < 0 or not hasattr(os, "preadv"):
+                for at, row in enumerate(rows.tolist()):
+                    out[at] = dataset[row]
+                return out
         except (OSError, RuntimeError, KeyError) as error:
             raise OSError(f"{self.path!r}: {name} cannot be read: {error}") from error
-
-    def text(self, name: str, row: int) -> str:
-        """Return one string of a dataset."""
-        return decoded(self.read(name, row).item())
-
-    @property
-    def version(self) -> int:
-        """The `format_version` of the file."""
-        return int(self.attributes["format_version"])
-
-    @property
-    def in_hu(self) -> bool:
-        """Whether pixels were in HU before they were normalised."""
-        return bool(self.attributes["unit"] == b"hu")
-
-    @functools.cached_property
-    def blocks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First patch and number of patches of every pair.
-
-        Raises
-        ------
-        ValueError
-            The blocks do not follow one after the other, from the first to the last patch.
-        """
-        first, patches = self.read("pair/first_patch"), self.read("pair/patches")
-        # Numbers up to N alone are added, so that no sum overflows.
-        small = max(first.max(initial=0), patches.max(initial=0)) <= self.patches
-        first, patches = first.astype(np.int64), patches.astype(np.int64)
-        ends = np.append(0, first + patches)
-        if not small or not np.array_equal(ends, np.append(first, self.patches)):
-            raise self.invalid("is damaged: pair/first_patch and pair/patches do not fit together")
-        return first, patches
-
-    @functools.cached_property
-    def windows(self) -> Windows:
-        """What the rows of `patch/` may hold.
-
-        Raises
-        ------
-        ValueError
-            A table of pairs holds impossible values.
-        """
-        shapes = np.stack([self.read("pair/rows"), self.read("pair/columns")]).astype(np.int64)
-        if ((shapes < 1) | (shapes > MAX_IMAGE_SIDE)).any():
-            raise self.invalid(f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
-        # With `--edge pad` windows reach past the view, but begin inside of it.
-        inside = 1 if self.configuration["edge"] == "pad" else self.patch_size
-        return Windows(self.path, *self.blocks, shapes, self.scales, inside)
-
-    def columns(self, rows: slice) -> dict[str, NDArray[Any]]:
-        """Return rows of all `PATCH_COLUMNS`, checked."""
-        out = {name: self.read(f"patch/{name}", rows) for name in PATCH_COLUMNS}
-        self.windows.check(out, np.arange(self.patches)[rows])
+        # Not through a memory map: from disk a map reads seven times the bytes, because the kernel
+        # reads around every page fault, and a file that is truncated, or lost on a network disk,
+        # ends the process with a bus error where `preadv` raises.
+        width = out.itemsize * math.prod(out.shape[1:])
+        raw = out.reshape(-1).view(np.uint8).data
+        for at, row in enumerate(rows.tolist()):
+            piece = raw[at * width : (at + 1) * width]
+            if os.preadv(self.descriptor, [piece], offset + row * width) != width:
+                raise OSError(f"{self.path!r} ends before patch {row}: it was truncated")
         return out
 
-    @functools.cached_property
-    def configuration(self) -> dict[str, Any]:
-        """The options that decided what the file holds.
+    def images(self, role: str, rows: Rows) -> NDArray[np.float32]:
+        """Return patches, shape (n, p, p) for either tensor format."""
+        return self.values(role, rows).reshape(-1, self.patch_size, self.patch_size)
 
-        Raises
-        ------
-        ValueError
-            They are not those of this tool.
-        """
+    def texts(self, name: str) -> list[str]:
+        """Return all strings of a dataset."""
+        return list(map(decoded, self.values(name).tolist()))
+
+    @functools.cached_property
+    def origins(self) -> dict[str, NDArray[Any]]:
+        """The columns of `pair/` that are part of the provenance of a patch."""
+        names = ("patient", "input_file", "target_file", "position_mm", "degradation")
+        return {name: self.values(f"pair/{name}") for name in names}
+
+    def columns(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Return rows of all `PATCH_COLUMNS`; each must be a window in a view of its pair."""
+        columns = {name: self.values(f"patch/{name}", rows) for name in PATCH_COLUMNS}
+        indices = np.arange(*rows.indices(self.patches)) if isinstance(rows, slice) else rows
+        pair = self.pair_of(indices)
+        known = np.isin(columns["scale"], np.array(self.scales, np.float32))
+        scale = np.where(known, columns["scale"], 1).astype(np.float64).round(6)
+        # With `--edge pad` windows reach past the view, but begin inside of it.
+        inside = 1 if self.config["edge"] == "pad" else self.patch_size
+        starts = np.stack([columns["row"], columns["col"]]).astype(np.int64)
+        valid = known & (columns["pair"] == pair) & (columns["orientation"] < len(ORIENTATIONS))
+        valid &= ((starts >= 0) & (starts + inside <= self.view_shape(pair, scale))).all(axis=0)
+        if not valid.all():
+            at = int(np.argmin(valid))
+            found = ", ".join(f"{name} {column[at]}" for name, column in columns.items())
+            expected = f"a window in a view of pair {pair[at]}"
+            reason = f"is damaged: patch {indices[at]} has {found}; expected: {expected}"
+            raise Invalid(self.path, reason)
+        return columns
+
+    def pair_of(self, patches: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the pairs of patches."""
+        return np.searchsorted(np.add(*self.blocks), patches, side="right")
+
+    def view_shape(
+        self, pair: int | NDArray[np.int64], scale: float | NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Return rows and columns of views, as `augment.view_shape`."""
+        return (self.shapes[:, pair] * scale).astype(np.int64)
+
+    def slice_file(self, role: str, pair: int) -> str:
+        """Return the path of a slice below the input folder of the run."""
+        name = decoded(self.values(f"pair/{role}_file", pair).item())
+        if name.startswith("/") or ".." in name.split("/") or not name or "\0" in name:
+            expected = "a path below an input folder"
+            raise Invalid(self.path, f"names the slice {name!r}; expected: {expected}")
+        return name
+
+    def _check_header(self, complete: bool) -> None:
         try:
-            found = json.loads(self.attributes["configuration"])
-            valid = (
-                isinstance(found["ds_augment"], bool)
-                and isinstance(found["anonymize"], bool)
-                and found["edge"] in ("shift", "pad")
-            )
+            self._check_attributes(complete)
+            for name, field in SCHEMA.items():
+                if field.since <= self.version:
+                    self._datasets[name] = self._checked(name, field)
+            # Only the default driver has a descriptor, and a writer may not have written yet.
+            direct = self._handle.driver == "sec2" and self._handle.mode == "r"
+            self.descriptor = self._handle.id.get_vfd_handle() if direct else -1
+        except (Invalid, ImportError, MemoryError):
+            raise
+        except Exception as error:  # HDF5 and h5py raise errors of many types for damaged bytes
+            kind = type(error).__name__
+            raise Invalid(self.path, f"is damaged: its header is not valid ({kind})") from error
+
+    def _check_attributes(self, complete: bool) -> None:
+        #: Strings are bytes.
+        self.attributes = found = {name: self._attribute(name) for name in ATTRIBUTES}
+        if found["format"] != FORMAT.encode():
+            raise Invalid(self.path, "is not a file of ctpatches; expected: one that main.py wrote")
+        version = found["format_version"]
+        if version is not None and not 1 <= version <= VERSION:
+            raise Invalid(self.path, f"has format version {version}; known: up to {VERSION}")
+        invalid = [name for name, value in found.items() if value is None]
+        if invalid or found["unit"] not in (b"hu", b"stored"):
+            raise Invalid(self.path, f"is damaged: attribute {[*invalid, 'unit'][0]} is not valid")
+        if complete and not found["complete"]:
+            raise Invalid(self.path, "is not complete: its run was interrupted, or is in progress")
+        self.version = int(version)
+        try:
+            #: The options of the run that determine the content of the file.
+            self.config = dict(json.loads(found["configuration"]))
+            flags = [self.config[name] for name in ("ds_augment", "anonymize")]
+            valid = {type(flag) for flag in flags} == {bool}
+            valid &= self.config["edge"] in ("shift", "pad")
         except (ValueError, TypeError, KeyError, RecursionError):
             valid = False
         if not valid:
-            raise self.invalid("holds no configuration of this tool")
-        return dict(found)
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """Scales of the views of a pair, the largest first."""
-        return (1.0, 0.8, 0.6) if self.configuration["ds_augment"] else (1.0,)
-
-    def slice_file(self, side: str, pair: int) -> str:
-        """Return the path of a slice below the input folder of the run.
-
-        Raises
-        ------
-        ValueError
-            It leads out of that folder.
-        """
-        name = self.text(f"pair/{side}_file", pair)
-        if name.startswith("/") or ".." in name.split("/") or not name or "\0" in name:
-            raise self.invalid(f"names the slice {name!r}; expected: a path below an input folder")
-        return name
-
-    def _check_attributes(self, complete: bool) -> None:
-        if self._attribute("format") != FORMAT.encode():
-            raise self.invalid("is no file of this tool; wanted: one that main.py made")
-        self.attributes = {name: self._attribute(name) for name in ATTRIBUTES}
-        version = self.attributes["format_version"]
-        if version is not None and not 1 <= version <= VERSION:
-            raise self.invalid(f"has format version {version}; known: up to {VERSION}")
-        unknown = [name for name, value in self.attributes.items() if value is None]
-        if unknown or self.attributes["unit"] not in (b"hu", b"stored"):
-            raise self.invalid(f"is damaged: attribute {(*unknown, 'unit')[0]} is not valid")
-        if complete and not self.attributes["complete"]:
-            raise self.invalid("is not complete: its run was ended, or is at work")
+            raise Invalid(self.path, "contains no configuration of ctpatches")
 
     def _attribute(self, name: str) -> Any:
-        """Return the value of an attribute; None where there is none of its type."""
+        """Return the value of an attribute; None where it is missing or of another type."""
         if not h5a.exists(self._handle.id, name.encode()):
             return None
         found = h5a.open(self._handle.id, name.encode())
         scalar = found.get_space().get_simple_extent_type() == h5s.SCALAR
-        if not scalar or not _has_type(found.get_type(), ATTRIBUTES[name]):
-            return None
-        return self._handle.attrs[name]
-
-    def _check_link(self, name: str) -> None:
-        links = self._handle.id.links
-        if not links.exists(name.encode()) or links.get_info(name.encode()).type != h5l.TYPE_HARD:
-            raise self.invalid(f"has no {name}, or a link in its place")
+        valid = scalar and _has_type(found.get_type(), ATTRIBUTES[name])
+        return self._handle.attrs[name] if valid else None
 
     def _checked(self, name: str, field: Field) -> h5py.Dataset:
-        """Return a dataset that is what the schema demands."""
-        self._check_link(name)
+        """Return a dataset; the first one with a row for something decides how many rows it has."""
+        links = self._handle.id.links
+        for part in (name.partition("/")[0], name):
+            link = part.encode()
+            if not links.exists(link) or links.get_info(link).type != h5l.TYPE_HARD:
+                raise Invalid(self.path, f"has no {part}, or a link in its place")
         found = h5d.open(self._handle.id, name.encode())
         layout = found.get_create_plist()
-        # Before the shape is asked for: a virtual dataset opens other files to find it.
+        # Before its shape is read: a virtual dataset opens other files to find it.
         if layout.get_layout() == h5d.VIRTUAL or layout.get_external_count():
-            raise self.invalid(f"has {name} in other files")
+            raise Invalid(self.path, f"has {name} in other files")
         shape, kind = found.shape, found.get_type()
-        if not _has_type(kind, field.dtype) or not self._has_shape(shape, field):
-            raise self.invalid(
-                f"has {name} of shape {shape}, {CLASSES[kind.get_class()]} of {kind.get_size()} "
-                f"bytes; expected: {self._expected(field)}"
-            )
-        if not self._has_room(found, layout, math.prod(shape) * kind.get_size(), field):
-            raise self.invalid(f"has {name} of shape {shape}, more than the file can hold")
+        rows, *edges = shape or (0,)
+        n, p = self._sizes.get(field.row_of, rows), self._sizes.get("size", max(edges, default=0))
+        shapes = [(n, 1, p, p), (n, p, p, 1)] if field.image else [(n,)]
+        possible = shape in shapes and (1 <= p <= MAX_IMAGE_SIDE or not field.image)
+        if not possible or not _has_type(kind, field.dtype):
+            rows = self._sizes.get(field.row_of, "N")
+            dtype = "fixed-length strings" if field.dtype == STRING else np.dtype(field.dtype)
+            expected = f"({rows}, 1, p, p) or ({rows}, p, p, 1)" if field.image else f"({rows},)"
+            kind_name = type(kind).__name__.removeprefix("Type").removesuffix("ID").lower()
+            found_type = f"{kind_name} of {kind.get_size()} bytes"
+            reason = f"shape {shape}, {found_type}; expected: {dtype} of shape {expected}"
+            raise Invalid(self.path, f"has {name} of {reason}")
+        self._sizes |= {field.row_of: n, "size": p}
+        if not self._has_room(found, layout, field):
+            raise Invalid(self.path, f"has {name} of shape {shape}, more than the file can hold")
         return h5py.Dataset(found)
 
-    def _has_shape(self, shape: tuple[int, ...] | None, field: Field) -> bool:
-        """Tell whether a shape fits; the first dataset of a kind decides for the others."""
-        if not shape or len(shape) != (4 if field.image else 1):
-            return False
-        if field.image:
-            p = max(shape[1:])
-            if not 1 <= p <= MAX_IMAGE_SIDE or shape[1:] not in ((1, p, p), (p, p, 1)):
-                return False
-            if p != self._sizes.setdefault("side", p):
-                return False
-        return shape[0] == self._sizes.setdefault(field.row_of, shape[0])
-
-    def _expected(self, field: Field) -> str:
-        dtype = "fixed-length strings" if field.dtype == STRING else str(np.dtype(field.dtype))
-        rows = self._sizes.get(field.row_of, "N")
-        shape = f"({rows}, 1, p, p) or ({rows}, p, p, 1)" if field.image else f"({rows},)"
-        return f"{dtype} of shape {shape}"
-
-    def _has_room(
-        self, found: h5py.h5d.DatasetID, layout: h5py.h5p.PropDCID, size: int, field: Field
-    ) -> bool:
-        """Tell whether the file is large enough for what a dataset claims to hold."""
+    def _has_room(self, found: h5d.DatasetID, layout: h5py.h5p.PropDCID, field: Field) -> bool:
+        """Return whether the file is large enough for what a dataset claims to hold."""
+        width = found.get_type().get_size()
+        size, limit = width * math.prod(found.shape), self._handle.id.get_filesize()
         if layout.get_layout() == h5d.CHUNKED:
-            # Patches alone are worth compressing: tables must fit as they are.
-            most = self._size_bytes * (MAX_EXPANSION if field.row_of == "patch" else 1)
-            chunk = math.prod(layout.get_chunk()) * found.get_type().get_size()
-            return chunk <= MAX_CHUNK_BYTES and size <= most
+            # Only patches are worth compressing: tables must fit as they are.
+            limit *= MAX_EXPANSION if field.row_of == "patch" else 1
+            return bool(size <= limit) and width * math.prod(layout.get_chunk()) <= MAX_CHUNK_BYTES
         if layout.get_layout() == h5d.COMPACT:
-            return bool(size <= found.get_storage_size() <= self._size_bytes)
+            return bool(size <= found.get_storage_size() <= limit)
         offset = found.get_offset()
-        return not size or (offset is not None and offset + size <= self._size_bytes)
+        return not size or (offset is not None and offset + size <= limit)
+
+    def _check_pairs(self) -> None:
+        self.patches, self.pairs = self._sizes["patch"], self._sizes["pair"]
+        self.patch_size = self._sizes["size"]
+        #: Scales of the views of a pair, the largest first.
+        self.scales = (1.0, 0.8, 0.6) if self.config["ds_augment"] else (1.0,)
+        #: Names of the patients, in the order of the file.
+        self.patients = list(dict.fromkeys(self.texts("pair/patient")))
+        first, patches = self.values("pair/first_patch"), self.values("pair/patches")
+        # Only numbers up to N are added, so that no sum overflows.
+        small = max(first.max(initial=0), patches.max(initial=0)) <= self.patches
+        #: First patch and number of patches of every pair, which together are all patches.
+        self.blocks = first, patches = first.astype(np.int64), patches.astype(np.int64)
+        ends = np.append(0, first + patches)
+        if not small or not np.array_equal(ends, np.append(first, self.patches)):
+            raise Invalid(self.path, "is damaged: pair/first_patch and pair/patches do not match")
+        #: Rows and columns of the slices, shape (2, pairs).
+        self.shapes = np.stack([self.values(f"pair/{name}") for name in ("rows", "columns")])
+        self.shapes = self.shapes.astype(np.int64)
+        if ((self.shapes < 1) | (self.shapes > MAX_IMAGE_SIDE)).any():
+            raise Invalid(self.path, f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
 
 
-def _has_type(found: h5py.h5t.TypeID, dtype: str) -> bool:
+def _has_type(found: h5t.TypeID, dtype: str) -> bool:
     if dtype == STRING:
         return isinstance(found, h5t.TypeStringID) and not found.is_variable_str()
     return bool(found.equal(h5t.py_create(np.dtype(dtype))))
 
 
-def _kind(error: Exception) -> str:
-    return type(error).__name__
-
-
-File: TypeAlias = "str | os.PathLike[str] | h5py.File | ValidatedFile"
-
-
-def open_file(path: str | os.PathLike[str]) -> h5py.File:
+def open_file(path: PathLike) -> h5py.File:
     """Open a file for reading, on file systems without locks too."""
     try:
         return h5py.File(path, "r")
@@ -301,36 +285,19 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
         return h5py.File(path, "r", locking=False)
 
 
-@contextlib.contextmanager
-def opened(file: File, complete: bool = True) -> Iterator[ValidatedFile]:
-    """Open a file of this tool for reading, and check it.
+def _open_hdf5(path: PathLike) -> h5py.File:
+    path = os.fspath(path)
+    os.close(open_regular(path))  # an error of the system says more than that of HDF5
+    try:
+        return open_file(path)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise Invalid(path, "is not an HDF5 file, or was truncated") from error
 
-    Parameters
-    ----------
-    file : path, h5py.File or ValidatedFile
-        One that is open stays open.
-    complete : bool
-        Whether a file whose run was interrupted is refused.
 
-    Raises
-    ------
-    OSError
-        It is not there, or cannot be read.
-    ValueError
-        It is no file of this tool, a newer one than this module knows, not complete, or damaged.
-    """
+def opened(file: File, complete: bool = True) -> AbstractContextManager[ValidatedFile]:
+    """Open a file and validate it; one that is open stays open."""
     if isinstance(file, ValidatedFile):
-        yield file
-    elif not isinstance(file, (str, os.PathLike)):
-        yield ValidatedFile(file, complete)
-    else:
-        path = os.fspath(file)
-        os.close(open_regular(path))  # an error of the system says more here than in HDF5's words
-        try:
-            handle = open_file(path)
-        except (ImportError, MemoryError):
-            raise
-        except Exception as error:
-            raise Invalid.of(path, "is no HDF5 file, or it is cut off") from error
-        with handle:
-            yield ValidatedFile(handle, complete)
+        return contextlib.nullcontext(file)
+    return ValidatedFile(file, complete)

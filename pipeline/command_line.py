@@ -151,7 +151,7 @@ def field(option: str) -> str:
 
 def verify(files: Sequence[str], input_folder: str | None) -> int:
     """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    from ctpatches.verify import verify as damages_of
+    from ctpatches.checksums import verify as damages_of
 
     if input_folder is not None and not os.path.isdir(input_folder):
         raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")

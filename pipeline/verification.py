@@ -22,7 +22,7 @@ def check_scans(file: str, root: str) -> str:
     Parameters
     ----------
     file : str
-        A file of this tool, whose bytes are as they were written (see `ctpatches.verify.verify`).
+        A file whose bytes are as they were written (see `ctpatches.checksums.verify`).
     root : str
         The input folder.
 
@@ -41,7 +41,7 @@ def check_scans(file: str, root: str) -> str:
             if source.version < 2:
                 version = source.version
                 raise RunError(f"holds no digests of its scans (format version {version})")
-            if source.configuration["anonymize"]:
+            if source.config["anonymize"]:
                 _check_anonymous(source, root)
             else:
                 _check_named(source, root)
@@ -52,7 +52,7 @@ def check_scans(file: str, root: str) -> str:
 
 def _slices(source: ValidatedFile) -> Iterator[tuple[int, str, int]]:
     """Yield pair, role and digest of every slice of a file."""
-    digests = [source.read(f"pair/{role}_digest").tolist() for role in ROLES]
+    digests = [source.values(f"pair/{role}_digest").tolist() for role in ROLES]
     for pair, both in enumerate(zip(*digests, strict=True)):
         for role, digest in zip(ROLES, both, strict=True):
             yield pair, role, digest

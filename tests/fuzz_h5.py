@@ -36,11 +36,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches import __main__ as command
+from ctpatches.checksums import verify
 from ctpatches.file import denormalise, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import ATTRIBUTES, SCHEMA
 from ctpatches.stitching import stitch
-from ctpatches.verify import verify
 from tests.editing import sign
 
 SECONDS = 10
@@ -238,10 +238,7 @@ def damage(path: Path, rng: random.Random) -> str:
 
 def from_dataset(path: Path) -> None:
     dataset = PatchReader(path, augment=True, provenance=True)
-    chosen = [0, -1, len(dataset) // 2]
-    dataset.read(chosen)
-    rows = dataset.rows(chosen)
-    dataset._provenance(rows, dataset._codes(rows))
+    dataset.samples([0, -1, len(dataset) // 2])
 
 
 def from_shell(path: Path) -> None:

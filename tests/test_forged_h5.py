@@ -14,12 +14,11 @@ import pytest
 import xxhash
 
 from ctpatches import __main__ as command
-from ctpatches.checksums import pixel_digest
+from ctpatches.checksums import pixel_digest, verify
 from ctpatches.file import denormalise, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import PATCH_COLUMNS, SCHEMA
 from ctpatches.stitching import stitch
-from ctpatches.verify import verify
 from tests.editing import sign
 from tests.running import REPO, called, run
 from tests.scans import write_patient
@@ -55,8 +54,7 @@ def forge(valid: Path, tmp_path: Path) -> Callable[[Change], Path]:
 def samples(path: Path) -> None:
     """Read patches with their provenance as a DataLoader does, but without torch."""
     dataset = PatchReader(path, provenance=True)
-    rows = dataset.rows(range(len(dataset)))
-    dataset._provenance(rows, dataset._codes(rows))
+    dataset.samples(range(len(dataset)))
 
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -118,14 +116,17 @@ INVALID: dict[str, tuple[Change, str]] = {
     "fewer rows": (put("patch/col", np.zeros(83, "<i4")), r"patch/col .* expected: int32 .* \(84"),
     "fewer pairs": (put("pair/patches", np.zeros(1, "<u8")), r"pair/patches .* shape \(2,\)"),
     "short checksum": (put("checksum", np.zeros(8, "u1")), r"checksum .* uint8 of shape \(16,\)"),
-    "text format": (attribute("format", "paired CT patches"), "is no file of this tool"),
+    "text format": (attribute("format", "paired CT patches"), "is not a file of ctpatches"),
     "no version": (attribute("format_version", h5py.Empty("<u4")), "format_version is not valid"),
     "version 0": (attribute("format_version", np.uint32(0)), "format version 0; known: up to 2"),
     "text": (attribute("complete", "yes"), "attribute complete is not valid"),
     "a list": (attribute("seed", [1, 2]), "attribute seed is not valid"),
     "a reference": (attribute("unit", h5py.Reference()), "attribute unit is not valid"),
     "another unit": (attribute("unit", np.bytes_(b"mm")), "attribute unit is not valid"),
-    "past the end": (fill("pair/first_patch", 43), "pair/first_patch and pair/patches do not fit"),
+    "past the end": (
+        fill("pair/first_patch", 43),
+        "pair/first_patch and pair/patches do not match",
+    ),
     "overflow": (fill("pair/patches", (1 << 63) + 21), "pair/first_patch and pair/patches do not"),
 }
 
@@ -196,7 +197,7 @@ def test_a_configuration_of_another_kind_is_refused(
     text: bytes, forge: Callable[[Change], Path]
 ) -> None:
     path = forge(attribute("configuration", np.array(text, f"S{len(text) or 1}")))
-    with pytest.raises(ValueError, match="holds no configuration of this tool"):
+    with pytest.raises(ValueError, match="contains no configuration of ctpatches"):
         stitch(None, path, 0)
 
 

@@ -197,19 +197,19 @@ def change(file: Path, copy: Path, name: str, value: Any) -> Path:
 
 def test_an_incomplete_file_is_refused(file: Path, tmp_path: Path) -> None:
     partial = change(file, tmp_path / "x.h5", "complete", np.uint8(0))
-    with pytest.raises(ValueError, match=r"x\.h5' is not complete: its run was ended"):
+    with pytest.raises(ValueError, match=r"x\.h5' is not complete: its run was interrupted"):
         PatchReader(partial)
 
 
 def test_a_foreign_file_is_refused(file: Path, tmp_path: Path) -> None:
     foreign = change(file, tmp_path / "x.h5", "format", None)
-    with pytest.raises(ValueError, match=r"x\.h5' is no file of this tool"):
+    with pytest.raises(ValueError, match=r"x\.h5' is not a file of ctpatches"):
         PatchReader(foreign)
     newer = change(file, tmp_path / "x.h5", "format_version", np.uint32(VERSION + 1))
     with pytest.raises(ValueError, match=f"format version {VERSION + 1}; known: up to {VERSION}"):
         PatchReader(newer)
     (tmp_path / "text.h5").write_text("text")
-    with pytest.raises(ValueError, match="is no HDF5 file"):
+    with pytest.raises(ValueError, match="is not an HDF5 file"):
         PatchReader(tmp_path / "text.h5")
     with pytest.raises(FileNotFoundError):
         PatchReader(tmp_path / "none.h5")
@@ -222,12 +222,12 @@ def test_a_file_that_changes_under_the_reader_is_noticed(file: Path, tmp_path: P
     with h5py.File(copy, "r+") as opened:
         start = opened["target"].id.get_offset()
         opened[REST][0] ^= 1
-    with pytest.raises(ValueError, match="another file than when it was opened first"):
+    with pytest.raises(ValueError, match="another file than when it was first opened"):
         dataset.read([0])
     shutil.copy(file, copy)
     assert len(dataset.read([0])[0]) == 1
     os.truncate(copy, start)
-    with pytest.raises(OSError, match="ends before patch 0: it has been cut off"):
+    with pytest.raises(OSError, match="ends before patch 0: it was truncated"):
         dataset.read([0])
 
 
@@ -391,16 +391,16 @@ def test_it_is_pickled_without_what_is_open(file: Path) -> None:
 def test_a_forked_process_opens_the_file_for_itself(file: Path) -> None:
     dataset = PatchReader(file)
     dataset.read([0])
-    parent = dataset._reader
+    parent = dataset._source
     read, write = os.pipe()
     if not (child := os.fork()):
         dataset.read([0])
-        os.write(write, b"own" if dataset._reader is not parent else b"his")
+        os.write(write, b"own" if dataset._source is not parent else b"his")
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 3) == b"own"
     dataset.read([0])
-    assert dataset._reader is parent
+    assert dataset._source is parent
 
 
 # --- TensorFlow and Keras --------------------------------------------------------------------

@@ -281,7 +281,7 @@ def test_denormalise_takes_the_figures_of_each_pair(scans, by_own_figures, side,
             for name in ("slope", "intercept")
         )
         expected = (expected - intercept) / slope
-    found = denormalise(values, by_own_figures, side=side, unit=unit)
+    found = denormalise(values, by_own_figures, role=side, unit=unit)
     assert found.shape == values.shape
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-3)
@@ -311,10 +311,10 @@ def test_denormalise_takes_what_a_network_gives_out(by_own_figures, dtype):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"side": "output"}, {"unit": "HU"}, {"patches": [0, 1]}, {}], ids=str
+    "wrong", [{"role": "output"}, {"unit": "HU"}, {"patches": [0, 1]}, {}], ids=str
 )
 def test_denormalise_refuses_what_does_not_fit(by_own_figures, wrong):
-    with pytest.raises(ValueError, match=r"wanted|values for"):
+    with pytest.raises(ValueError, match=r"expected|values for"):
         denormalise(np.zeros((3, 1, 24, 24)), by_own_figures, **wrong)
 
 

@@ -84,7 +84,7 @@ def test_a_wrong_unit_or_file_is_an_error(path, tmp_path):
     with pytest.raises(FileNotFoundError):
         PatchFile(tmp_path / "none.h5")
     (tmp_path / "text.h5").write_text("text")
-    with pytest.raises(ValueError, match="is no HDF5 file"):
+    with pytest.raises(ValueError, match="is not an HDF5 file"):
         PatchFile(tmp_path / "text.h5")
 
 
@@ -121,7 +121,7 @@ def test_verify_names_the_damaged_block(path, tmp_path, capsys):
 @pytest.mark.parametrize("command", ["verify", "info"])
 def test_what_is_not_a_file_of_ctpatches_is_one_error(command, tmp_path, capsys):
     (tmp_path / "text.h5").write_text("text")
-    for name, words in (("text.h5", "is no HDF5 file"), ("none.h5", "No such file")):
+    for name, words in (("text.h5", "is not an HDF5 file"), ("none.h5", "No such file")):
         assert main([command, str(tmp_path / name)]) == 1
         said = capsys.readouterr()
         assert (said.out, said.err.count("\n")) == ("", 1)

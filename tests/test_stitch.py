@@ -536,7 +536,7 @@ def test_the_slice_itself_may_be_named_but_not_another(
         (("FILE", "--pair", "0", "--values", "no.npy", "--output", "x.npy"), 1, "No such file"),
         (("FILE", "--pair", "0", "--values", "FILE", "--output", "x.npy"), 1, "is no .npy file"),
         (("none.h5", "--pair", "0", "--output", "x.npy"), 1, "'none.h5': No such file"),
-        (("TEXT", "--pair", "0", "--output", "x.npy"), 1, "is no HDF5 file"),
+        (("TEXT", "--pair", "0", "--output", "x.npy"), 1, "is not an HDF5 file"),
         (("FILE", "--pair", "0", "--output", "/dev/null/x.npy"), 1, "cannot be written"),
     ],
 )

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
+from ctpatches.checksums import verify
 from ctpatches.schema import PATCH_COLUMNS
-from ctpatches.verify import verify
 from tests.editing import add_digests, edit, flip, sign
 from tests.running import Ended, called, serial
 from tests.scans import Made, write_slice, write_tree
@@ -196,7 +196,7 @@ def test_a_file_that_is_not_complete_is_named(copy):
 def test_an_h5_file_of_another_tool_is_named(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["input"] = np.zeros(3)
-    assert "no file of this tool" in verify(str(tmp_path / "other.h5"))[0]
+    assert "not a file of ctpatches" in verify(str(tmp_path / "other.h5"))[0]
 
 
 # --- the command line ------------------------------------------------------------------------
