@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from utils import key, sum_of
-
-Image = NDArray[np.float32]
+from utils import Image, key, sum_of
 
 #: Codes of `ctpatches.schema.ORIENTATIONS`.
 TURNS = (1, 2, 3)
 FLIPS = (4, 5)
-#: Part of all input images that `--blurr_n_noise` blurs, and that it makes noisy.
-BLUR_PART = NOISE_PART = 0.4
+#: By code: a call of OpenCV, and its second argument.
+OPERATIONS: dict[int, tuple[Callable[..., Any], int]] = {
+    1: (cv2.rotate, cv2.ROTATE_90_COUNTERCLOCKWISE),
+    2: (cv2.rotate, cv2.ROTATE_180),
+    3: (cv2.rotate, cv2.ROTATE_90_CLOCKWISE),
+    4: (cv2.flip, 0),
+    5: (cv2.flip, 1),
+}
+#: Fractions of all input images that `--blurr_n_noise` blurs, and adds noise to.
+BLUR_FRACTION = NOISE_FRACTION = 0.4
 #: Standard deviation of the noise, in root mean squares of the image.
 NOISE_LEVEL = 0.01
 
-
-_IMPORT = threading.Lock()
-
-
-@functools.cache
-def opencv() -> ModuleType:
-    """Import OpenCV where it is used: whoever only reads a file needs none."""
-    with _IMPORT:  # where its import fails in one thread, another would get a part of the module
-        import cv2
-
-    # The ranks are the parallelism: threads in each of them would only fight for the cores.
-    cv2.setNumThreads(1)
-    return cv2
+# The ranks are the parallelism: threads in each of them would compete for the cores.
+cv2.setNumThreads(1)
 
 
 def view_shape(shape: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -44,14 +36,14 @@ def view_shape(shape: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def downscale(image: Image, scale: float) -> Image:
-    """Return the image at a scale, by area interpolation (OpenCV's INTER_AREA).
+    """Return an image at a scale of at most 1, by area interpolation (OpenCV's INTER_AREA).
 
     Parameters
     ----------
     image : ndarray of float32, shape (rows, columns) or (rows, columns, n)
-        With a third axis: n images, each pixel of one beside those of the others.
+        One image, or n interleaved.
     scale : float
-        At most 1; at 1 the image itself is returned.
+        With 1 the image itself is returned.
 
     Returns
     -------
@@ -62,69 +54,52 @@ def downscale(image: Image, scale: float) -> Image:
     rows, columns = view_shape((image.shape[0], image.shape[1]), scale)
     if not rows or not columns:  # OpenCV would refuse
         return np.empty((rows, columns, *image.shape[2:]), np.float32)
-    cv2 = opencv()
     return np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def downscale_all(images: Sequence[Image], scales: Sequence[float]) -> list[list[Image]]:
     """Return every image at every scale, bit for bit as `downscale` returns it.
 
-    Two of one shape together take OpenCV two thirds of the time that they take one by one: a sum of
-    one does not wait for the last sum of the other.
+    OpenCV scales two interleaved images in two thirds of the time that it needs for one after the
+    other: the sums of one do not wait for those of the other.
     """
-    alike = len(images) == 2 and images[0].shape == images[1].shape
-    smaller = [view_shape(images[0].shape[:2], s) for s in scales if s != 1] if alike else []
-    if not smaller or not all(map(all, smaller)):
+    least = min(scales, default=1.0)
+    together = least < 1 and len(images) == 2 and images[0].shape == images[1].shape
+    if not together or not all(view_shape(images[0].shape, least)):
         return [[downscale(image, scale) for scale in scales] for image in images]
-    cv2 = opencv()
-    both = cv2.merge(images)
-    views = [images if scale == 1 else cv2.split(downscale(both, scale)) for scale in scales]
-    return [list(of_one) for of_one in zip(*views, strict=True)]
+    both: Any = cv2.merge(images)
+    views: list[Any] = [
+        images if scale == 1 else cv2.split(downscale(both, scale)) for scale in scales
+    ]
+    return [[view[i] for view in views] for i in (0, 1)]
 
 
-def orient(image: NDArray[Any], code: int) -> NDArray[Any]:
-    """Return an image (or a patch) in the orientation of that code, contiguous.
+def orient(image: Image, code: int, out: Image) -> Image:
+    """Write an image into `out` in the orientation of a code, and return that.
 
     Parameters
     ----------
-    image : ndarray, shape (rows, columns)
+    image : ndarray of float32, shape (rows, columns)
     code : int
         Index into `ctpatches.schema.ORIENTATIONS`.
+    out : ndarray of float32
+        Contiguous: into anything else OpenCV does not write, without an error.
     """
-    if code in FLIPS:
-        image = np.flipud(image) if code == FLIPS[0] else np.fliplr(image)
-    elif code:
-        image = np.rot90(image, code)
-    return np.ascontiguousarray(image)
-
-
-@functools.cache
-def operations() -> tuple[tuple[Callable[..., object], int] | None, ...]:
-    """Return, by code, what `orient` does as a call of OpenCV's and its second argument.
-
-    ``call(image, argument, out)`` writes into `out`, which must be contiguous: into anything else
-    OpenCV would not write, without an error. None stands for a plain copy.
-    """
-    cv2 = opencv()
-    return (
-        None,
-        (cv2.rotate, cv2.ROTATE_90_COUNTERCLOCKWISE),
-        (cv2.rotate, cv2.ROTATE_180),
-        (cv2.rotate, cv2.ROTATE_90_CLOCKWISE),
-        (cv2.flip, 0),
-        (cv2.flip, 1),
-    )
+    if code:
+        call, argument = OPERATIONS[code]
+        call(image, argument, out)
+    else:
+        out[:] = image
+    return out
 
 
 def draw_degradations(identities: Sequence[str], seed: int) -> list[str]:
-    """Choose which input images are blurred and which get noise.
-
-    The choice depends on the set of pairs and the seed, not on the order of the pairs.
+    """Choose which input images are blurred and which receive noise.
 
     Parameters
     ----------
     identities : sequence of str
-        One for each pair of the plan.
+        The pairs: the choice depends on them and the seed, not on their order.
     seed : int
 
     Returns
@@ -132,14 +107,13 @@ def draw_degradations(identities: Sequence[str], seed: int) -> list[str]:
     list of str
         ``'blur'`` for 40 %, ``'noise'`` for 40 % and ``''`` for the rest, in the pairs' order.
     """
-    lots = [key(seed, "degradation", name) for name in identities]
-    n = len(lots)
-    blurred, noisy = round(BLUR_PART * n), round(NOISE_PART * n)
-    kinds = ["blur"] * blurred + ["noise"] * noisy + [""] * (n - blurred - noisy)
-    out = [""] * n
-    for kind, index in zip(kinds, sorted(range(n), key=lots.__getitem__), strict=True):
-        out[index] = kind
-    return out
+    keys = [key(seed, "degradation", name) for name in identities]
+    drawn = sorted(range(len(keys)), key=keys.__getitem__)
+    blurred, noisy = round(BLUR_FRACTION * len(keys)), round(NOISE_FRACTION * len(keys))
+    kinds = [""] * len(keys)
+    for place, index in enumerate(drawn[: blurred + noisy]):
+        kinds[index] = "blur" if place < blurred else "noise"
+    return kinds
 
 
 def degrade(image: Image, kind: str, rng: np.random.Generator) -> Image:
@@ -152,10 +126,10 @@ def degrade(image: Image, kind: str, rng: np.random.Generator) -> Image:
         ``blur`` is a 3x3 mean; ``noise`` is Gaussian, with a standard deviation of 1 % of the
         image's root mean square.
     rng : numpy.random.Generator
-        Where the noise is drawn from.
+        Source of the noise.
     """
     if kind == "blur":
-        return np.asarray(opencv().blur(image, (3, 3)), np.float32)
+        return np.asarray(cv2.blur(image, (3, 3)), np.float32)
     if kind == "noise":
         squares = sum_of(lambda part: np.square(part, dtype=np.float64), image)
         noise = rng.standard_normal(image.shape, np.float32)

@@ -11,94 +11,71 @@ import time
 import traceback
 from collections.abc import Sequence
 
+import pipeline
 from ctpatches import streams
+from ctpatches.messages import ToolError
 from pipeline import Config, errors
-from pipeline.command_line import FilesToVerify, Request, field, parse, verify
+from pipeline.command_line import FilesToVerify, Request, parse, verify
 from pipeline.mpi import launch
-from pipeline.mpi.ranks import Ranks
-from utils import ToolError
 
-#: How long ranks that cannot talk to each other give the first one to print their error, seconds.
+#: How long ranks without a connection give the first one to print the error, seconds.
 FIRST_RANK_S = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failed run, 2 for a bad call."""
-    # Else numpy, once imported, starts threads for its matrix products that spin while they wait:
-    # they took the cores that other ranks worked on.
+    # Otherwise numpy starts threads for its matrix products that spin while they wait, on cores
+    # that other ranks need.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     words = sys.argv[1:] if argv is None else argv
-    asked = _request(words)
     try:
-        mpi_run = any(field(word) == "mpi_run" for word in words)
+        mpi_run = any(word.replace("_", "-") == "--mpi-run" for word in words)
         ranks = launch.connect(mpi_run, os.environ)
-    except ToolError as error:
-        return _unconnected(error)
-    _prepare_signals(ranks)
+    except ToolError as error:  # of all ranks, which cannot send it to each other
+        if launch.launcher_ranks(os.environ)[0] == 0:
+            streams.print_error(error)
+        else:  # some launchers end all others as soon as one has failed
+            time.sleep(FIRST_RANK_S)
+        return error.status
+    if ranks.parallel:  # with a handler of Python's own, MPICH was seen to hang on SIGTERM
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    mine: Request | ToolError | None = None
     try:
-        request: Request = launch.agree(ranks, _loaded(asked))
-        status = _fulfil(request, ranks)
+        mine = _request(words)
+        request: Request = launch.agree(ranks, mine)
+        status = 0
+        if isinstance(request, Config):
+            pipeline.make_patches(request, ranks, verbose=True)
+        elif isinstance(request, FilesToVerify):
+            status = ranks.share(ranks.on_root(lambda: verify(*request)))
+        else:
+            ranks.on_root(lambda: print(request, end=""))
         ranks.close()
     except BaseException as error:
-        if isinstance(asked, Config) and asked.verbose:
+        if isinstance(mine, Config) and mine.verbose:
             print(streams.escaped(traceback.format_exc()), end="", file=sys.stderr)
         return ranks.fail(error)
     return status
 
 
 def _request(words: Sequence[str]) -> Request | ToolError:
-    """Return what the command line of this rank asks for, or why it is invalid."""
+    """Return what the command line of this rank asks for, or why it cannot be done.
+
+    All that a run needs is loaded here, so that a rank without a library can tell the others.
+    """
     try:
         request = parse(words)
         if isinstance(request, Config):
             launch.check_mpi_run(request.mpi_run, os.environ)
+            try:
+                importlib.import_module("pipeline.run")
+            except Exception as error:  # with too little memory, of any kind
+                return errors.not_loaded(error)
         return request
     except Exception as error:  # whatever it is, the other ranks have to know
         return errors.failure_of(error)
-
-
-def _loaded(asked: Request | ToolError) -> Request | ToolError:
-    """Load what a run needs, so that a rank that lacks a library tells the others."""
-    if isinstance(asked, Config):
-        try:
-            importlib.import_module("pipeline.run")
-        except Exception as error:  # with too little memory, of any kind
-            return errors.not_loaded(error)
-    return asked
-
-
-def _unconnected(error: ToolError) -> int:
-    """Print an error that all ranks have but none can tell another; return the exit status."""
-    rank, _ = launch.launcher_ranks(os.environ)
-    if rank == 0:
-        streams.print_error(error)
-    else:  # some launchers end all others as soon as one has failed
-        time.sleep(FIRST_RANK_S)
-    return error.status
-
-
-def _fulfil(request: Request, ranks: Ranks) -> int:
-    """Do what the command line asks for; return the exit status."""
-    if isinstance(request, str):
-        ranks.on_root(lambda: print(request, end=""))
-        return 0
-    if isinstance(request, FilesToVerify):
-        return ranks.share(ranks.on_root(lambda: verify(*request)))
-    from pipeline import make_patches
-
-    make_patches(request, ranks, verbose=True)
-    return 0
-
-
-def _prepare_signals(ranks: Ranks) -> None:
-    """Make a serial run end in one line when it is told to end, and leave MPI's ranks to mpiexec.
-
-    With a handler of Python's own, MPICH was seen to hang on SIGTERM.
-    """
-    if ranks.parallel:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 if __name__ == "__main__":

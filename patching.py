@@ -1,4 +1,4 @@
-"""Windows, the air mask and the block of a pair: arithmetic on arrays and indices, no files."""
+"""Windows, the air rule and the block of a pair: arithmetic on arrays and indices, no files."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 import augment
-from utils import AIR_HU, PIECE_BYTES, Affine, generator
+from utils import AIR_HU, PIECE_BYTES, Affine, Image, generator
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-
-Image = NDArray[np.float32]
 
 #: A pixel above this is tissue; 200 in stored values with an intercept of -1024.
 TISSUE_HU = -824.0
@@ -28,7 +27,7 @@ TISSUE_PART = 0.1
 
 
 def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np.int64]:
-    """Return where windows begin along one axis of a view.
+    """Return where windows begin along one axis of a view, ascending.
 
     Parameters
     ----------
@@ -41,7 +40,7 @@ def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np
     Returns
     -------
     ndarray of int64
-        Ascending. Empty if the view is smaller than a patch.
+        Empty if the view is smaller than a patch.
     """
     stride = size - overlap
     if length < size:
@@ -58,33 +57,25 @@ def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np
 
 @dataclass(frozen=True)
 class Grid:
-    """The windows of one view: every row start with every column start, row by row.
+    """The windows of one view: every row start with every column start, row by row."""
 
-    Attributes
-    ----------
-    rows, cols : ndarray of int64
-        Where windows begin.
-    size : int
-        Pixels a side of a window.
-    shape : tuple of int
-        Rows and columns of the view with what `pad` adds below and to the right.
-    """
-
+    #: Where windows begin; both empty if a patch does not fit.
     rows: NDArray[np.int64]
     cols: NDArray[np.int64]
+    #: Pixels per side of a window.
     size: int
+    #: Rows and columns of the view with the padding below and to the right.
     shape: tuple[int, int]
 
     @staticmethod
     @functools.lru_cache(8)  # the images of a data set have few shapes
-    def of(shape: tuple[int, ...], size: int, overlap: int, edge: str) -> Grid:
-        """Return the grid of a view of this shape; without windows if a patch does not fit."""
+    def of(shape: tuple[int, int], size: int, overlap: int, edge: str) -> Grid:
+        """Return the grid of a view of this shape."""
         rows, cols = (window_starts(length, size, overlap, edge) for length in shape)
         if not len(rows) or not len(cols):
-            none = np.empty(0, np.int64)
-            return Grid(none, none, size, (shape[0], shape[1]))
-        reach = int(rows[-1]) + size, int(cols[-1]) + size
-        return Grid(rows, cols, size, (max(shape[0], reach[0]), max(shape[1], reach[1])))
+            return Grid(rows[:0], cols[:0], size, shape)
+        height, width = max(shape[0], rows[-1] + size), max(shape[1], cols[-1] + size)
+        return Grid(rows, cols, size, (int(height), int(width)))
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.cols)
@@ -92,25 +83,15 @@ class Grid:
     @functools.cached_property
     def windows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First row and first column of every window, each of shape (n,)."""
-        rows, cols = np.meshgrid(self.rows, self.cols, indexing="ij")
-        return rows.ravel(), cols.ravel()
+        return np.repeat(self.rows, len(self.cols)), np.tile(self.cols, len(self.rows))
 
     def pad(self, view: Image, fill: float) -> Image:
-        """Return the view, filled with `fill` where windows reach past it."""
+        """Return the view, filled with `fill` where windows extend past it."""
         if view.shape == self.shape:
             return view
         out = np.full(self.shape, fill, np.float32)
         out[: view.shape[0], : view.shape[1]] = view
         return out
-
-    def counts(self, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """Return how many pixels of every window of a (padded) mask are set, shape (n,)."""
-        # Summed-area table (Crow, 1984): four values per window.
-        table = augment.opencv().integral(mask.view(np.uint8))
-        below, right = self.rows + self.size, self.cols + self.size
-        upper, lower = table[self.rows], table[below]
-        sums = lower[:, right] - lower[:, self.cols] - upper[:, right] + upper[:, self.cols]
-        return np.asarray(sums, np.int32).ravel()
 
 
 def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
@@ -129,69 +110,33 @@ def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
         True where more than int(0.1 p^2) pixels lie above -824 HU and the mean above -924 HU.
     """
     view_hu = grid.pad(view_hu, AIR_HU)
+    # Summed-area table (Crow, 1984): four values give the number of tissue pixels of a window.
+    table = cv2.integral((view_hu > np.float32(TISSUE_HU)).view(np.uint8))
+    upper, lower = table[grid.rows], table[grid.rows + grid.size]
+    left, right = grid.cols, grid.cols + grid.size
+    tissue = (lower[:, right] - lower[:, left] - upper[:, right] + upper[:, left]).ravel()
     area = grid.size**2
-    tissue = grid.counts(view_hu > np.float32(TISSUE_HU))
-    kept: NDArray[np.bool_] = tissue > int(TISSUE_PART * area)
-    # Most windows hold so much tissue that the rest, were it as dark as the darkest pixel, could
-    # not bring the mean down: that of the others alone is worked out.
-    darkest = float(view_hu.min())
-    least = (tissue * TISSUE_HU + (area - tissue) * darkest) / area
+    kept = np.asarray(tissue > int(TISSUE_PART * area))
+    # Most windows have so much tissue that their mean is above the limit even if all other pixels
+    # were as dark as the darkest. The mean of the others is computed.
+    least = (tissue * TISSUE_HU + (area - tissue) * float(view_hu.min())) / area
     rows, cols = grid.windows
-    sums = augment.opencv().sumElems
     for i in np.flatnonzero(kept & (least <= MEAN_HU + 1)).tolist():
         window = view_hu[rows[i] : rows[i] + grid.size, cols[i] : cols[i] + grid.size]
-        mean = sums(window)[0] / area  # of double precision, in OpenCV's order
+        mean = cv2.sumElems(window)[0] / area  # twice as fast as NumPy, in another order of sums
         if abs(mean - MEAN_HU) < 1e-3:
             mean = window.sum(dtype=np.float64) / area
         kept[i] = mean > MEAN_HU
     return kept
 
 
-def cut(
-    view: Image,
-    rows: NDArray[np.integer],
-    cols: NDArray[np.integer],
-    codes: NDArray[np.uint8],
-    out: Image,
-) -> None:
-    """Copy windows of a view into `out`, each in its orientations.
-
-    Parameters
-    ----------
-    view : ndarray of float32, shape (rows, columns)
-    rows, cols : ndarray of integers, shape (n,)
-        First row and column of each window in the view.
-    codes : ndarray of uint8, shape (n, t)
-        Orientations of the patches of each window.
-    out : ndarray of float32, shape (n, t, p, p)
-        Contiguous.
-    """
-    size = out.shape[-1]
-    operations = augment.operations()
-    patches = iter(out.reshape(-1, size, size))
-    for row, col, orientations in zip(rows.tolist(), cols.tolist(), codes.tolist(), strict=True):
-        window = view[row : row + size, col : col + size]
-        for code in orientations:
-            patch = next(patches)
-            if operation := operations[code]:
-                call, argument = operation
-                call(window, argument, patch)
-            else:
-                patch[:] = window
-
-
 def draw_orientations(
     windows: int, rot_augment: bool, seed: int, identity: str, scale: float
 ) -> NDArray[np.uint8]:
-    """Draw the orientations of the patches of every window of a view.
+    """Draw the orientations of the patches of every window of a view, shape (windows, 1 or 3).
 
-    Drawn for all windows, kept or not, so that a patch looks the same with and without
-    `--air_threshold`.
-
-    Returns
-    -------
-    ndarray of uint8, shape (windows, 1 or 3)
-        As it is; with `--rot_augment` also turned by 90, 180 or 270 degrees, and flipped.
+    They are drawn for all windows, kept or not, so that a patch is the same with and without
+    `--air_threshold`: unchanged; with `rot_augment` also rotated, and flipped.
     """
     codes = np.zeros((windows, 3 if rot_augment else 1), np.uint8)
     if rot_augment:
@@ -211,34 +156,20 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """All patches of one pair, in their final order: view, window, orientation.
+    """All n patches of one pair, in their final order: view, window, orientation.
 
-    The patches themselves are cut on demand, a piece at a time: memory stays small, and what was
-    just cut is still in the processor's cache when it is written.
-
-    Attributes
-    ----------
-    views : dict of str to list of ndarray of float32, shape (rows, columns)
-        'input' and 'target': the views that patches are cut from, padded.
-    starts : list of int
-        The first patch of each of these views, and the number of patches.
-    size : int
-        Pixels a side of a patch.
-    times : int
-        Patches of a window.
-    scale : ndarray of float32, shape (n,)
-    row, col : ndarray of int32, shape (n,)
-        First row and column of the window in its view, pixels; negative nowhere.
-    orientation : ndarray of uint8, shape (n,)
-        See `ctpatches.schema.ORIENTATIONS`.
-    input_affine, target_affine : Affine
-        The normalisation of the two images.
+    The patches are cut on demand, a piece at a time: memory stays small, and a piece is still in
+    the processor's cache when it is written.
     """
 
+    #: 'input' and 'target': the padded views that patches are cut from, shape (rows, columns).
     views: dict[str, list[Image]]
+    #: The first patch of each of these views, and n.
     starts: list[int]
+    #: Pixels per side of a patch, and patches per window.
     size: int
     times: int
+    #: Of the views, of the first pixel of the windows in them, and of the patches, shape (n,).
     scale: NDArray[np.float32]
     row: NDArray[np.int32]
     col: NDArray[np.int32]
@@ -250,41 +181,24 @@ class Block:
         return self.starts[-1]
 
     def pieces(self, max_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
-        """Yield the pieces of a block, in order.
-
-        Parameters
-        ----------
-        max_bytes : int
-            Limit of a piece; it has the patches of at least one window.
-        """
-        window = self.times * 4 * self.size**2
-        many = max(1, max_bytes // window) * self.times
+        """Yield pieces of at most `max_bytes`, but of at least one window, in order."""
+        many = max(1, max_bytes // (self.times * 4 * self.size**2)) * self.times
         for view, (begin, end) in enumerate(itertools.pairwise(self.starts)):
             for start in range(begin, end, many):
                 yield Piece(view, start, min(start + many, end))
 
     def cut(self, role: str, piece: Piece, out: Image) -> None:
-        """Cut a piece of the input or the target.
-
-        Parameters
-        ----------
-        role : {'input', 'target'}
-        piece : Piece
-        out : ndarray of float32, as large as the piece, contiguous
-            Where the patches go.
-        """
-        here = slice(piece.start, piece.stop)
-        first = slice(piece.start, piece.stop, self.times)
-        codes = self.orientation[here].reshape(-1, self.times)
-        room = out.reshape(-1, self.times, self.size, self.size)
-        cut(self.views[role][piece.view], self.row[first], self.col[first], codes, room)
-
-    def patches(self, role: str) -> Image:
-        """Return all patches of the input or the target, shape (n, p, p)."""
-        out = np.empty((len(self), self.size, self.size), np.float32)
-        for piece in self.pieces():
-            self.cut(role, piece, out[piece.start : piece.stop])
-        return out
+        """Cut a piece of the input or the target into `out`, contiguous and of its size."""
+        view, size = self.views[role][piece.view], self.size
+        windows = slice(piece.start, piece.stop, self.times)
+        codes = self.orientation[piece.start : piece.stop].reshape(-1, self.times)
+        patches = iter(out.reshape(-1, size, size))
+        for row, col, drawn in zip(
+            self.row[windows].tolist(), self.col[windows].tolist(), codes.tolist(), strict=True
+        ):
+            window = view[row : row + size, col : col + size]
+            for code in drawn:
+                augment.orient(window, code, next(patches))
 
 
 def make_block(
@@ -300,47 +214,37 @@ def make_block(
 
     Parameters
     ----------
-    images : sequence of ndarray of float32, shape (rows, columns)
-        The normalised input and the normalised target.
-    affines : sequence of Affine
-        Their normalisation.
-    fills : sequence of float
-        Air in either of them.
+    images, affines, fills : sequence
+        Of the input and the target: the normalised image, float32, shape (rows, columns); its
+        normalisation; and air in it.
     kept : sequence of ndarray of bool, shape (windows,)
-        The windows of every view that are kept.
+        Which windows of every view are kept.
     degradation : {'', 'blur', 'noise'}
         For the input.
     identity : str
         The pair, for random draws.
-    config : Config
     """
     n = sum(int(mask.sum()) for mask in kept) * config.orientations
-    block = Block(
-        {"input": [], "target": []},
-        [0],
-        config.patch_size,
-        config.orientations,
-        np.empty(n, np.float32),
-        np.empty(n, np.int32),
-        np.empty(n, np.int32),
-        np.empty(n, np.uint8),
-        *affines,
-    )
+    scales, codes = np.empty(n, np.float32), np.empty(n, np.uint8)
+    rows, cols = np.empty(n, np.int32), np.empty(n, np.int32)
+    starts = [0]
+    views: dict[str, list[Image]] = {"input": [], "target": []}
     # A view without a patch need not be created.
     chosen = [(scale, mask) for scale, mask in zip(config.scales, kept, strict=True) if mask.any()]
-    views = augment.downscale_all(images, [scale for scale, _ in chosen])
-    for (scale, mask), plain_view, target_view in zip(chosen, *views, strict=True):
-        input_view = plain_view
+    scaled = augment.downscale_all(images, [scale for scale, _ in chosen])
+    for (scale, mask), input_view, target_view in zip(chosen, *scaled, strict=True):
+        degraded = input_view
         if degradation:
             rng = generator(config.seed, f"noise {scale:g}", identity)
-            input_view = augment.degrade(plain_view, degradation, rng)
+            degraded = augment.degrade(input_view, degradation, rng)
         grid = Grid.of(target_view.shape, config.patch_size, config.overlap, config.edge)
-        block.views["input"].append(grid.pad(input_view, fills[0]))
-        block.views["target"].append(grid.pad(target_view, fills[1]))
-        here = slice(block.starts[-1], block.starts[-1] + int(mask.sum()) * config.orientations)
-        block.starts.append(here.stop)
-        rows, cols = (np.repeat(v[mask], config.orientations) for v in grid.windows)
-        codes = draw_orientations(len(grid), config.rot_augment, config.seed, identity, scale)
-        block.scale[here], block.row[here], block.col[here] = scale, rows, cols
-        block.orientation[here] = codes[mask].ravel()
-    return block
+        views["input"].append(grid.pad(degraded, fills[0]))
+        views["target"].append(grid.pad(target_view, fills[1]))
+        here = slice(starts[-1], starts[-1] + int(mask.sum()) * config.orientations)
+        starts.append(here.stop)
+        scales[here] = scale
+        rows[here], cols[here] = (np.repeat(v[mask], config.orientations) for v in grid.windows)
+        drawn = draw_orientations(len(grid), config.rot_augment, config.seed, identity, scale)
+        codes[here] = drawn[mask].ravel()
+    size, times = config.patch_size, config.orientations
+    return Block(views, starts, size, times, scales, rows, cols, codes, *affines)

@@ -1,95 +1,25 @@
-"""The command line: what it asks for, parsed with the table of options."""
+"""The command line: parsed with the options of `Config`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import io
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
-from ctpatches import streams
-from pipeline import config_file
-from pipeline.config import Config
-from pipeline.option_kinds import Choice, Files, Flag, Kind, Numbers, Text
-from pipeline.options import OPTIONS, Option
-from utils import CallError, RunError, __version__, printable, quoted
+from ctpatches import __version__, streams
+from ctpatches.messages import CallError, RunError, printable, quoted
+from pipeline.config import FILE_OPTIONS, GROUPS, OPTIONS, Config
 
-
-class _Parser(argparse.ArgumentParser):
-    """Takes every option with dashes or underscores, and says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise CallError(f"{printable(message)} (see --help)")
-
-    def spelled_as_documented(self, argv: Sequence[str]) -> list[str]:
-        """Return the arguments with each option name as it stands in `--help`."""
-        documented = {_plain(name): name for name in self._option_string_actions}
-        out = []
-        for argument in argv:
-            name, *value = argument.split("=", 1)
-            if value == ["--"]:  # argparse would drop it
-                raise CallError(f"{name} has no value (see --help)")
-            if name.startswith("--"):
-                name = documented.get(_plain(name), name)
-            out.append("=".join([name, *value]))
-        return out
-
-
-def _plain(option: str) -> str:
-    return option.replace("_", "-")
-
-
-def build_parser() -> _Parser:
-    """Return the parser of the command line."""
-    parser = _Parser(
-        prog="main.py",
-        description="Turn folders of paired CT scans into one h5 file of training patches.",
-        epilog="Every option may be spelled with dashes or with underscores.",
-        allow_abbrev=False,
-    )
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for option in OPTIONS.values():
-        if option.group not in groups:
-            groups[option.group] = parser.add_argument_group(option.group)
-        groups[option.group].add_argument(option.flag, **_arguments(option))
-    version = f"%(prog)s {__version__}"
-    groups["run"].add_argument("--version", action="version", version=version)
-    return parser
-
-
-def _arguments(option: Option) -> dict[str, Any]:
-    """Return the arguments of `ArgumentParser.add_argument` for an option."""
-    kind = option.kind
-    out = {"help": option.help, "default": kind.text(option.default)}
-    if isinstance(kind, Flag):
-        return {**out, "action": "store_true"}
-    if not isinstance(kind, Text):
-        out["type"] = _converter(kind)
-    if isinstance(kind, Choice):
-        out["choices"] = kind.choices
-    if isinstance(kind, Numbers):
-        out["nargs"] = kind.count
-    if isinstance(kind, Files):
-        out["nargs"] = "+"
-    if option.without_value is not None:
-        out |= {"nargs": "?", "const": option.without_value}
-    return {**out, "metavar": option.metavar}
-
-
-def _converter(kind: Kind) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        try:
-            return kind.parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
+_DOCUMENTED = {option.flag.replace("_", "-"): option.flag for option in OPTIONS.values()}
+MAX_CONFIG_BYTES = 1 << 20
 
 
 class FilesToVerify(NamedTuple):
-    """What `--verify` is about: h5 files, and the folder of the scans that they were made from."""
+    """What `--verify` asks for: h5 files, and the folder of the scans that they were made from."""
 
     files: list[str]
     input_folder: str | None
@@ -99,54 +29,121 @@ class FilesToVerify(NamedTuple):
 Request: TypeAlias = Config | FilesToVerify | str
 
 
-def parse(argv: Sequence[str]) -> Request:
-    """Return what the command line asks for.
+class _Parser(argparse.ArgumentParser):
+    """Raises an error instead of printing the usage and leaving."""
 
-    Raises
-    ------
-    CallError
-        An option or a value that does not exist, or values that do not go together.
-    """
-    parser = build_parser()
-    spelled = parser.spelled_as_documented(argv)
-    given = {field(word.split("=")[0]) for word in spelled if word.startswith("--")}
+    def error(self, message: str) -> NoReturn:
+        raise CallError(f"{printable(message)} (see --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; what it parses has the given options only."""
+    parser = _Parser(
+        prog="main.py",
+        description="Turn folders of paired CT scans into one h5 file of training patches.",
+        epilog="Every option may be spelled with dashes or with underscores.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    for option in OPTIONS.values():
+        text = option.help.replace("%", "%%")
+        groups[option.group].add_argument(option.flag, help=text, **option.kind.arguments)
+    groups["output"].add_argument(
+        "--verify",
+        nargs="+",
+        metavar="FILE",
+        help="check every byte of finished h5 files against their checksums and, with "
+        "--input-folder, that they were created from its scans; do nothing else; default: none",
+    )
+    groups["run"].add_argument(
+        "--config",
+        metavar="FILE",
+        help="read all options that determine the content of the file from an h5 file of this tool "
+        "or from JSON; options on the command line take precedence; default: none",
+    )
+    version = f"%(prog)s {__version__}"
+    groups["run"].add_argument("--version", action="version", version=version)
+    return parser
+
+
+def _documented(argument: str) -> str:
+    """Return an argument with the name of its option as it stands in `--help`."""
+    name, equals, value = argument.partition("=")
+    if equals and value == "--":  # argparse would drop it
+        raise CallError(f"{printable(name)} has no value (see --help)")
+    return _DOCUMENTED.get(name.replace("_", "-"), name) + equals + value
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Return what the command line asks for, or raise CallError."""
     text = io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
-            options = parser.parse_args(spelled)
+            given = vars(build_parser().parse_args([_documented(word) for word in argv]))
     except SystemExit:  # --help, --version
         return text.getvalue()
-    if options.verify:
-        return FilesToVerify(options.verify, options.input_folder)
-    stored: dict[str, object] = {}
-    if options.config is not None:
-        stored = config_file.read(options.config)
-        # What belongs together is not taken from two places.
-        for name, other in (("patch_size", "overlap"), ("split_file", "split")):
-            if name in given:
-                stored.pop(other, None)
-        parser.set_defaults(**stored)
-        options = parser.parse_args(spelled)
+    files, path = given.pop("verify", None), given.pop("config", None)
+    given = {name: OPTIONS[name].checked(value) for name, value in given.items()}
+    if files:
+        return FilesToVerify(files, given.get("input_folder"))
+    stored = _read_config(path) if path is not None else {}
+    # Options that belong together are not taken from two places.
+    for name, other in (("patch_size", "overlap"), ("split_file", "split")):
+        if name in given:
+            stored.pop(other, None)
+    if given.get("normalization_type", "hu_window") != "hu_window":
+        stored.pop("hu_window", None)
+    if "input_folder" not in given:
+        raise CallError("--input-folder is required (see --help)")
     try:
-        return _config(options, given)
+        return Config(**{**stored, **given})
     except CallError as error:
         if not stored:
             raise
-        source = f"with the options from --config {quoted(options.config)}"
+        source = f"with the options from --config {quoted(path)}"
         raise CallError(f"{error} ({source})") from None
 
 
-def _config(options: argparse.Namespace, given: set[str]) -> Config:
-    """Return the configuration, if its values go together."""
-    values = {name: value for name, value in vars(options).items() if OPTIONS[name].in_config}
-    if "hu_window" in given and options.normalization_type != "hu_window":
-        raise CallError("--hu-window goes with --normalization-type hu_window alone")
-    return Config(**values)
+def _read_config(path: str) -> dict[str, Any]:
+    """Return the options in the file given with `--config`: JSON, or an h5 file of this tool.
+
+    Values are checked as those of `Config`, never parsed: one could pose as an option.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_CONFIG_BYTES)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise CallError(f"--config {quoted(path)}: {reason}") from None
+    try:
+        stored = json.loads(
+            _configuration_of(path) if text.startswith(b"\x89HDF\r\n\x1a\n") else text
+        )
+    except (ValueError, RecursionError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise CallError(
+            f"--config {quoted(path)} holds no configuration; "
+            "expected: an h5 file of this tool, or a JSON object of options"
+        )
+    values = {}
+    for key, value in stored.items():
+        where = f"--config {quoted(path)}: {quoted(key)}"
+        if key not in FILE_OPTIONS:
+            raise CallError(f"{where} is not one of the options in a configuration")
+        values[key] = FILE_OPTIONS[key].checked(value, where)
+    return values
 
 
-def field(option: str) -> str:
-    """Return the name of the field of `Config` for an option of the command line."""
-    return option.lstrip("-").replace("-", "_")
+def _configuration_of(path: str) -> bytes:
+    from ctpatches.validation import open_file
+
+    try:
+        with open_file(path) as file:
+            return bytes(file.attrs["configuration"])
+    except Exception as error:  # h5py raises errors of many kinds for damaged and foreign files
+        raise ValueError(path) from error
 
 
 def verify(files: Sequence[str], input_folder: str | None) -> int:

@@ -1,25 +1,53 @@
-"""The configuration of a run: validated on construction, from Python as from the command line."""
+"""The configuration of a run: one table of options.
+
+It drives Python, the command line, `--config`, the report, and the test of the documentation.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
-from pipeline.option_kinds import PATCH_OVERLAPS
-from pipeline.options import FILE_OPTIONS, OPTIONS
-from utils import FIXED_NORMALIZATIONS, CallError, printable
+from ctpatches.messages import CallError
+from pipeline.options import (
+    FILE,
+    FOLDER,
+    NAME,
+    PATCH_OVERLAPS,
+    PATCH_SIZE,
+    Option,
+    choice,
+    flag,
+    integer,
+    numbers,
+    option,
+)
 
-#: Limits of --hu-window: no CT value is beyond, and float32 tells its ends apart.
+NORMALIZATIONS = (
+    "None",
+    "unity_independent",
+    "unity_wrt_ld",
+    "std_independent",
+    "std_wrt_ld",
+    "hu_window",
+    "dataset_unity",
+    "dataset_std",
+)
+#: Limits of --hu-window: no CT value is beyond, and float32 can distinguish its ends.
 MAX_HU, MIN_HU_WIDTH = 1e6, 1.0
+#: The groups of `--help`. Options of the first three determine the content of the file.
+GROUPS = ("data", "patches", "augmentation", "output", "run")
+_SIZES = ", ".join(f"p{size} ({overlap})" for size, overlap in PATCH_OVERLAPS.items())
 
 
 @dataclass(frozen=True)
 class Config:
     """The options of a run, named as on the command line; `docs/options.md` explains them.
 
-    Paths may be `os.PathLike`, numbers lists. With ``overlap=None`` the overlap is the default for
-    the patch size.
+    Paths may be `os.PathLike`, and sequences of numbers lists. With ``overlap=None`` the overlap is
+    the default for the patch size.
 
     Raises
     ------
@@ -32,59 +60,192 @@ class Config:
     4
     """
 
-    input_folder: str
-    output_fname: str = OPTIONS["output_fname"].default
-    input_gen_folder: str | None = OPTIONS["input_gen_folder"].default
-    target_gen_folder: str | None = OPTIONS["target_gen_folder"].default
-    patch_size: int = OPTIONS["patch_size"].default
-    overlap: int = OPTIONS["overlap"].default
-    edge: str = OPTIONS["edge"].default
-    normalization_type: str = OPTIONS["normalization_type"].default
-    tensor_format: str = OPTIONS["tensor_format"].default
-    random_N: int | None = OPTIONS["random_N"].default
-    rot_augment: bool = OPTIONS["rot_augment"].default
-    ds_augment: bool = OPTIONS["ds_augment"].default
-    air_threshold: bool = OPTIONS["air_threshold"].default
-    blurr_n_noise: bool = OPTIONS["blurr_n_noise"].default
-    intensity: str = OPTIONS["intensity"].default
-    hu_window: tuple[float, float] = OPTIONS["hu_window"].default
-    unpaired: str = OPTIONS["unpaired"].default
-    anatomy_check: str = OPTIONS["anatomy_check"].default
-    split: tuple[float, ...] | None = OPTIONS["split"].default
-    split_file: str | None = OPTIONS["split_file"].default
-    bad_files: str = OPTIONS["bad_files"].default
-    anonymize: bool = OPTIONS["anonymize"].default
-    seed: int = OPTIONS["seed"].default
-    mpi_run: bool = OPTIONS["mpi_run"].default
-    overwrite: bool = OPTIONS["overwrite"].default
-    resume: bool = OPTIONS["resume"].default
-    dry_run: bool = OPTIONS["dry_run"].default
-    profile: bool = OPTIONS["profile"].default
-    quiet: bool = OPTIONS["quiet"].default
-    verbose: bool = OPTIONS["verbose"].default
-    no_report: bool = OPTIONS["no_report"].default
-    hand_over: str = OPTIONS["hand_over"].default
+    input_folder: str = option(
+        "data",
+        FOLDER,
+        "folder with one sub-folder per patient, each with an input (low-dose) and a target "
+        "(full-dose) folder; required",
+        default=MISSING,
+    )
+    output_fname: str = option(
+        "output",
+        FILE,
+        "h5 file to create; missing folders are created",
+        default="results/patched_out.h5",
+    )
+    input_gen_folder: str | None = option(
+        "data",
+        NAME,
+        "name or pattern of each patient's input folder, upper or lower case; default: begins with "
+        "quarter or low",
+    )
+    target_gen_folder: str | None = option(
+        "data",
+        NAME,
+        "name or pattern of each patient's target folder, upper or lower case; default: begins "
+        "with full or high",
+    )
+    random_N: int | None = option(
+        "data",
+        integer(1, "N", nargs="?", const=7),
+        "pairs per patient, drawn at random; 7 if no number is given; default: all pairs",
+        "pairs",
+    )
+    unpaired: str = option(
+        "data",
+        choice("error", "skip"),
+        "slices without a partner, or that do not match it: end the run, or leave them out and "
+        "list them",
+    )
+    bad_files: str = option(
+        "data",
+        choice("error", "skip"),
+        "files that are damaged or not CT slices: end the run, or leave them out with their "
+        "partners and list them",
+    )
+    anatomy_check: str = option(
+        "data",
+        choice("error", "warn", "off"),
+        "inputs that resemble another target slice more than their own: end the run, warn, or skip "
+        "the check",
+    )
+    split: tuple[float, ...] | None = option(
+        "data",
+        numbers("TRAIN", "VAL", "TEST"),
+        "fractions of the patients, adding up to 1, to assign to <name>_train.h5, <name>_val.h5 "
+        "and <name>_test.h5, drawn by --seed; 0 creates no such file; default: one file",
+    )
+    split_file: str | None = option(
+        "data",
+        FILE,
+        "text file that assigns patients to subsets: per line train, val or test, and the name; "
+        "default: one file",
+    )
+    anonymize: bool = flag(
+        "data",
+        "replace the names of patients and files by P0001, P0001/in_0001, ..., and save the "
+        "original names in <name>_key.csv, readable only by you",
+    )
+    seed: int = option("data", integer(0, "S"), "seed for all random draws", default=0)
+    patch_size: int = option(
+        "patches",
+        PATCH_SIZE,
+        f"pixels per side, with the overlap of neighbouring windows in pixels: {_SIZES}; any other "
+        "pN with --overlap",
+        default=55,
+    )
+    overlap: int = option(
+        "patches",
+        integer(0, "M"),
+        "pixels that neighbouring windows share, fewer than the patch size; default: as listed for "
+        "--patch-size",
+        "pixels",
+    )
+    edge: str = option(
+        "patches",
+        choice("shift", "pad"),
+        "shift: the last window is moved inward, every pixel is covered and none is invented; pad: "
+        "pixels beyond the image are air, as in older data sets",
+    )
+    intensity: str = option(
+        "patches",
+        choice("stored", "hu"),
+        "stored: pixels as stored in the files, which must all have the same slope and intercept; "
+        "hu: in HU",
+    )
+    normalization_type: str = option(
+        "patches",
+        choice(*NORMALIZATIONS),
+        "of each whole image before augmentation. None: pixels unchanged; unity_independent: to "
+        "[0, 1] by its own minimum and maximum; unity_wrt_ld: by those of the low-dose image; "
+        "std_independent: minus its mean, divided by its standard deviation; std_wrt_ld: by those "
+        "of the low-dose image; hu_window: HU clipped to --hu-window and scaled to [0, 1]; "
+        "dataset_unity, dataset_std: HU, by the statistics of all input images of the run (of "
+        "train, if split)",
+    )
+    hu_window: tuple[float, float] = option(
+        "patches", numbers("LO", "HI"), "range of hu_window", "HU", default=(-1024.0, 3072.0)
+    )
+    air_threshold: bool = flag(
+        "patches",
+        "leave out windows of air: kept are those with more than 10 % of the target's pixels above "
+        "-824 HU and a mean above -924 HU",
+    )
+    tensor_format: str = option(
+        "patches", choice("torch", "tf"), "torch: (N, 1, p, p); tf: (N, p, p, 1)"
+    )
+    rot_augment: bool = flag(
+        "augmentation",
+        "three patches per window: unchanged, rotated by 90, 180 or 270 degrees, and flipped "
+        "up-down or left-right",
+    )
+    ds_augment: bool = flag("augmentation", "add patches of the pair downscaled to 0.8 and 0.6")
+    blurr_n_noise: bool = flag(
+        "augmentation",
+        "blur 40 % of the input images with a 3x3 mean, add noise of 1 % of the root mean square "
+        "to 40 %, and leave 20 % unchanged",
+    )
+    overwrite: bool = flag("output", "replace an existing output")
+    resume: bool = flag(
+        "output",
+        "continue an interrupted run of the same job, or start from the beginning if there is "
+        "none; a complete output is left unchanged",
+    )
+    no_report: bool = flag("output", "create neither a report nor sanity-check images")
+    mpi_run: bool = flag("run", "distribute the work over the ranks of mpiexec")
+    dry_run: bool = flag("run", "end after the plan, and print what would be created")
+    profile: bool = flag(
+        "run", "print at the end how much time each rank spent on what, in seconds"
+    )
+    quiet: bool = flag("run", "print warnings and errors only")
+    verbose: bool = flag(
+        "run",
+        "also print a summary of the headers, the patches per patient, and the traceback of an "
+        "internal error",
+    )
+    hand_over: str = option(
+        "run",
+        choice("auto", "messages"),
+        "how ranks bring patches into the file. auto: those on rank 0's host write them at their "
+        "offset, others send them to rank 0; messages: all send them",
+    )
 
     def __post_init__(self) -> None:
-        for name, option in OPTIONS.items():
-            if not option.in_config:
-                continue
-            try:
-                value = option.checked(getattr(self, name))
-            except ValueError as error:
-                text = f"argument {option.flag}: {error}"
-                raise CallError(f"{printable(text)} (see --help)") from None
-            if name == "input_folder" and value is None:
-                raise CallError("--input-folder is needed (see --help)")
-            object.__setattr__(self, name, value)  # frozen only after this
-        object.__setattr__(self, "overlap", _overlap(self.patch_size, self.overlap))
-        _check_hu_window(*self.hu_window)
-        _check_split(self.split, self.split_file)
+        values = {name: one.checked(getattr(self, name)) for name, one in OPTIONS.items()}
+        if values["overlap"] is None:
+            values["overlap"] = PATCH_OVERLAPS.get(values["patch_size"])
+        vars(self).update(values)  # not by assignment: the dataclass is frozen
+        if values["overlap"] is None:
+            names = " ".join(f"p{size}" for size in PATCH_OVERLAPS)
+            raise CallError(f"--patch-size p{self.patch_size} needs --overlap M; without: {names}")
+        if self.overlap >= self.patch_size:
+            raise CallError(
+                f"--overlap {self.overlap} is not below the patch size; expected: 0 to "
+                f"{self.patch_size - 1} with p{self.patch_size}"
+            )
+        low, high = self.hu_window
+        if not -MAX_HU <= low <= high - MIN_HU_WIDTH <= MAX_HU - MIN_HU_WIDTH:
+            raise CallError(
+                f"--hu-window {low:g} {high:g}; expected: the lower HU first, at least "
+                f"{MIN_HU_WIDTH:g} apart, from {-MAX_HU:g} to {MAX_HU:g}"
+            )
+        default = OPTIONS["hu_window"].default
+        if self.hu_window != default and self.normalization_type != "hu_window":
+            raise CallError(f"--hu-window {low:g} {high:g} requires --normalization-type hu_window")
+        parts = self.split or (1.0,)
+        if self.split and self.split_file is not None:
+            raise CallError("--split and --split-file exclude each other; give one of them")
+        if min(parts) < 0 or parts[0] == 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6):
+            found = " ".join(f"{part:g}" for part in parts)
+            raise CallError(
+                f"--split {found}; expected: three fractions that add up to 1, none below 0, the "
+                "first above 0"
+            )
 
     @property
     def in_hu(self) -> bool:
         """Whether pixels become HU before they are normalised."""
-        return self.intensity == "hu" or self.normalization_type in FIXED_NORMALIZATIONS
+        return self.intensity == "hu" or self.normalization_type.startswith(("hu", "dataset"))
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -93,49 +254,23 @@ class Config:
 
     @property
     def orientations(self) -> int:
-        """How many patches one kept window gives."""
+        """Number of patches per kept window."""
         return 3 if self.rot_augment else 1
 
     @property
-    def bytes_a_patch(self) -> int:
-        """Bytes of one patch of input and target in the file, with where it comes from."""
+    def bytes_per_patch(self) -> int:
+        """Bytes of a patch of input and target in the file, with its provenance."""
         return 2 * 4 * self.patch_size**2 + 17
 
     def as_json(self) -> str:
-        """Return the options that decide what the file holds, as JSON with sorted keys."""
-        what = {name: getattr(self, name) for name in FILE_OPTIONS}
+        """Return the options that determine the content of the file, as JSON with sorted keys."""
+        values = {name: getattr(self, name) for name in FILE_OPTIONS}
         if self.anonymize:
-            what["input_gen_folder"] = what["target_gen_folder"] = None
-        return json.dumps(what, sort_keys=True)
+            values["input_gen_folder"] = values["target_gen_folder"] = None
+        return json.dumps(values, sort_keys=True)
 
 
-def _overlap(size: int, overlap: int | None) -> int:
-    """Return the overlap, by default that for the patch size."""
-    if overlap is None:
-        if size not in PATCH_OVERLAPS:
-            names = " ".join(f"p{n}" for n in PATCH_OVERLAPS)
-            raise CallError(f"--patch-size p{size} needs --overlap M; without it: {names}")
-        return PATCH_OVERLAPS[size]
-    if overlap >= size:
-        raise CallError(
-            f"--overlap {overlap} is not below the patch size; wanted: 0 to {size - 1} with p{size}"
-        )
-    return overlap
-
-
-def _check_hu_window(low: float, high: float) -> None:
-    if not -MAX_HU <= low <= high - MIN_HU_WIDTH <= MAX_HU - MIN_HU_WIDTH:
-        raise CallError(
-            f"--hu-window {low:g} {high:g}; wanted: the lower HU first, at least "
-            f"{MIN_HU_WIDTH:g} apart, from {-MAX_HU:g} to {MAX_HU:g}"
-        )
-
-
-def _check_split(parts: tuple[float, ...] | None, file: str | None) -> None:
-    if parts is None:
-        return
-    if file is not None:
-        raise CallError("--split and --split-file exclude each other; give one of them")
-    if min(parts) < 0 or parts[0] == 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6):
-        found = " ".join(f"{part:g}" for part in parts)
-        raise CallError(f"--split {found}; wanted: three parts from 0 up that add up to 1")
+#: All options by name.
+OPTIONS = {f.name: Option(f.name, f.default, **f.metadata) for f in dataclasses.fields(Config)}
+#: Those in the configuration of a file: they determine its content.
+FILE_OPTIONS = {n: o for n, o in OPTIONS.items() if o.group in GROUPS[:3] and not o.is_path}

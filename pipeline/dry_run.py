@@ -116,7 +116,7 @@ def _show_patients(side: str, plan: Plan, config: Config) -> None:
 def _show_needs(plans: dict[str, Plan], config: Config, ranks: int) -> None:
     """Print what the run needs: space, memory, time."""
     patches = sum(plan.patches for plan in plans.values())
-    size = patches * config.bytes_a_patch
+    size = patches * config.bytes_per_patch
     folder = os.path.dirname(os.path.abspath(config.output_fname))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)

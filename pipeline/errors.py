@@ -8,7 +8,7 @@ import os
 import traceback
 from collections.abc import Iterator
 
-from utils import RunError, ToolError, printable
+from ctpatches.messages import RunError, ToolError, printable
 
 
 class SharedFailure(ToolError):

@@ -114,7 +114,7 @@ def _add(output: Output, filled: Filled, progress: Progress, config: Config) -> 
     output.add(filled.file, filled.index, filled.record)
     starts = output.files[filled.file].plan.starts
     patches = starts[filled.index + 1] - starts[filled.index]
-    progress.advance(patches * config.bytes_a_patch)
+    progress.advance(patches * config.bytes_per_patch)
 
 
 def _open(

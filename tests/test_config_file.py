@@ -63,6 +63,10 @@ def test_options_beside_the_file_win(tmp_path):
     assert (config.split, config.split_file) == (None, "who")
     assert config_of(tmp_path, STORED, "--patch-size", "p24").overlap == 4
     assert config_of(tmp_path, STORED, "--overlap", "8").overlap == 8
+    other = config_of(tmp_path, STORED, "--normalization-type", "None")
+    assert (other.normalization_type, other.hu_window) == ("None", (-1024, 3072))
+    same = config_of(tmp_path, STORED, "--normalization-type", "hu_window")
+    assert same.hu_window == (-160, 240.5)
 
 
 # --- values that are not ---------------------------------------------------------------------
@@ -126,6 +130,7 @@ def test_a_wrong_value_is_rejected_with_file_key_and_what_is_expected(
         ({"hu_window": [400, -160]}, "--hu-window 400 -160"),
         ({"hu_window": [-1e-9, 1e-9]}, "--hu-window -1e-09 1e-09"),
         ({"hu_window": [0, 1e17]}, "--hu-window 0 1e+17"),
+        ({"hu_window": [-160, 240]}, "--hu-window -160 240"),
         ({"split": [1, 1, 1]}, "--split 1 1 1"),
         ({"split": [-1, 1, 1]}, "--split -1 1 1"),
         ({"overlap": 55}, "--overlap 55"),
@@ -221,7 +226,7 @@ def test_an_attribute_cannot_pose_as_options(tmp_path, tree):
     path = with_attribute(tmp_path / "other.h5", np.bytes_(json.dumps(stored).encode()))
     (tmp_path / "mine.h5").write_bytes(b"weeks of work")
     ended = called(tmp_path, *argv(tree.root, tmp_path / "mine.h5"), "--config", path)
-    one_error(ended, f"--config '{path}': 'hu_window' is", status=2)
+    one_error(ended, f"--config '{path}': 'hu_window': ", status=2)
     assert (tmp_path / "mine.h5").read_bytes() == b"weeks of work"
 
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import augment
 from ctpatches.file import provenance
 from ctpatches.orientations import DIHEDRAL, draw_orientations
 from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import REST, VERSION
 from ctpatches.tensorflow import keras_sequence, tf_dataset
 from tests.conftest import Tree
+from tests.cutting import oriented
 from tests.running import REPO, called
 from tests.scans import write_patient, write_slice
 
@@ -264,7 +264,7 @@ def test_orientations_are_the_eight_of_a_square() -> None:
     image = np.arange(9, dtype=np.float32).reshape(1, 3, 3)
     assert len({one(image).tobytes() for one in DIHEDRAL}) == 8
     for code in range(6):
-        np.testing.assert_array_equal(DIHEDRAL[code](image)[0], augment.orient(image[0], code))
+        np.testing.assert_array_equal(DIHEDRAL[code](image)[0], oriented(image[0], code))
     np.testing.assert_array_equal(DIHEDRAL[6](image)[0], image[0].T)
     np.testing.assert_array_equal(DIHEDRAL[7](image)[0], np.rot90(image[0], 2).T)
 

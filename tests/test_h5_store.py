@@ -27,6 +27,7 @@ from pipeline.run import find as find_pairs_of
 from pipeline.run import make_plans
 from pipeline.tally import Tally
 from tests.conftest import Tree
+from tests.cutting import patches_of
 from tests.scans import write_tree
 
 COUNTS = {"A": 2, "B": 1}
@@ -125,7 +126,7 @@ def test_blocks_written_in_any_order_lie_at_their_place(scans, tmp_path):
     made = write(plan, config, [2, 0, 1])
     with h5py.File(config.output_fname) as file:
         for name in ("input", "target"):
-            expected = np.concatenate([block.patches(name) for block in made])
+            expected = np.concatenate([patches_of(block, name) for block in made])
             np.testing.assert_array_equal(file[name][:, 0], expected)
         for name in ("scale", "row", "col", "orientation"):
             expected = np.concatenate([getattr(block, name) for block in made])

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 import augment
 from ctpatches.file import Provenance, denormalise, provenance, read_patches
 from ctpatches.validation import opened
+from pipeline.config import NORMALIZATIONS
 from tests import naive
 from tests.running import called
 from tests.scans import PATIENTS, write_patient
-from utils import NORMALIZATIONS, generator
+from utils import generator
 
 #: Patches drawn from a file, and from each of many files that differ in their figures alone.
 DRAWN, FEWER = 1000, 300

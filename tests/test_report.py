@@ -27,8 +27,7 @@ import pytest
 
 from ctpatches.file import denormalise, provenance, read_patches
 from pipeline import command_line
-from pipeline.config import Config
-from pipeline.options import FILE_OPTIONS, OPTIONS
+from pipeline.config import FILE_OPTIONS, OPTIONS, Config
 from pipeline.report import figures, job, page, statistics
 from tests.faults import mounted, one_error
 from tests.provenance import squeezed
@@ -480,7 +479,7 @@ def test_pseudonyms_hide_every_name(tmp_path):
         "--patch-size p33 --overlap 0 --random_N 7 --tensor-format tf --intensity hu",
         "--split 0.5 0.25 0.25 --unpaired skip --bad-files skip --anatomy-check warn",
         "--input-gen-folder 'low dose' --target-gen-folder=-full --blurr_n_noise --air_threshold",
-        "--split-file a/b.csv --mpi_run --overwrite --quiet --hand_over messages",
+        "--split-file a/b.csv --mpi_run --overwrite --quiet --hand-over messages",
     ],
 )
 def test_the_command_of_the_report_makes_the_same_file(options):
@@ -505,8 +504,11 @@ def test_every_option_that_affects_the_file_is_explained(whole):
 
 
 def test_every_option_with_a_path_is_hidden_with_pseudonyms():
-    paths = {o.flag for o in OPTIONS.values() if o.metavar in ("FILE", "DIR")}
-    assert paths - {"--verify", "--config"} == {option.flag for option in job.PATHS}
+    config = Config("/x/in", "/x/out.h5", split_file="/x/split", anonymize=True)
+    assert "x" not in "".join(job.command(config)).replace("python main.py", "")
+    assert {o.name for o in OPTIONS.values() if o.is_path} == {
+        *("input_folder", "output_fname", "split_file")
+    }
 
 
 @pytest.mark.parametrize("layout", ["torch", "tf"])

@@ -31,7 +31,7 @@ from ctpatches import __main__ as command
 from ctpatches import stitch
 from ctpatches.dicom_export import write_dicom
 from ctpatches.stitching import blend, window
-from pipeline.option_kinds import PATCH_OVERLAPS
+from pipeline.options import PATCH_OVERLAPS
 from tests.naive import downscale
 from tests.running import called, run, serial
 from tests.scans import Made, write_patient, write_slice

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ctpatches.messages import CallError, RunError, ToolError
 from pipeline.errors import SharedFailure, reason_of
 from pipeline.mpi.ranks import Ranks
-from utils import CallError, RunError, ToolError
 
 
 def launcher_ranks(environ: Mapping[str, str]) -> tuple[int, int]:

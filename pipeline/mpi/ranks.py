@@ -15,10 +15,10 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from ctpatches import streams
+from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.prefetch import prefetched
-from utils import RunError
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -17,9 +17,8 @@ import h5py
 import numpy as np
 
 from ctpatches.validation import open_file
-from pipeline.config import Config
+from pipeline.config import FILE_OPTIONS, Config
 from pipeline.model import Plan
-from pipeline.options import FILE_OPTIONS
 from utils import RunError, __version__, atomic_write, quoted
 
 from . import figures, job, page, sanity
@@ -95,7 +94,7 @@ def _draw(
         "subset": subset,
         "tool_version": __version__,
         "command": job.command(config),
-        "configuration": job.configuration(config),
+        "configuration": json.loads(config.as_json()),
         "left_out": [{**vars(one), "files": list(one.files)} for one in plan.left_out],
         "warnings": job.warnings(warnings, config),
     }

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from pipeline.config import Config
-from pipeline.option_kinds import PATCH_OVERLAPS, File, Text
-from pipeline.options import FILE_OPTIONS, OPTIONS, Option
+from pipeline.config import FILE_OPTIONS, OPTIONS, Config
+from pipeline.options import NAME, PATCH_OVERLAPS, Option
 
-#: Options whose value is a path or a name that the user gave.
-PATHS = [o for o in OPTIONS.values() if isinstance(o.kind, File) and o.in_config]
-NAMES = [o for o in FILE_OPTIONS.values() if isinstance(o.kind, Text)]
 HIDDEN = "\u2026"
 #: Parts of warnings that name no patient; with pseudonyms, warnings are counted by them.
 WARNING_KINDS = ("not the same anatomy", "paired by InstanceNumber", "fewer than --random_N")
@@ -34,41 +28,30 @@ def command(config: Config) -> list[str]:
     It follows from the configuration alone, so options that do not affect the file are not in it.
     Of paths it has the last name; with `--anonymize` neither paths nor names.
     """
-    lines = ["python main.py", *map(shlex.join, _options(config))]
-    return [line.replace(shlex.quote(HIDDEN), HIDDEN) for line in lines]
-
-
-def _options(config: Config) -> Iterator[list[str]]:
-    for option in PATHS:
-        if (path := getattr(config, option.name)) is not None:
-            hidden = config.anonymize
-            yield _words(option.flag, HIDDEN if hidden else os.path.basename(os.path.abspath(path)))
-    for option in FILE_OPTIONS.values():
-        if not is_default(config, option):
-            hidden = config.anonymize and option in NAMES
-            value = option.kind.text(getattr(config, option.name))
-            yield _words(option.flag, HIDDEN if hidden else value)
-
-
-def _words(option: str, value: Any) -> list[str]:
-    if value is True:
-        return [option]
-    if isinstance(value, tuple):
-        return [option, *map(str, value)]
-    text = str(value)
-    return [f"{option}={text}"] if text.startswith("-") else [option, text]
-
-
-def configuration(config: Config) -> dict[str, Any]:
-    """Return the options that decide what the file holds, as the file has them."""
-    found: dict[str, Any] = json.loads(config.as_json())
-    return found
+    lines = ["python main.py"]
+    for option in OPTIONS.values():
+        value = getattr(config, option.name)
+        if option.is_path and value is not None:
+            value = os.path.basename(os.path.abspath(value))
+        elif option.is_path or option.name not in FILE_OPTIONS or is_default(config, option):
+            continue
+        text = option.text(value)
+        if value is True:
+            lines.append(option.flag)
+        elif config.anonymize and (option.is_path or option.kind is NAME):
+            lines.append(f"{option.flag} {HIDDEN}")
+        elif isinstance(value, tuple):
+            lines.append(f"{option.flag} {text}")
+        else:
+            join = "=" if text.startswith("-") else " "
+            lines.append(f"{option.flag}{join}{shlex.quote(text)}")
+    return lines
 
 
 def warnings(found: Sequence[str], config: Config) -> list[str]:
     """Return the warnings of the run; with `--anonymize`, the number of each kind.
 
-    Their text names patients and files, also such as are in no pair of this file.
+    Their text names patients and files, also those of pairs that are not in this file.
     """
     if not config.anonymize:
         return list(found)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ctpatches.schema import ORIENTATIONS
 from patching import MEAN_HU, TISSUE_HU, TISSUE_PART
-from pipeline.options import FILE_OPTIONS
+from pipeline.config import FILE_OPTIONS
 from utils import printable
 
 from .statistics import Facts
