@@ -131,7 +131,7 @@ def _open(
             file = blocks.PartialFile(layout)
         elif layout and config.hand_over != "messages" and ranks.beside_root:
             file = blocks.PartialFile.seen(layout)
-        out.append(stack.enter_context(file) if file else None)
+        out.append(stack.enter_context(contextlib.closing(file)) if file else None)
     return out
 
 

@@ -53,8 +53,6 @@ def large_bytes(ranks: Ranks) -> None:
     image = bytearray(3 * ranks.size * PIECE)
 
     class Memory:
-        piece_bytes, keeps = PIECE, False
-
         def write(self, offset: int, data: memoryview) -> None:
             image[offset : offset + len(data)] = data
 

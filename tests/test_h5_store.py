@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def laid_out(plan: Plan, config: Config) -> blocks.Layout:
         file.truncate(header.size)
         header.write(file.fileno())
     status = path.stat()
-    return blocks.Layout(str(path), status.st_dev, status.st_ino, header.offsets)
+    return blocks.Layout(str(path), (status.st_dev, status.st_ino), header.rows)
 
 
 def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
@@ -73,7 +74,7 @@ def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
     made = list(made_blocks(plan, config))
     layout = laid_out(plan, config)
     checksums = {}
-    with blocks.PartialFile(layout) as file:
+    with contextlib.closing(blocks.PartialFile(layout)) as file:
         for i in order:
             checksums[i] = blocks.write_block(file, layout, made[i], i, plan.starts[i])
     records = [
@@ -249,7 +250,7 @@ def test_bytes_are_written_whole_however_many_a_call_takes(scans, tmp_path, monk
     plan, config = planned(scans.root, tmp_path)
     layout = laid_out(plan, config)
     data = np.arange(100, dtype=np.float32)
-    with blocks.PartialFile(layout) as file:
-        file.write(layout.offsets["input"] + 400, data.data)
+    with contextlib.closing(blocks.PartialFile(layout)) as file:
+        file.write(layout.rows["input"][0] + 400, data.data)
     with h5py.File(layout.path) as read:
         np.testing.assert_array_equal(read["input"][...].ravel()[100:200], data)

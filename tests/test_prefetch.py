@@ -144,8 +144,6 @@ def test_the_profile_of_ranks_tells_how_long_they_were_idle():
 class Disk:
     """A file that notes where it was written, and is full at one place."""
 
-    piece_bytes, keeps = 100, False
-
     def __init__(self, full_at: int = -1) -> None:
         self.written: list[tuple[int, str]] = []
         self.full_at = full_at

@@ -23,8 +23,6 @@ class RemoteWriter:
         Number of the file.
     """
 
-    piece_bytes, keeps = MESSAGE_BYTES, True
-
     def __init__(self, messages: Messages, file: int) -> None:
         self.messages, self.file = messages, file
         self.pending: deque[tuple[int, list[Any]]] = deque()

@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ctpatches.checksums import block_digest
-from pipeline.config import Config
 from pipeline.model import Plan
-from pipeline.output import checkpoint
-from pipeline.output.blocks import NO_SPACE, Layout, block_ranges, named_errors
-from pipeline.output.checkpoint import BlockRecord
+from pipeline.output.blocks import NO_SPACE, Layout, named_errors
+from pipeline.output.checkpoint import BlockRecord, being_written, is_at, try_lock
 from pipeline.output.file_header import Header
-from pipeline.output.paths import partial_path
+from pipeline.output.paths import PARTIAL
 from utils import RunError, quoted
 
 
@@ -22,25 +20,16 @@ from utils import RunError, quoted
 class OutputFile:
     """One file of a run.
 
-    Attributes
-    ----------
-    plan : Plan
-    final : str
-        The name that it gets when it is complete.
-    size : int
-        Bytes of the whole file.
-    layout : Layout or None
-        None before the partial file is open, and for a file that was complete before this run.
-    done : dict of int to BlockRecord
-        The finished blocks, by number of their pair.
-    complete : bool
-        Whether the file has its final name.
+    It is `complete` once it has its final name, in this run or before; it has a `layout` while its
+    partial file is open.
     """
 
     plan: Plan
     final: str
+    #: Bytes of the whole file.
     size: int = 0
     layout: Layout | None = None
+    #: The finished blocks, by number of their pair.
     done: dict[int, BlockRecord] = field(default_factory=dict)
     complete: bool = False
     _descriptor: int = -1
@@ -48,7 +37,7 @@ class OutputFile:
     @property
     def partial(self) -> str:
         """The name until it is complete."""
-        return partial_path(self.final)
+        return self.final + PARTIAL
 
     @property
     def pairs_done(self) -> int:
@@ -56,29 +45,29 @@ class OutputFile:
         return len(self.plan.pairs) if self.complete else len(self.done)
 
     def open(self, header: Header, flags: int = 0) -> None:
-        """Open the partial file, and record where its bytes lie."""
+        """Open and lock the partial file."""
         self._descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
-        if not checkpoint.try_lock(self._descriptor):  # as a file of another --output-fname
-            self.close()
-            raise RunError(f"{quoted(self.partial)}: another run is writing it")
+        if not try_lock(self._descriptor):  # as a file of another --output-fname
+            raise being_written(self.partial)
         status = os.fstat(self._descriptor)
         self.size = header.size
-        path = os.path.abspath(self.partial)
-        self.layout = Layout(path, status.st_dev, status.st_ino, header.offsets)
+        path, identity = os.path.abspath(self.partial), (status.st_dev, status.st_ino)
+        self.layout = Layout(path, identity, header.rows)
 
-    def resume(self, header: Header, records: Mapping[int, BlockRecord], config: Config) -> None:
-        """Open the partial file of an interrupted run, if it is there in its full size."""
+    def resume(self, header: Header, records: Mapping[int, BlockRecord]) -> None:
+        """Open the partial file of an interrupted run, if it is there in its full size.
+
+        The disk may not have what was written: a block counts only if its bytes are there.
+        """
         with contextlib.suppress(FileNotFoundError):
             self.open(header)
-            if self.problem():
-                self.close()
-                return
-            assert self.layout is not None
-            for index, record in records.items():
-                # The disk may have lied: a block counts only if its bytes are there.
-                ranges = block_ranges(self.plan, self.layout, index, config)
-                if block_digest(self._descriptor, ranges) == record.checksum:
-                    self.done[index] = record
+        if not self.layout or self.problem():
+            self.close()
+            return
+        for index, record in records.items():
+            ranges = self.layout.ranges(*self.plan.starts[index : index + 2])
+            if block_digest(self._descriptor, ranges) == record.checksum:
+                self.done[index] = record
 
     def create(self, header: Header) -> None:
         """Create the partial file in its full size."""
@@ -103,7 +92,7 @@ class OutputFile:
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
-        if not checkpoint.is_at(self.partial, self._descriptor):
+        if not is_at(self.partial, self._descriptor):
             return "was removed or replaced by another process"
         size = os.fstat(self._descriptor).st_size
         if size != self.size:
@@ -121,20 +110,13 @@ class OutputFile:
             os.replace(self.partial, self.final)
         self.complete = True
 
-    def remove(self) -> None:
-        """Remove the partial file, unless another one has taken its name."""
-        if self.layout and checkpoint.is_at(self.partial, self._descriptor):
+    def close(self, remove: bool = False) -> None:
+        """Close the partial file, and remove it unless another file has its name now."""
+        if remove and self.layout and is_at(self.partial, self._descriptor):
             os.unlink(self.partial)
-
-    def close(self) -> None:
-        """Close the partial file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self.layout = -1, None
-
-    def is_resumable(self) -> bool:
-        """Return whether the open partial file has finished blocks and is intact."""
-        return self.layout is not None and bool(self.done) and not self.problem()
 
 
 def reserve(files: Sequence[OutputFile]) -> None:

@@ -10,15 +10,12 @@ from collections.abc import Iterable
 from pipeline.model import Plan
 from pipeline.output.blocks import named_errors
 
-#: What a spreadsheet takes for a formula, at the beginning of a cell.
+#: What makes a spreadsheet read a cell as a formula: such names get an apostrophe before them.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def key_text(plans: Iterable[Plan]) -> bytes:
-    """Return pseudonyms and names as CSV.
-
-    A name that a spreadsheet would take for a formula has an apostrophe before it.
-    """
+    """Return pseudonyms and names as CSV."""
     key: dict[str, str] = {}
     for plan in plans:
         for pair, names in zip(plan.pairs, plan.names, strict=True):
