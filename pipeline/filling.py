@@ -21,8 +21,7 @@ from pipeline.model import Pair, PairPlan, Plan, Slice
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
-from pipeline.output.commit import Output
-from pipeline.output.output_file import OutputFile
+from pipeline.output.commit import Output, OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
 from utils import AIR_HU, Affine, RunError, img_pair_normalization, printable

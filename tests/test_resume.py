@@ -297,12 +297,12 @@ def test_a_checkpoint_with_a_flipped_bit_counts_up_to_it(tmp_path, killed):
     ends = list(itertools.accumulate(map(len, path.read_bytes().splitlines(keepends=True))))
     job, blocks = entries_of(path)
     for offset in range(0, ends[-1], 11):
+        shutil.copy(killed / "x.h5.checkpoint", path)
         flip(path, offset, offset % 8)
         job_found, blocks_found = entries_of(path)
         assert job_found == (job if offset >= ends[0] else {})
         assert blocks_found <= blocks
         assert len(blocks_found) == sum(end <= offset for end in ends[1:])
-        flip(path, offset, offset % 8)
 
 
 def test_a_checkpoint_whose_last_line_was_cut_short_is_continued(output, scans, whole, made):

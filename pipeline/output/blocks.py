@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -63,11 +63,12 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[done:], offset + done
 
 
-class Writer(Protocol):
+class Writer:
     """Writes bytes at an offset of a partial file."""
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at that byte, now or later: it must not change afterwards."""
+        raise NotImplementedError
 
     def when_written(self, function: Callable[[], None]) -> None:
         """Call a function once everything before it has been written."""

@@ -1,38 +1,120 @@
-"""All output files of a run: creating, resuming and committing them together."""
+"""The output files of a run: created or resumed together, and given their final names together."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ctpatches.checksums import block_digest
 from pipeline.config import Config
 from pipeline.model import Plan
-from pipeline.output import file_header
-from pipeline.output.blocks import named_errors
-from pipeline.output.checkpoint import (
-    BlockRecord,
-    Checkpoint,
-    being_written,
-    changed_pixels,
-    difference,
-    is_locked,
-    job_of,
-)
-from pipeline.output.output_file import OutputFile, reserve
+from pipeline.output import checkpoint, file_header
+from pipeline.output.blocks import NO_SPACE, Layout, named_errors
+from pipeline.output.checkpoint import BlockRecord, Checkpoint
+from pipeline.output.file_header import Header
 from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path
 from pipeline.output.pseudonyms import key_text, write_key
 from utils import RunError, quoted
+
+
+@dataclass
+class OutputFile:
+    """One file of a run; it has a `layout` while its partial file is open."""
+
+    plan: Plan
+    final: str
+    layout: Layout | None = None
+    #: The finished blocks, by number of their pair.
+    done: dict[int, BlockRecord] = field(default_factory=dict)
+    #: Whether it has its final name, given by this run or an earlier one.
+    complete: bool = False
+    descriptor: int = -1
+    #: Bytes of the whole file.
+    size: int = 0
+
+    @property
+    def partial(self) -> str:
+        """The name until the file is complete."""
+        return self.final + PARTIAL
+
+    def open(self, header: Header, flags: int = 0) -> None:
+        """Open and lock the partial file."""
+        self.descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
+        checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
+        status = os.fstat(self.descriptor)
+        path, identity = os.path.abspath(self.partial), (status.st_dev, status.st_ino)
+        self.layout, self.size = Layout(path, identity, header.rows), header.size
+
+    def create(self, header: Header) -> None:
+        """Create the partial file in its full size."""
+        self.open(header, os.O_CREAT | os.O_EXCL)
+        os.ftruncate(self.descriptor, self.size)
+
+    def resume(self, header: Header, records: Mapping[int, BlockRecord]) -> None:
+        """Open the partial file of an interrupted run, if it is there in its full size.
+
+        A block counts only if its bytes are there: not all that was written may be on the disk.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.open(header)
+        if not self.layout or self.problem():
+            self.close()
+            return
+        for index, record in records.items():
+            ranges = self.layout.ranges(*self.plan.starts[index : index + 2])
+            if block_digest(self.descriptor, ranges) == record.checksum:
+                self.done[index] = record
+
+    def problem(self) -> str:
+        """Return what another process has done to the partial file; '' if nothing."""
+        if not checkpoint.is_at(self.partial, self.descriptor):
+            return "was removed or replaced by another process"
+        size = os.fstat(self.descriptor).st_size
+        if size != self.size:
+            return f"has {size} bytes, expected {self.size}: another process changed it"
+        return ""
+
+    def check(self) -> None:
+        """Raise RunError if another process has removed, replaced or truncated the partial file."""
+        if problem := self.problem():
+            raise RunError(f"{quoted(self.partial)} {problem}; run again")
+
+    def close(self, remove: bool = False) -> None:
+        """Close the partial file, and remove it unless another file has its name now."""
+        if remove and self.layout and checkpoint.is_at(self.partial, self.descriptor):
+            os.unlink(self.partial)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor, self.layout = -1, None
+
+
+def reserve(files: Sequence[OutputFile]) -> None:
+    """Reserve the disk space of all files, so that a full disk is found before the work."""
+    size = sum(file.size for file in files)
+    disk = os.statvfs(files[0].partial)
+    free = disk.f_bavail * disk.f_frsize
+    if size > free:
+        names = ", ".join(quoted(file.final) for file in files)
+        raise RunError(
+            f"no space left for {names}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
+        )
+    for file in files:
+        try:
+            os.posix_fallocate(file.descriptor, 0, file.size)
+        except OSError as error:  # or the file system cannot reserve space
+            if error.errno in NO_SPACE:
+                raise
 
 
 class Output:
     """All files of a run, from their partial files to their final names; on rank 0 alone.
 
     Creates the partial files. With `--resume` it continues those of an interrupted run of the same
-    job, and leaves files alone that are complete. If the files cannot be created, there is no space
-    for them, or existing ones are of another job, RunError is raised, and what this run has created
-    is removed again.
+    job, and leaves complete files alone. If the files cannot be created, or existing ones are of
+    another job, RunError is raised, and what this run has created is removed again.
     """
 
     def __init__(self, plans: Mapping[str, Plan], config: Config) -> None:
@@ -54,7 +136,7 @@ class Output:
                 parents[0].mkdir(parents=True, exist_ok=True)
                 path = checkpoint_path(config)
                 self._checkpoint = Checkpoint(path, exclusive=not config.resume)
-                self._open(self._checkpoint, plans)
+                self._open(self._checkpoint, checkpoint.job_of(config, plans))
         except BaseException:
             self.release()
             for folder in missing:
@@ -62,18 +144,17 @@ class Output:
                     folder.rmdir()
             raise
 
-    def _open(self, checkpoint: Checkpoint, plans: Mapping[str, Plan]) -> None:
+    def _open(self, record: Checkpoint, job: checkpoint.Job) -> None:
         """Open the partial files of an interrupted run of this job, and create the others."""
-        then, done = checkpoint.read()
-        job = job_of(self.config, plans)
-        changed = difference(then, job) if then else ""
+        then, done = record.read()
+        changed = checkpoint.difference(then, job) if then else ""
         for number, file in enumerate(self.files):
-            digests = {index: record.digests for index, record in done[number].items()}
-            changed = changed or changed_pixels(file.plan, digests)
+            digests = {index: one.digests for index, one in done[number].items()}
+            changed = changed or checkpoint.changed_pixels(file.plan, digests)
         if changed and not self.config.overwrite:
             raise RunError(
-                f"{quoted(checkpoint.path)}: the interrupted run was another job; undo the change "
-                f"to continue it, or add --overwrite to start over: {changed}"
+                f"{quoted(record.path)}: the interrupted run was another job; undo the change to "
+                f"continue it, or add --overwrite to start over: {changed}"
             )
         same = bool(then) and not changed
         self._may_replace |= same and then["overwrite"]
@@ -85,14 +166,11 @@ class Output:
         self._check_key()
         self._owned = True
         for path in [*(file.partial for file in self.files if not file.layout), self._new_key]:
-            if os.path.lexists(path):  # an interrupted run left it, and this one does not need it
-                if is_locked(path):
-                    raise being_written(path)
-                os.unlink(path)
-        if same:
-            checkpoint.resume()
-        else:
-            checkpoint.begin(job | {"overwrite": self.config.overwrite})
+            checkpoint.check_unlocked(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # an interrupted run left it, and this one does not continue it
+        if not same:
+            record.begin(job)
         files = zip(self.files, headers, strict=True)
         new = [(file, header) for file, header in files if not (file.complete or file.layout)]
         for file, header in new:
@@ -100,7 +178,7 @@ class Output:
         if new:
             reserve([file for file, _ in new])
         for file, header in new:
-            file.write_header(header)
+            header.write(file.descriptor)
 
     def _check_final(self, file: OutputFile) -> None:
         """Find out whether a file is already complete, and refuse to replace another job's."""
@@ -133,14 +211,13 @@ class Output:
     @property
     def pairs_done(self) -> int:
         """Number of pairs whose blocks are in the files."""
-        return sum(file.pairs_done for file in self.files)
+        return sum(len(f.plan.pairs) if f.complete else len(f.done) for f in self.files)
 
     def add(self, number: int, index: int, record: BlockRecord) -> None:
         """Record that the block of a pair is in the file of that number."""
-        file = self.files[number]
-        file.check()
-        file.done[index] = record
         assert self._checkpoint
+        self.files[number].check()
+        self.files[number].done[index] = record
         with named_errors(self._checkpoint.path):
             self._checkpoint.add(number, index, record)
 
@@ -156,8 +233,8 @@ class Output:
             with named_errors(file.partial):
                 file.check()
                 records = [file.done[i] for i in range(len(file.plan.pairs))]
-                file.write_header(file_header.header(file.plan, self.config, records))
-                file.sync()
+                file_header.header(file.plan, self.config, records).write(file.descriptor)
+                os.fsync(file.descriptor)
         if self._key:
             write_key(self._new_key, self._key)
         for file in files:
@@ -166,7 +243,9 @@ class Output:
                 raise RunError(f"{quoted(file.final)} was made by another run meanwhile")
         self._committing = True
         for file in files:
-            file.commit()
+            with named_errors(file.final):
+                os.replace(file.partial, file.final)
+            file.complete = True
         if self._key:
             with named_errors(self._key_path):
                 os.replace(self._new_key, self._key_path)
@@ -188,9 +267,8 @@ class Output:
         """
         if not self._checkpoint:
             return ""
-        resumable = self._committing or any(
-            file.layout and file.done and not file.problem() for file in self.files
-        )
+        intact = [file for file in self.files if file.layout and not file.problem()]
+        resumable = self._committing or any(file.done for file in intact)
         remove = self._owned and not resumable
         for file in self.files:
             file.close(remove)
@@ -201,6 +279,6 @@ class Output:
         self._checkpoint = None
         if not resumable:
             return ""
-        names = [quoted(one.final if one.complete else one.partial) for one in self.files]
+        names = [quoted(file.final if file.complete else file.partial) for file in self.files]
         done = f"{self.pairs_done} of {self.pairs} pairs are complete in {', '.join(names)}"
         return f"{done}; --resume continues"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.output.blocks import named_errors
-from pipeline.output.checkpoint import is_locked
+from pipeline.output.checkpoint import check_unlocked
 from utils import SUBSETS, CallError, quoted
 
 #: What the name of a file ends in until the file is complete.
@@ -50,15 +50,14 @@ def check(config: Config) -> None:
     files, may_exist = files_of(config), config.overwrite or config.resume
     for fname in files.values():
         _check_file(fname, may_exist)
-    paths = [checkpoint_path(config), *(fname + PARTIAL for fname in files.values())]
+    paths = [*(fname + PARTIAL for fname in files.values()), checkpoint_path(config)]
     left = [path for path in paths if os.path.lexists(path)]
     for path in left:
         with named_errors(path):
-            if is_locked(path):
-                raise CallError(f"{quoted(left[-1])}: another run is writing it; wait for its end")
+            check_unlocked(path)
     if left and not config.resume:
         raise CallError(
-            f"{quoted(left[-1])} was left by an interrupted run; add --resume to continue it, or "
+            f"{quoted(left[0])} was left by an interrupted run; add --resume to continue it, or "
             f"remove {' and '.join(map(quoted, left))}"
         )
     if config.anonymize:
