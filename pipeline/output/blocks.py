@@ -55,12 +55,12 @@ def named_errors(path: str) -> Iterator[None]:
         raise RunError(f"{problem} {quoted(path)}: {reason}") from error
 
 
-def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` at that byte, however many bytes one call writes."""
-    data = data.cast("B")
-    while data:
-        done = os.pwrite(descriptor, data[:WRITE_BYTES], offset)
-        data, offset = data[done:], offset + done
+    rest = memoryview(data).cast("B")
+    while rest:
+        done = os.pwrite(descriptor, rest[:WRITE_BYTES], offset)
+        rest, offset = rest[done:], offset + done
 
 
 class Writer:

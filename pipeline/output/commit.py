@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from pipeline.output.blocks import NO_SPACE, Layout, named_errors
 from pipeline.output.checkpoint import BlockRecord, Checkpoint
 from pipeline.output.file_header import Header
 from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path
-from pipeline.output.pseudonyms import key_text, write_key
 from utils import RunError, quoted
+
+#: What makes a spreadsheet read a cell as a formula: such names get an apostrophe before them.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass
@@ -107,6 +111,21 @@ def reserve(files: Sequence[OutputFile]) -> None:
         except OSError as error:  # or the file system cannot reserve space
             if error.errno in NO_SPACE:
                 raise
+
+
+def key_text(plans: Iterable[Plan]) -> bytes:
+    """Return the key of the pseudonyms of `--anonymize`: names as CSV."""
+    key: dict[str, str] = {}
+    for plan in plans:
+        for pair, names in zip(plan.pairs, plan.names, strict=True):
+            real = (pair.patient, pair.input.file, pair.target.file)
+            key |= dict(zip(names, real, strict=True))
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(("pseudonym", "name"))
+    for pseudonym, name in key.items():
+        rows.writerow((pseudonym, "'" * name.startswith(FORMULA) + name))
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 class Output:
@@ -236,7 +255,13 @@ class Output:
                 file_header.header(file.plan, self.config, records).write(file.descriptor)
                 os.fsync(file.descriptor)
         if self._key:
-            write_key(self._new_key, self._key)
+            with named_errors(self._new_key):
+                # Readable by the owner alone, from its creation on.
+                key = os.open(self._new_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with open(key, "wb") as key_file:
+                    key_file.write(self._key)
+                    key_file.flush()
+                    os.fsync(key)
         for file in files:
             file.check()
             if os.path.lexists(file.final) and not self._may_replace:

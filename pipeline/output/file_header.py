@@ -1,26 +1,16 @@
-"""The header of the h5 file: everything but the rows of patches, built in memory by HDF5.
+"""The header of the h5 file: everything except the rows of patches, built in memory by HDF5.
 
-    input      (N, 1, p, p) torch or (N, p, p, 1) tf   float32, contiguous
-    target     the same
-    patch/     pair, scale, row, col, orientation       (N,): the source of every patch
-    pair/      a row per pair: names, position, patches, what undoes the normalisation, checksum of
-               the block, digests of the two slices
-    left_out/  patient, files, reason, kind             what gives no patches, and why
-    checksum   (16,) of all bytes that are in none of the datasets above that have a row per patch
-    attrs      format, format_version, complete, seed, unit, configuration (JSON), orientations
-
-Every dataset is contiguous and has its size from the start, so the place of a block is known before
-the block is created, and any process may write it with a plain write at a byte offset. HDF5 itself
-never writes to the disk, where it crashes when the disk is full: it writes into a `SparseFile`,
-whose pages are then written like blocks. All strings have a fixed length: HDF5 would keep others in
-a heap whose bytes are not always the same.
+Every dataset of `ctpatches.schema` is contiguous and has its size from the start, so the place of a
+block is known before the block is created, and any process may write it with a plain write at a
+byte offset. HDF5 itself never writes to the disk, where it crashes when the disk is full. All
+strings have a fixed length: HDF5 would keep others in a heap whose bytes are not always the same.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.checksums import rest_digest
-from ctpatches.schema import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, VERSION, bulk_names
+from ctpatches.schema import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, REST_BYTES, VERSION
 from ctpatches.validation import opened
 from pipeline.config import Config
 from pipeline.model import Plan
@@ -44,13 +34,11 @@ ALIGNMENT = 4096
 FILLED = ("checksum", "offset", "divisor", "digest")
 
 
-class SparseFile(io.RawIOBase):
-    """A file in memory that keeps only the pages that have been written; the rest is zeros."""
-
-    PAGE_BYTES = 64 << 10
+class RecordedFile(io.RawIOBase):
+    """A file in memory that consists of what was written to it, in order, and else of zeros."""
 
     def __init__(self) -> None:
-        self.pages: dict[int, bytearray] = {}
+        self.writes: list[tuple[int, bytes]] = []
         self.size = self.position = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -64,26 +52,20 @@ class SparseFile(io.RawIOBase):
         return self.size
 
     def write(self, data: Any) -> int:
-        data = memoryview(data).cast("B")
-        for page, within, piece in self._pieces(data):
-            here = self.pages.setdefault(page, bytearray(self.PAGE_BYTES))
-            here[within : within + len(piece)] = piece
+        self.writes.append((self.position, bytes(data)))
+        self.position += len(data)
         self.size = max(self.size, self.position)
         return len(data)
 
     def readinto(self, buffer: Any) -> int:
-        for page, within, piece in self._pieces(memoryview(buffer).cast("B")):
-            here = self.pages.get(page)
-            piece[:] = here[within : within + len(piece)] if here else bytes(len(piece))
+        first, stop = self.position, self.position + len(buffer)
+        buffer[:] = bytes(len(buffer))
+        for offset, data in self.writes:
+            part = data[max(first - offset, 0) : max(stop - offset, 0)]
+            place = max(offset - first, 0)
+            buffer[place : place + len(part)] = part
+        self.position = stop
         return len(buffer)
-
-    def _pieces(self, data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-        """Yield page, offset in it, and the part of `data` there; move the position behind it."""
-        while data:
-            page, within = divmod(self.position, self.PAGE_BYTES)
-            piece = data[: self.PAGE_BYTES - within]
-            yield page, within, piece
-            data, self.position = data[len(piece) :], self.position + len(piece)
 
 
 @dataclass(frozen=True)
@@ -96,55 +78,36 @@ class Header:
     rows: dict[str, tuple[int, int]]
     #: First byte and end of each of them, and of the checksum of all other bytes.
     extents: list[tuple[int, int]]
-    bytes: SparseFile
+    writes: list[tuple[int, bytes]]
 
     def write(self, descriptor: int) -> None:
         """Write the header to a file of the full size, and nothing where its blocks are."""
         position = 0
         for start, stop in [*sorted(self.extents), (self.size, self.size)]:
-            for first in range(position, start, SparseFile.PAGE_BYTES):
-                self.bytes.seek(first)
-                data = self.bytes.read(min(SparseFile.PAGE_BYTES, start - first))
-                write_at(descriptor, memoryview(data), first)
+            write_at(descriptor, bytes(start - position), position)
             position = stop
+        for offset, data in self.writes:
+            write_at(descriptor, data, offset)
         digest = rest_digest(descriptor, self.size, self.extents)
-        write_at(descriptor, memoryview(digest), self.extents[-1][0])
+        write_at(descriptor, digest, self.extents[-1][0])
 
 
 def header(plan: Plan, config: Config, records: Sequence[BlockRecord] = ()) -> Header:
     """Build the header: of a file that is not complete, unless there is a record per pair."""
-    memory = SparseFile()
-    interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
-    with h5py.File(memory, "w", **interval) as file:
-        _create_contents(file, plan, config, records)
-        rows, extents = {}, []
-        for name in (*bulk_names(), REST):
-            dataset = file[name]
-            first, size = int(dataset.id.get_offset()), dataset.dtype.itemsize * dataset.size
-            rows[name] = first, size // len(dataset)
-            extents.append((first, first + size))
-    return Header(memory.size, rows, extents, memory)
-
-
-def _create_contents(
-    file: h5py.File, plan: Plan, config: Config, records: Sequence[BlockRecord]
-) -> None:
-    """Create all datasets in their final size, and write everything except the blocks."""
     p, n = config.patch_size, plan.patches
     shape = (n, 1, p, p) if config.tensor_format == "torch" else (n, p, p, 1)
-    # The bytes of these datasets lie in one piece, at a place that is fixed from now on.
+    contiguous: dict[str, tuple[tuple[int, ...], str]] = {
+        "input": (shape, "<f4"),
+        "target": (shape, "<f4"),
+        **{f"patch/{name}": ((n,), dtype) for name, dtype in PATCH_COLUMNS.items()},
+        REST: ((REST_BYTES,), "|u1"),
+    }
+    # Their bytes lie in one piece, at a place that is fixed from now on.
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_layout(h5py.h5d.CONTIGUOUS)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    file.create_dataset("input", shape, "<f4", dcpl=early)
-    file.create_dataset("target", shape, "<f4", dcpl=early)
-    for name, dtype in PATCH_COLUMNS.items():
-        file.create_dataset(f"patch/{name}", (n,), dtype, dcpl=early)
-    file.create_dataset(REST, (16,), "|u1", dcpl=early)
-    for name, values in tables(plan, records).items():
-        file.create_dataset(name, data=values)
-    for name, value in {
+    attributes = {
         "format": FORMAT,
         "format_version": np.uint32(VERSION),
         "complete": np.uint8(bool(records)),
@@ -152,8 +115,21 @@ def _create_contents(
         "unit": "hu" if config.in_hu else "stored",
         "configuration": config.as_json(),
         "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
-    }.items():
-        file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+    }
+    memory = RecordedFile()
+    rows, extents = {}, []
+    interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
+    with h5py.File(memory, "w", **interval) as file:
+        for name, (dataset_shape, dtype) in contiguous.items():
+            dataset = file.create_dataset(name, dataset_shape, dtype, dcpl=early)
+            first, size = int(dataset.id.get_offset()), dataset.dtype.itemsize * dataset.size
+            rows[name] = first, size // len(dataset)
+            extents.append((first, first + size))
+        for name, values in tables(plan, records).items():
+            file.create_dataset(name, data=values)
+        for name, value in attributes.items():
+            file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+    return Header(memory.size, rows, extents, memory.writes)
 
 
 def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray[Any]]:
