@@ -153,6 +153,7 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, start:
             block.cut(role, piece, patches)
             lap("cut")
             write(role, piece.start, patches.data)
+            del patches  # the next piece gets its memory, which is in the cache
         for name, dtype in PATCH_COLUMNS.items() if n else ():
             values = np.full(n, index) if name == "pair" else getattr(block, name)
             write(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
