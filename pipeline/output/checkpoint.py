@@ -65,13 +65,14 @@ def difference(then: Job, now: Job) -> str:
         changes = [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names]
         return f"the configuration changed: {', '.join(changes)}"
     for name in (name for name, values in now.items() if isinstance(values, list)):
-        for values in zip(then[name], now[name], strict=False):
+        rows, rows_now = then.get(name, []), now[name]
+        for values in zip(rows, rows_now, strict=False):
             was, value = (printable(decoded(v) if isinstance(v, bytes) else v) for v in values)
             if was != value:
                 return f"the input changed: {name} was {was}, is {value}"
-        if len(then[name]) != len(now[name]):
-            rows = "files left out" if name.startswith("left_out") else "pairs"
-            return f"the input changed: it was {len(then[name])} {rows}, is {len(now[name])}"
+        if len(rows) != len(rows_now):
+            what = "files left out" if name.startswith("left_out") else "pairs"
+            return f"the input changed: it was {len(rows)} {what}, is {len(rows_now)}"
     return ""
 
 
@@ -126,13 +127,14 @@ class Checkpoint:
                 if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(body):
                     break
                 intact_bytes += len(line)
-                if job:
-                    number, index, *affines, block, digests = json.loads(body)[1:]
+                kind, *content = json.loads(body)
+                if kind == "job":
+                    (job,) = content
+                elif kind == "done":
+                    number, index, *affines, block, digests = content
                     input_affine, target_affine = (Affine(*affine) for affine in affines)
                     record = BlockRecord(input_affine, target_affine, block, tuple(digests))
                     done[number][index] = record
-                else:
-                    job = json.loads(body)[1]
         os.ftruncate(self._descriptor, intact_bytes)
         return job, done
 

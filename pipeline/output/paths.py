@@ -60,8 +60,14 @@ def check(config: Config) -> None:
             f"{quoted(left[0])} was left by an interrupted run; add --resume to continue it, or "
             f"remove {' and '.join(map(quoted, left))}"
         )
-    if config.anonymize:
-        _check_key(key_path(config), may_exist)
+    key = key_path(config)
+    if config.anonymize and os.path.isdir(key):
+        raise CallError(f"{quoted(key)} is a folder; expected a file, the key of the pseudonyms")
+    if config.anonymize and os.path.lexists(key) and not may_exist:
+        raise CallError(
+            f"{quoted(key)}, the key of the pseudonyms, exists; add --overwrite to replace it, or "
+            "name another --output-fname"
+        )
     for subset in SUBSETS if "" not in files else ():
         path = _subset_path(config, subset)
         if subset not in files and os.path.lexists(path):
@@ -69,16 +75,6 @@ def check(config: Config) -> None:
                 f"{quoted(path)} exists, but this split has no {subset}: the same patient could be "
                 "in two of the files; remove or rename it"
             )
-
-
-def _check_key(key: str, may_exist: bool) -> None:
-    if os.path.isdir(key):
-        raise CallError(f"{quoted(key)} is a folder; expected a file, the key of the pseudonyms")
-    if os.path.lexists(key) and not may_exist:
-        raise CallError(
-            f"{quoted(key)}, the key of the pseudonyms, exists; add --overwrite to replace it, or "
-            "name another --output-fname"
-        )
 
 
 def _check_file(fname: str, may_exist: bool) -> None:
