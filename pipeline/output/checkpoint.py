@@ -52,7 +52,7 @@ def job_of(config: Config, plans: Mapping[str, Plan]) -> Job:
     return {
         "configuration": config.as_json(),
         "pair": pairs,
-        "normalisation": fixed,
+        "normalisation (offset, divisor)": fixed,
         "overwrite": config.overwrite,
     }
 
