@@ -92,8 +92,7 @@ def survey(findings: Findings) -> Collector:
 
 def tables(plan: Plan) -> int:
     """Build the header of the file with all its tables; return how large it is."""
-    pages = file_header.header(plan, CONFIG).bytes.pages
-    return sum(map(len, pages.values()))
+    return sum(len(data) for _, data in file_header.header(plan, CONFIG).writes)
 
 
 def step(name: str, work: Callable[[], Result]) -> Result:

@@ -21,8 +21,7 @@ from pipeline.model import Pair, PairPlan, Plan, Slice
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
-from pipeline.output.commit import Output
-from pipeline.output.output_file import OutputFile
+from pipeline.output.commit import Output, OutputFile
 from pipeline.profile import step
 from pipeline.progress import Progress
 from utils import AIR_HU, Affine, RunError, img_pair_normalization, printable
@@ -131,7 +130,7 @@ def _open(
             file = blocks.PartialFile(layout)
         elif layout and config.hand_over != "messages" and ranks.beside_root:
             file = blocks.PartialFile.seen(layout)
-        out.append(stack.enter_context(file) if file else None)
+        out.append(stack.enter_context(contextlib.closing(file)) if file else None)
     return out
 
 

@@ -44,8 +44,8 @@ STEPS = {
     "handing over": ("pipeline.mpi.remote_writer", "RemoteWriter.write"),
     "taking": ("pipeline.output.blocks", "PartialFile.write"),
     "reserving": ("pipeline.output.commit", "reserve"),
-    "creating": ("pipeline.output.output_file", "OutputFile.create"),
-    "syncing": ("pipeline.output.output_file", "OutputFile.sync"),
+    "creating": ("pipeline.output.commit", "OutputFile.create"),
+    "syncing": ("os", "fsync"),
     "renaming": ("os", "replace"),
     "reporting": ("pipeline.report", "write_report"),
 }

@@ -12,12 +12,12 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ctpatches import streams
 from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks
+from pipeline.output.blocks import Writer
 from utils import RunError
 
 TASKS = 40
@@ -52,17 +52,9 @@ def large_bytes(ranks: Ranks) -> None:
     """Send more bytes to rank 0 than may be on their way at once; print their digest."""
     image = bytearray(3 * ranks.size * PIECE)
 
-    class Memory:
-        piece_bytes, keeps = PIECE, False
-
+    class Memory(Writer):
         def write(self, offset: int, data: memoryview) -> None:
             image[offset : offset + len(data)] = data
-
-        def when_written(self, function: Callable[[], None]) -> None:
-            function()
-
-        def flush(self) -> None:
-            """Nothing waits."""
 
     file = Memory() if ranks.rank == 0 else None
     with contextlib.ExitStack() as stack:

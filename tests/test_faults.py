@@ -21,7 +21,7 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from pipeline.output import commit
-from pipeline.output.output_file import OutputFile
+from pipeline.output.commit import OutputFile
 from tests.editing import edit
 from tests.faults import (
     EARLIER,

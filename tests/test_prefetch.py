@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from pipeline import prefetch, profile
 from pipeline.dicom.header import read_slice
 from pipeline.model import Pair
 from pipeline.mpi.ranks import Ranks
-from pipeline.output.blocks import BackgroundWriter
+from pipeline.output.blocks import BackgroundWriter, Writer
 from tests.scans import phantom, write_slice
 from utils import RunError
 
@@ -141,10 +140,8 @@ def test_the_profile_of_ranks_tells_how_long_they_were_idle():
 # --- writing in the background ---------------------------------------------------------------
 
 
-class Disk:
+class Disk(Writer):
     """A file that notes where it was written, and is full at one place."""
-
-    piece_bytes, keeps = 100, False
 
     def __init__(self, full_at: int = -1) -> None:
         self.written: list[tuple[int, str]] = []
@@ -154,12 +151,6 @@ class Disk:
         if offset == self.full_at:
             raise RunError("no space left")
         self.written.append((offset, threading.current_thread().name.split("_")[0]))
-
-    def when_written(self, function: Callable[[], None]) -> None:
-        function()
-
-    def flush(self) -> None:
-        """Nothing waits."""
 
 
 def test_bytes_are_written_in_order_in_one_other_thread():

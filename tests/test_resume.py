@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.output.checkpoint import Checkpoint, Entries
+from pipeline.output.checkpoint import Checkpoint
 from tests.conftest import Tree
 from tests.editing import flip
 from tests.faults import (
@@ -265,40 +265,44 @@ def test_a_finished_file_of_another_job_is_not_taken_for_this_one(tmp_path, scan
 # --- damage to the checkpoint and the partial file -------------------------------------------
 
 
-def entries_of(path: Path) -> Entries:
-    found = Checkpoint.lock(str(path), exclusive=False)
-    assert found
+def entries_of(path: Path) -> tuple[dict, set]:
+    """Return the job in a checkpoint, and the finished blocks."""
+    found = Checkpoint(str(path), exclusive=False)
     try:
-        return found.read()
+        job, done = found.read()
     finally:
         found.close(remove=False)
+    blocks = {(file, i, one) for file, records in done.items() for i, one in records.items()}
+    return job, blocks
 
 
 def test_a_checkpoint_is_right_wherever_it_was_cut_short(tmp_path, killed):
     data = (killed / "x.h5.checkpoint").read_bytes()
     path = tmp_path / "checkpoint"
     path.write_bytes(data)
-    whole = entries_of(path)
-    assert whole.size == len(data)
-    ends = list(itertools.accumulate(map(len, data.splitlines(keepends=True)), initial=0))
+    job, blocks = entries_of(path)
+    ends = list(itertools.accumulate(map(len, data.splitlines(keepends=True))))
+    assert len(blocks) == len(ends) - 1 >= 1
     for keep in range(0, len(data) + 1, 7):
         path.write_bytes(data[:keep])
-        found = entries_of(path)
-        assert found.size == max(end for end in ends if end <= keep)
-        assert found.done.items() <= whole.done.items()
-        assert found.job == (whole.job if keep >= ends[1 + sum(PAIRS.values())] else None)
+        job_found, blocks_found = entries_of(path)
+        assert job_found == (job if keep >= ends[0] else {})
+        assert blocks_found <= blocks
+        assert len(blocks_found) == sum(end <= keep for end in ends[1:])
 
 
 def test_a_checkpoint_with_a_flipped_bit_counts_up_to_it(tmp_path, killed):
     path = tmp_path / "checkpoint"
     shutil.copy(killed / "x.h5.checkpoint", path)
-    whole = entries_of(path).done
-    for offset in range(0, path.stat().st_size, 11):
+    ends = list(itertools.accumulate(map(len, path.read_bytes().splitlines(keepends=True))))
+    job, blocks = entries_of(path)
+    for offset in range(0, ends[-1], 11):
+        shutil.copy(killed / "x.h5.checkpoint", path)
         flip(path, offset, offset % 8)
-        found = entries_of(path)
-        assert found.size <= offset
-        assert found.done.items() <= whole.items()
-        flip(path, offset, offset % 8)
+        job_found, blocks_found = entries_of(path)
+        assert job_found == (job if offset >= ends[0] else {})
+        assert blocks_found <= blocks
+        assert len(blocks_found) == sum(end <= offset for end in ends[1:])
 
 
 def test_a_checkpoint_whose_last_line_was_cut_short_is_continued(output, scans, whole, made):

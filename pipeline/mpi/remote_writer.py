@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from pipeline.mpi.messages import Messages, Tag
+from pipeline.output.blocks import Writer
 
 #: Bytes of one message to rank 0, and how many of them may be on their way from one rank.
 MESSAGE_BYTES = 2 << 20
 MAX_PENDING_BYTES = 64 << 20
 
 
-class RemoteWriter:
+class RemoteWriter(Writer):
     """Sends bytes for one file to rank 0, and goes on while they are on their way.
 
     Parameters
@@ -22,8 +22,6 @@ class RemoteWriter:
     file : int
         Number of the file.
     """
-
-    piece_bytes, keeps = MESSAGE_BYTES, True
 
     def __init__(self, messages: Messages, file: int) -> None:
         self.messages, self.file = messages, file
@@ -43,10 +41,6 @@ class RemoteWriter:
     def _finish_oldest(self) -> None:
         for request in self.pending.popleft()[1]:
             request.wait()
-
-    def when_written(self, function: Callable[[], None]) -> None:
-        """Call a function: rank 0 writes the bytes before it receives the result."""
-        function()
 
     def flush(self) -> None:
         """Wait until rank 0 has everything."""

@@ -1,111 +1,203 @@
-"""All output files of a run: creating, resuming and committing them together."""
+"""The output files of a run: created or resumed together, and given their final names together."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ctpatches.checksums import block_digest
 from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.output import checkpoint, file_header
-from pipeline.output.blocks import named_errors
-from pipeline.output.checkpoint import BlockRecord, Checkpoint, Entries, Job
+from pipeline.output.blocks import NO_SPACE, Layout, named_errors
+from pipeline.output.checkpoint import BlockRecord, Checkpoint
 from pipeline.output.file_header import Header
-from pipeline.output.output_file import OutputFile, reserve
-from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path, partial_path
-from pipeline.output.pseudonyms import key_text, write_key
-from utils import RunError, printable, quoted
+from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path
+from utils import RunError, quoted
+
+#: What makes a spreadsheet read a cell as a formula: such names get an apostrophe before them.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass
+class OutputFile:
+    """One file of a run; it has a `layout` while its partial file is open."""
+
+    plan: Plan
+    final: str
+    layout: Layout | None = None
+    #: The finished blocks, by number of their pair.
+    done: dict[int, BlockRecord] = field(default_factory=dict)
+    #: Whether it has its final name, given by this run or an earlier one.
+    complete: bool = False
+    descriptor: int = -1
+    #: Bytes of the whole file.
+    size: int = 0
+
+    @property
+    def partial(self) -> str:
+        """The name until the file is complete."""
+        return self.final + PARTIAL
+
+    def open(self, header: Header, flags: int = 0) -> None:
+        """Open and lock the partial file."""
+        self.descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
+        checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
+        status = os.fstat(self.descriptor)
+        path, identity = os.path.abspath(self.partial), (status.st_dev, status.st_ino)
+        self.layout, self.size = Layout(path, identity, header.rows), header.size
+
+    def create(self, header: Header) -> None:
+        """Create the partial file in its full size."""
+        self.open(header, os.O_CREAT | os.O_EXCL)
+        os.ftruncate(self.descriptor, self.size)
+
+    def resume(self, header: Header, records: Mapping[int, BlockRecord]) -> None:
+        """Open the partial file of an interrupted run, if it is there in its full size.
+
+        A block counts only if its bytes are there: not all that was written may be on the disk.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.open(header)
+        if not self.layout or self.problem():
+            self.close()
+            return
+        for index, record in records.items():
+            ranges = self.layout.ranges(*self.plan.starts[index : index + 2])
+            if block_digest(self.descriptor, ranges) == record.checksum:
+                self.done[index] = record
+
+    def problem(self) -> str:
+        """Return what another process has done to the partial file; '' if nothing."""
+        if not checkpoint.is_at(self.partial, self.descriptor):
+            return "was removed or replaced by another process"
+        size = os.fstat(self.descriptor).st_size
+        if size != self.size:
+            return f"has {size} bytes, expected {self.size}: another process changed it"
+        return ""
+
+    def check(self) -> None:
+        """Raise RunError if another process has removed, replaced or truncated the partial file."""
+        if problem := self.problem():
+            raise RunError(f"{quoted(self.partial)} {problem}; run again")
+
+    def close(self, remove: bool = False) -> None:
+        """Close the partial file, and remove it unless another file has its name now."""
+        if remove and self.layout and checkpoint.is_at(self.partial, self.descriptor):
+            os.unlink(self.partial)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor, self.layout = -1, None
+
+
+def reserve(files: Sequence[OutputFile]) -> None:
+    """Reserve the disk space of all files, so that a full disk is found before the work."""
+    size = sum(file.size for file in files)
+    disk = os.statvfs(files[0].partial)
+    free = disk.f_bavail * disk.f_frsize
+    if size > free:
+        names = ", ".join(quoted(file.final) for file in files)
+        raise RunError(
+            f"no space left for {names}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
+        )
+    for file in files:
+        try:
+            os.posix_fallocate(file.descriptor, 0, file.size)
+        except OSError as error:  # or the file system cannot reserve space
+            if error.errno in NO_SPACE:
+                raise
+
+
+def key_text(plans: Iterable[Plan]) -> bytes:
+    """Return the key of the pseudonyms of `--anonymize`: names as CSV."""
+    key: dict[str, str] = {}
+    for plan in plans:
+        for pair, names in zip(plan.pairs, plan.names, strict=True):
+            real = (pair.patient, pair.input.file, pair.target.file)
+            key |= dict(zip(names, real, strict=True))
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(("pseudonym", "name"))
+    for pseudonym, name in key.items():
+        rows.writerow((pseudonym, "'" * name.startswith(FORMULA) + name))
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 class Output:
     """All files of a run, from their partial files to their final names; on rank 0 alone.
 
     Creates the partial files. With `--resume` it continues those of an interrupted run of the same
-    job, and leaves files alone that are complete.
-
-    Parameters
-    ----------
-    plans : dict of str to Plan
-        By subset.
-    config : Config
-
-    Attributes
-    ----------
-    files : list of OutputFile
-
-    Raises
-    ------
-    RunError
-        The files cannot be created, the disk has no space for them, or what is there is of another
-        job. What this run has created is removed again.
+    job, and leaves complete files alone. If the files cannot be created, or existing ones are of
+    another job, RunError is raised, and what this run has created is removed again.
     """
 
     def __init__(self, plans: Mapping[str, Plan], config: Config) -> None:
         self.config = config
         self.files = [OutputFile(plans[subset], path) for subset, path in files_of(config).items()]
         self._key = key_text(plans.values()) if config.anonymize else b""
+        self._key_path = key_path(config)
+        self._new_key = self._key_path + PARTIAL
         self._checkpoint: Checkpoint | None = None
         #: Whether the partial files and the checkpoint are of this run.
         self._owned = False
         #: Whether some files may have their final names already.
         self._committing = False
         self._may_replace = config.overwrite
-        folders = _missing_folders(config.output_fname)
+        parents = Path(config.output_fname).absolute().parents
+        missing = [folder for folder in parents if not os.path.lexists(folder)]
         try:
             with named_errors(config.output_fname):
-                Path(config.output_fname).parent.mkdir(parents=True, exist_ok=True)
-                self._checkpoint = _locked_checkpoint(config)
-                self._open(self._checkpoint)
+                parents[0].mkdir(parents=True, exist_ok=True)
+                path = checkpoint_path(config)
+                self._checkpoint = Checkpoint(path, exclusive=not config.resume)
+                self._open(self._checkpoint, checkpoint.job_of(config, plans))
         except BaseException:
             self.release()
-            for folder in folders:
+            for folder in missing:
                 with contextlib.suppress(OSError):
-                    os.rmdir(folder)
+                    folder.rmdir()
             raise
 
-    def _open(self, checkpoint: Checkpoint) -> None:
-        plans = dict(zip(files_of(self.config), (file.plan for file in self.files), strict=True))
-        job = Job.of(self.config, plans)
-        entries = checkpoint.read()
-        changed = self._difference(entries, job)
-        if entries.job and changed and not self.config.overwrite:
+    def _open(self, record: Checkpoint, job: checkpoint.Job) -> None:
+        """Open the partial files of an interrupted run of this job, and create the others."""
+        then, done = record.read()
+        changed = checkpoint.difference(then, job) if then else ""
+        for number, file in enumerate(self.files):
+            digests = {index: one.digests for index, one in done[number].items()}
+            changed = changed or checkpoint.changed_pixels(file.plan, digests)
+        if changed and not self.config.overwrite:
             raise RunError(
-                f"{quoted(checkpoint.path)}: the interrupted run was another job; undo the change "
-                f"to continue it, or add --overwrite to start over: {changed}"
+                f"{quoted(record.path)}: the interrupted run was another job; undo the change to "
+                f"continue it, or add --overwrite to start over: {changed}"
             )
-        if entries.job and not changed:
-            self._may_replace |= entries.job.overwrite
+        same = bool(then) and not changed
+        self._may_replace |= same and then["overwrite"]
         headers = [file_header.header(file.plan, self.config) for file in self.files]
         for number, (file, header) in enumerate(zip(self.files, headers, strict=True)):
-            if not changed:
-                records = {i: record for (one, i), record in entries.done.items() if one == number}
-                file.resume(header, records, self.config)
+            if same:
+                file.resume(header, done[number])
             self._check_final(file)
-        self._check_key_is_ours()
+        self._check_key()
         self._owned = True
-        self._remove_stale()
-        if changed:
-            checkpoint.begin(job)
-        else:
-            checkpoint.truncate(entries.size)
-        pairs = zip(self.files, headers, strict=True)
-        if new := [(file, header) for file, header in pairs if not (file.complete or file.layout)]:
-            self._create(new)
-
-    def _difference(self, entries: Entries, job: Job) -> str:
-        """Return how the interrupted run differs from this one; '' if it is of the same job."""
-        if not entries.job:
-            return "there is none"
-        if changed := entries.job.difference(job):
-            return changed
-        for (number, index), record in entries.done.items():
-            plan = self.files[number].plan
-            if plan.digests[index] != record.digests:
-                name = printable(plan.pairs[index].identity)
-                return f"the input changed: other pixel values in {name} or its target"
-        return ""
+        for path in [*(file.partial for file in self.files if not file.layout), self._new_key]:
+            checkpoint.check_unlocked(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # an interrupted run left it, and this one does not continue it
+        if not same:
+            record.begin(job)
+        files = zip(self.files, headers, strict=True)
+        new = [(file, header) for file, header in files if not (file.complete or file.layout)]
+        for file, header in new:
+            file.create(header)
+        if new:
+            reserve([file for file, _ in new])
+        for file, header in new:
+            header.write(file.descriptor)
 
     def _check_final(self, file: OutputFile) -> None:
         """Find out whether a file is already complete, and refuse to replace another job's."""
@@ -122,31 +214,13 @@ class Output:
                 f"it, or choose another name: {changed}"
             )
 
-    def _check_key_is_ours(self) -> None:
-        path = key_path(self.config)
-        if self._key and not self._may_replace and os.path.lexists(path):
-            with open(path, "rb") as file:
-                if file.read() != self._key:
-                    raise RunError(
-                        f"{quoted(path)} exists and is the key of another job; add --overwrite to "
-                        "replace it, or choose another name"
-                    )
-
-    def _remove_stale(self) -> None:
-        """Remove what an interrupted run left and this one does not continue."""
-        for path in [*(file.partial for file in self.files if not file.layout), self._new_key]:
-            if os.path.lexists(path):
-                if checkpoint.is_locked(path):
-                    raise RunError(f"{quoted(path)}: another run is writing it")
-                os.unlink(path)
-
-    def _create(self, new: Sequence[tuple[OutputFile, Header]]) -> None:
-        """Create partial files, all of them in their full size before the first byte is written."""
-        for file, header in new:
-            file.create(header)
-        reserve([file for file, _ in new])
-        for file, header in new:
-            file.write_header(header)
+    def _check_key(self) -> None:
+        may_exist = self._may_replace or not self._key or not os.path.lexists(self._key_path)
+        if not may_exist and Path(self._key_path).read_bytes() != self._key:
+            raise RunError(
+                f"{quoted(self._key_path)} exists and is the key of another job; add --overwrite "
+                "to replace it, or choose another name"
+            )
 
     @property
     def pairs(self) -> int:
@@ -156,21 +230,13 @@ class Output:
     @property
     def pairs_done(self) -> int:
         """Number of pairs whose blocks are in the files."""
-        return sum(file.pairs_done for file in self.files)
+        return sum(len(f.plan.pairs) if f.complete else len(f.done) for f in self.files)
 
     def add(self, number: int, index: int, record: BlockRecord) -> None:
-        """Record that the block of a pair is in the file of that number.
-
-        Raises
-        ------
-        RunError
-            Another process has removed or truncated the partial file, or the checkpoint cannot be
-            written.
-        """
-        file = self.files[number]
-        file.check()
-        file.done[index] = record
-        assert self._checkpoint is not None
+        """Record that the block of a pair is in the file of that number."""
+        assert self._checkpoint
+        self.files[number].check()
+        self.files[number].done[index] = record
         with named_errors(self._checkpoint.path):
             self._checkpoint.add(number, index, record)
 
@@ -180,36 +246,44 @@ class Output:
         The order makes a killed run leave the final names alone: all bytes are on the disk before
         the first rename, and the renames before the checkpoint is removed.
         """
-        assert self._checkpoint is not None
+        assert self._checkpoint
         files = [file for file in self.files if not file.complete]
         for file in files:
             with named_errors(file.partial):
                 file.check()
                 records = [file.done[i] for i in range(len(file.plan.pairs))]
-                file.write_header(file_header.header(file.plan, self.config, records))
-                file.sync()
+                file_header.header(file.plan, self.config, records).write(file.descriptor)
+                os.fsync(file.descriptor)
         if self._key:
-            write_key(self._new_key, self._key)
+            with named_errors(self._new_key):
+                # Readable by the owner alone, from its creation on.
+                key = os.open(self._new_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with open(key, "wb") as key_file:
+                    key_file.write(self._key)
+                    key_file.flush()
+                    os.fsync(key)
         for file in files:
             file.check()
             if os.path.lexists(file.final) and not self._may_replace:
                 raise RunError(f"{quoted(file.final)} was made by another run meanwhile")
         self._committing = True
         for file in files:
-            file.commit()
+            with named_errors(file.final):
+                os.replace(file.partial, file.final)
+            file.complete = True
         if self._key:
-            with named_errors(key_path(self.config)):
-                os.replace(self._new_key, key_path(self.config))
+            with named_errors(self._key_path):
+                os.replace(self._new_key, self._key_path)
         for file in files:
             file.close()
         with named_errors(self.config.output_fname):
-            _sync(os.path.dirname(os.path.abspath(self.config.output_fname)))
+            folder = os.open(Path(self.config.output_fname).absolute().parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
             self._checkpoint.close(remove=True)
         self._checkpoint = None
-
-    @property
-    def _new_key(self) -> str:
-        return key_path(self.config) + PARTIAL
 
     def release(self) -> str:
         """Unlock the output; return what can be resumed, for a message.
@@ -218,44 +292,18 @@ class Output:
         """
         if not self._checkpoint:
             return ""
-        resumable = self._committing or any(file.is_resumable() for file in self.files)
+        intact = [file for file in self.files if file.layout and not file.problem()]
+        resumable = self._committing or any(file.done for file in intact)
+        remove = self._owned and not resumable
         for file in self.files:
-            if self._owned and not resumable:
-                file.remove()
-            file.close()
+            file.close(remove)
         if self._owned and not self._committing:
             with contextlib.suppress(OSError):
                 os.unlink(self._new_key)
-        empty = not self._owned and not self._checkpoint.read().size
-        self._checkpoint.close(remove=empty or (self._owned and not resumable))
+        self._checkpoint.close(remove)
         self._checkpoint = None
         if not resumable:
             return ""
-        names = [quoted(one.final if one.complete else one.partial) for one in self.files]
+        names = [quoted(file.final if file.complete else file.partial) for file in self.files]
         done = f"{self.pairs_done} of {self.pairs} pairs are complete in {', '.join(names)}"
         return f"{done}; --resume continues"
-
-
-def _locked_checkpoint(config: Config) -> Checkpoint:
-    path = checkpoint_path(config)
-    with named_errors(path):
-        try:
-            found = Checkpoint.lock(path, exclusive=not config.resume)
-        except FileExistsError:
-            found = None
-    if found is None:
-        raise RunError(f"{quoted(partial_path(config.output_fname))}: another run is writing it")
-    return found
-
-
-def _missing_folders(path: str) -> list[str]:
-    """Return the folders above a path that are not there, the innermost first."""
-    return [str(p) for p in Path(path).absolute().parents if not os.path.lexists(p)]
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
