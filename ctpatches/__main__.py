@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from ctpatches import __version__, stitch_command, streams
 from ctpatches.info import overview
-from ctpatches.messages import CallError, RunError, ToolError, printable, quoted
-from ctpatches.verify import verify
+from ctpatches.messages import CallError, ToolError, printable, quoted
+from ctpatches.verify import verify_files
 
 PROGRAM = "ctpatches"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise CallError(f"{message} (see --help)")
+        raise CallError(f"{printable(message)} (see --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,53 +27,35 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
+    for name, run, add_options, text in (
+        ("verify", _verify, _add_files, "compare every byte of files with their checksums"),
+        ("info", _info, _add_files, "print an overview of a file"),
+        (
+            "stitch",
+            stitch_command.run,
+            stitch_command.add_options,
+            "assemble a slice from the patches of a pair",
+        ),
+    ):
         command = commands.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+            name, help=text, description=f"{text.capitalize()}.", allow_abbrev=False
         )
         command.set_defaults(run=run)
-        return command
-
-    for name, run, text in (
-        ("verify", _verify, "compare every byte of files with their checksums"),
-        ("info", _info, "print an overview of a file"),
-    ):
-        add(name, run, text).add_argument("files", nargs="+", metavar="FILE", help="an h5 file")
-    stitching = add("stitch", _stitch, "assemble a slice from the patches of a pair")
-    stitch_command.add_options(stitching)
+        add_options(command)
     return parser
 
 
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="an h5 file")
+
+
 def _verify(options: argparse.Namespace) -> int:
-    """Print whether each file is as it was written; return 1 if one is not."""
-    status = 0
-    for file in options.files:
-        try:
-            damages = verify(file)
-        except OSError as error:
-            damages = [f"cannot be read: {error.strerror or error}"]
-        for damage in damages:
-            streams.print_error(f"{quoted(file)}: {damage}", PROGRAM)
-            status = 1
-        if not damages:
-            print(f"{printable(file)}: every byte as it was written")
-    return status
+    return verify_files(options.files, PROGRAM)
 
 
 def _info(options: argparse.Namespace) -> int:
     for file in options.files:
-        try:
-            print("\n".join(overview(file)))
-        except OSError as error:
-            raise RunError(f"{quoted(file)}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise RunError(printable(error)) from error
-    return 0
-
-
-def _stitch(options: argparse.Namespace) -> int:
-    stitch_command.run(options)
+        print("\n".join(overview(file)))
     return 0
 
 
@@ -82,11 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(argv)
         return int(options.run(options))
-    except ToolError as error:
-        streams.print_error(error, PROGRAM)
-        return error.status
     except SystemExit as leaving:  # --help, --version
         return int(leaving.code or 0)
+    except ToolError as error:
+        message, status = str(error), error.status
+    except (OSError, ValueError, IndexError) as error:
+        message, status = printable(error), 1
+        if isinstance(error, OSError) and error.filename:  # else the file is named in the text
+            message = f"{quoted(error.filename)}: {error.strerror}"
+    streams.print_error(message, PROGRAM)
+    return status
 
 
 if __name__ == "__main__":

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
-from ctpatches import streams
 from pipeline import config_file
 from pipeline.config import Config
 from pipeline.option_kinds import Choice, Files, Flag, Kind, Numbers, Text
 from pipeline.options import OPTIONS, Option
-from utils import CallError, RunError, __version__, printable, quoted
+from utils import CallError, __version__, printable, quoted
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,27 +151,12 @@ def field(option: str) -> str:
 
 def verify(files: Sequence[str], input_folder: str | None) -> int:
     """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    from ctpatches.verify import verify as damages_of
+    from ctpatches.verify import verify_files
 
-    if input_folder is not None and not os.path.isdir(input_folder):
+    if input_folder is None:
+        return verify_files(files, "main.py")
+    if not os.path.isdir(input_folder):
         raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
-    status = 0
-    for file in files:
-        found = ["every byte as it was written"]
-        try:
-            damages = damages_of(file)
-            if input_folder is not None and not damages:
-                from pipeline import verification
+    from pipeline.verification import check_scans
 
-                found.append(verification.check_scans(file, input_folder))
-        except OSError as error:
-            damages = [f"cannot be read: {error.strerror or error}"]
-        except RunError as error:
-            damages = [str(error)]
-        for damage in damages:
-            streams.print_error(f"{quoted(file)}: {damage}")
-        if damages:
-            status = 1
-        else:
-            print(f"{printable(file)}: {'; '.join(found)}")
-    return status
+    return verify_files(files, "main.py", functools.partial(check_scans, root=input_folder))

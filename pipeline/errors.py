@@ -29,26 +29,26 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def not_loaded(error: BaseException, what: str = "") -> RunError:
-    """Turn an error while libraries load into one line; `what` says what it was about."""
+def not_loaded(error: BaseException) -> RunError:
+    """Turn an error while libraries load into one line."""
     hint = "is there enough memory (ulimit -v)?"
     if isinstance(error, ModuleNotFoundError):
         hint = "install requirements.txt"
-    return RunError(f"{what}cannot load a library: {reason_of(error)}; {hint}")
+    return RunError(f"cannot load a library: {reason_of(error)}; {hint}")
 
 
-def failure_of(error: BaseException, what: str = "") -> ToolError:
-    """Turn an error that nobody foresaw into one line; `what` says what it was about."""
+def failure_of(error: BaseException) -> ToolError:
+    """Turn an error that nobody foresaw into one line."""
     if isinstance(error, ToolError):
         return error
     if isinstance(error, ImportError):
-        return not_loaded(error, what)
+        return not_loaded(error)
     no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
     if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or no_thread:
-        return RunError(f"{what}out of memory: {reason_of(error)}")
+        return RunError(f"out of memory: {reason_of(error)}")
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    return RunError(f"{what}{type(error).__name__}{place}: {error} (this is a bug)")
+    return RunError(f"{type(error).__name__}{place}: {error} (this is a bug)")
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def naming(file: str) -> Iterator[None]:
     except ToolError:
         raise
     except Exception as error:
-        raise failure_of(error, f"{printable(file)}: ") from error
+        raise RunError(f"{printable(file)}: {failure_of(error)}") from error
 
 
 def shared(error: BaseException, where: str = "") -> SharedFailure:
