@@ -13,6 +13,11 @@ from ctpatches.messages import CallError, ToolError, printable, quoted
 from ctpatches.verify import verify_files
 
 PROGRAM = "ctpatches"
+COMMANDS = {
+    "verify": "compare every byte of files with their checksums",
+    "info": "print an overview of a file",
+    "stitch": "assemble a slice from the patches of a pair",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,44 +31,30 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m ctpatches", description="Reads h5 files of ctpatches.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, run, add_options, text in (
-        ("verify", _verify, _add_files, "compare every byte of files with their checksums"),
-        ("info", _info, _add_files, "print an overview of a file"),
-        (
-            "stitch",
-            stitch_command.run,
-            stitch_command.add_options,
-            "assemble a slice from the patches of a pair",
-        ),
-    ):
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
         command = commands.add_parser(
             name, help=text, description=f"{text.capitalize()}.", allow_abbrev=False
         )
-        command.set_defaults(run=run)
-        add_options(command)
+        if name == "stitch":
+            stitch_command.add_options(command)
+        else:
+            command.add_argument("files", nargs="+", metavar="FILE", help="an h5 file")
     return parser
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="an h5 file")
-
-
-def _verify(options: argparse.Namespace) -> int:
-    return verify_files(options.files, PROGRAM)
-
-
-def _info(options: argparse.Namespace) -> int:
-    for file in options.files:
-        print("\n".join(overview(file)))
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 (failed run) or 2 (invalid call)."""
     try:
         options = build_parser().parse_args(argv)
-        return int(options.run(options))
+        if options.command == "verify":
+            return verify_files(options.files, PROGRAM)
+        if options.command == "stitch":
+            stitch_command.run(options)
+        else:
+            for file in options.files:
+                print("\n".join(overview(file)))
+        return 0
     except SystemExit as leaving:  # --help, --version
         return int(leaving.code or 0)
     except ToolError as error:

@@ -10,13 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import (
     RE_VALID_UID,
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
     generate_uid,
 )
 
@@ -103,37 +101,24 @@ def write_dicom(
     hu = np.nan_to_num(image_hu.astype(np.float64), nan=AIR_HU)
     exact = np.rint((hu - intercept) / slope)
     stored = exact.clip(low, high)
-    size = source.BitsAllocated // 8
-    pixels = stored.astype(f"<{'i' if source.PixelRepresentation else 'u'}{size}").tobytes()
 
-    derived = _derived_header(source)
+    reference, derived = Dataset(), Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    derived.update({element.tag: element for element in source if element.keyword not in STALE})
+    derived.SourceImageSequence = [reference]
     derived.SeriesInstanceUID = series_uid or generate_uid()
     derived.SeriesDescription = derived.DerivationDescription = description
-    # Of an even length, PS3.5 8.1.1.
-    derived.add_new(0x7FE00010, "OW" if size == 2 else "OB", pixels + b"\0" * (len(pixels) % 2))
+    kind = source.get("ImageType") or []
+    derived.ImageType = ["DERIVED", "SECONDARY", *([] if isinstance(kind, str) else kind[2:])]
+    dtype = f"{'i' if source.PixelRepresentation else 'u'}{source.BitsAllocated // 8}"
+    # Also sets SOP Instance UID and the transfer syntax, Explicit VR Little Endian.
+    photometric = source.PhotometricInterpretation
+    derived.set_pixel_data(stored.astype(dtype), photometric, source.BitsStored)
     with errors_naming(out_path, "cannot be written"), atomic_write(out_path) as partial:
         derived.save_as(partial, enforce_file_format=True)
     low_hu, high_hu = sorted((low * slope + intercept, high * slope + intercept))
     return Derived(derived.SeriesInstanceUID, int((stored != exact).sum()), low_hu, high_hu)
-
-
-def _derived_header(source: Dataset) -> Dataset:
-    out, reference = Dataset(), Dataset()
-    out.update(source)
-    for name in STALE:
-        if name in out:
-            del out[name]
-    reference.ReferencedSOPClassUID = source.SOPClassUID
-    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    out.SourceImageSequence = [reference]
-    out.SOPInstanceUID = generate_uid()
-    kind = out.get("ImageType") or []
-    out.ImageType = ["DERIVED", "SECONDARY", *([] if isinstance(kind, str) else kind[2:])]
-    out.file_meta = FileMetaDataset()
-    out.file_meta.MediaStorageSOPClassUID = out.SOPClassUID
-    out.file_meta.MediaStorageSOPInstanceUID = out.SOPInstanceUID
-    out.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return out
 
 
 def _read_header(path: str, position_mm: float) -> Dataset:
@@ -153,7 +138,7 @@ def _read_header(path: str, position_mm: float) -> Dataset:
         if problem := _problem(header):
             raise RunError(
                 f"{quoted(path)} has {problem}; expected: a CT slice of one frame, with 8 or 16 "
-                "bits per pixel, the lowest of them used, and a rescale slope and intercept"
+                "bits per pixel and a rescale slope and intercept"
             )
         # Without a position, any will do. The tolerance is that of input and target of a pair.
         position, thickness = header.get("ImagePositionPatient"), header.get("SliceThickness")
@@ -189,9 +174,8 @@ def _problem(header: Dataset) -> str:
     for name, values in PERMITTED.items():
         if header.get(name) not in values:
             return f"{name} {printable(header.get(name))[:16]}"
-    bits, stored = header.BitsAllocated, header.BitsStored
-    if not 1 <= stored <= bits or header.get("HighBit", stored - 1) != stored - 1:
-        return f"{stored} of {bits} bits stored, HighBit {header.get('HighBit')}"
+    if not 1 <= header.BitsStored <= header.BitsAllocated:
+        return f"{header.BitsStored} of {header.BitsAllocated} bits stored"
     slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
     if not 1 / MAX_RESCALE <= abs(slope) <= MAX_RESCALE or not abs(intercept) <= MAX_RESCALE:
         return f"RescaleSlope {slope:g}, RescaleIntercept {intercept:g}"

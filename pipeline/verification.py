@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ctpatches.checksums import pixel_digest
 from ctpatches.files import Invalid
@@ -15,6 +17,9 @@ from pipeline.dicom.pixels import Reader
 from pipeline.dicom.slice_file import BadFile
 from utils import RunError, quoted
 
+#: One per slice of a file, shape (pairs, roles).
+Digests = NDArray[np.uint64]
+
 
 def check_scans(file: str, root: str) -> str:
     """Return that an undamaged file was created from the slices in a folder.
@@ -24,26 +29,27 @@ def check_scans(file: str, root: str) -> str:
     try:
         with opened(file) as source:
             if source.version < 2:
-                found = f"format version {source.version}"
-                raise RunError(f"holds no digests of its scans ({found})")
+                reason = f"format version {source.version}"
+                raise RunError(f"holds no digests of its scans ({reason})")
+            digests = np.stack([source.read(f"pair/{role}_digest") for role in ROLES], axis=1)
             compare = _missing if source.configuration["anonymize"] else _different
             problems = [
-                f"{len(slices)} of {2 * source.pairs} slices {problem}, the first: {slices[0]}"
-                for problem, slices in compare(source, root).items()
+                f"{len(slices)} of {digests.size} slices {problem}, the first: {slices[0]}"
+                for problem, slices in compare(source, digests, root).items()
                 if slices
             ]
-            if problems:
-                raise RunError(f"not made from the scans in {quoted(root)}: {'; '.join(problems)}")
-            return f"made from the scans in {quoted(root)} ({source.pairs} pairs)"
     except Invalid as error:
         raise RunError(error.reason) from error
+    if problems:
+        raise RunError(f"not made from the scans in {quoted(root)}: {'; '.join(problems)}")
+    return f"made from the scans in {quoted(root)} ({len(digests)} pairs)"
 
 
-def _different(source: ValidatedFile, root: str) -> dict[str, list[str]]:
-    """Return the slices of a file that differ in a folder or cannot be read there, by problem."""
+def _different(source: ValidatedFile, digests: Digests, root: str) -> dict[str, list[str]]:
+    """Return the slices that differ in a folder or cannot be read there, by problem."""
     different, unreadable = [], []
-    for pair, role, digest in _slices(source):
-        name = source.slice_file(role, pair)
+    for (pair, role), digest in np.ndenumerate(digests):
+        name = source.slice_file(ROLES[role], pair)
         try:
             if _digest(root, name) != digest:
                 different.append(quoted(name))
@@ -52,9 +58,9 @@ def _different(source: ValidatedFile, root: str) -> dict[str, list[str]]:
     return {"have other pixels": different, "cannot be read": unreadable}
 
 
-def _missing(source: ValidatedFile, root: str) -> dict[str, list[str]]:
-    """Return the slices of a file that are not below a folder; pseudonyms do not name files."""
-    digests, visited = set(), set()
+def _missing(_: ValidatedFile, digests: Digests, root: str) -> dict[str, list[str]]:
+    """Return the slices that are not below a folder; pseudonyms do not name files."""
+    found, visited = set(), set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in visited:  # by a link
@@ -63,21 +69,9 @@ def _missing(source: ValidatedFile, root: str) -> dict[str, list[str]]:
         visited.add(real)
         for name in names:
             with contextlib.suppress(BadFile):  # not a slice that a run would use
-                digests.add(_digest(folder, name))
-    missing = [
-        f"the {role} of pair {pair}"
-        for pair, role, digest in _slices(source)
-        if digest not in digests
-    ]
-    return {"are not among them": missing}
-
-
-def _slices(source: ValidatedFile) -> Iterator[tuple[int, str, int]]:
-    """Yield pair, role and digest of every slice of a file."""
-    columns = [source.read(f"pair/{role}_digest").tolist() for role in ROLES]
-    for pair, digests in enumerate(zip(*columns, strict=True)):
-        for role, digest in zip(ROLES, digests, strict=True):
-            yield pair, role, digest
+                found.add(_digest(folder, name))
+    places = [place for place, digest in np.ndenumerate(digests) if int(digest) not in found]
+    return {"are not among them": [f"the {ROLES[role]} of pair {pair}" for pair, role in places]}
 
 
 def _digest(root: str, name: str) -> int:
