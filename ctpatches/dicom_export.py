@@ -12,11 +12,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
-from pydicom.uid import (
-    RE_VALID_UID,
-    DeflatedExplicitVRLittleEndian,
-    generate_uid,
-)
+from pydicom.uid import RE_VALID_UID, DeflatedExplicitVRLittleEndian, generate_uid
 
 from ctpatches.files import atomic_write, open_regular
 from ctpatches.messages import CallError, RunError, errors_naming, printable, quoted
@@ -28,11 +24,12 @@ AIR_HU = -1024.0
 MAX_FILE_BYTES = 64 << 20
 #: No scanner writes a slope or an intercept beyond, nor a slope below its inverse.
 MAX_RESCALE = 1e9
-#: Elements that a source slice must have; values that other ones must have, None if missing.
+#: Elements that a source slice must have, with any value.
 REQUIRED = (
     *("SOPClassUID", "SOPInstanceUID", "Rows", "Columns"),
     *("BitsStored", "RescaleSlope", "RescaleIntercept"),
 )
+#: Values that other elements of it must have; None: the element is missing.
 PERMITTED: dict[str, tuple[object, ...]] = {
     "Modality": ("CT",),
     "ModalityLUTSequence": (None,),
@@ -112,9 +109,10 @@ def write_dicom(
     kind = source.get("ImageType") or []
     derived.ImageType = ["DERIVED", "SECONDARY", *([] if isinstance(kind, str) else kind[2:])]
     dtype = f"{'i' if source.PixelRepresentation else 'u'}{source.BitsAllocated // 8}"
-    # Also sets SOP Instance UID and the transfer syntax, Explicit VR Little Endian.
-    photometric = source.PhotometricInterpretation
-    derived.set_pixel_data(stored.astype(dtype), photometric, source.BitsStored)
+    # Also sets a new SOP Instance UID, and the transfer syntax Explicit VR Little Endian.
+    derived.set_pixel_data(
+        stored.astype(dtype), source.PhotometricInterpretation, source.BitsStored
+    )
     with errors_naming(out_path, "cannot be written"), atomic_write(out_path) as partial:
         derived.save_as(partial, enforce_file_format=True)
     low_hu, high_hu = sorted((low * slope + intercept, high * slope + intercept))
@@ -140,7 +138,7 @@ def _read_header(path: str, position_mm: float) -> Dataset:
                 f"{quoted(path)} has {problem}; expected: a CT slice of one frame, with 8 or 16 "
                 "bits per pixel and a rescale slope and intercept"
             )
-        # Without a position, any will do. The tolerance is that of input and target of a pair.
+        # The tolerance is that of input and target of a pair, see `pairing.tolerance_mm`.
         position, thickness = header.get("ImagePositionPatient"), header.get("SliceThickness")
         orientation = header.get("ImageOrientationPatient")
         if position and orientation:

@@ -15,11 +15,11 @@ class ToolError(Exception):
 
 
 class RunError(ToolError):
-    """The run failed: bad data, no space, a rank that broke."""
+    """The run failed: invalid data, no space, a failed rank."""
 
 
 class CallError(ToolError):
-    """The call was wrong: nothing has been done and nothing written."""
+    """The call is invalid: nothing has been done and nothing written."""
 
     status = 2
 

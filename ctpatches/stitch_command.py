@@ -32,12 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "default: the patches in the file",
     )
     add("--scale", type=float, default=1.0, metavar="S", help="1, 0.8 or 0.6; default: %(default)g")
-    add(
-        "--unit",
-        choices=UNITS,
-        default="hu",
-        help="of .npy: HU, stored values, or as in the file; default: %(default)s",
-    )
+    add("--unit", choices=UNITS, default="hu", help="unit of a .npy output; default: %(default)s")
     add(
         "--source",
         metavar="PATH",
@@ -55,53 +50,49 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace an existing output; default: an error")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Write the slice and print its name; return the exit status."""
-    output, values = options.output, None
-    ending = os.path.splitext(output)[1].lower()
+def run(options: argparse.Namespace) -> None:
+    """Write the slice and print its name."""
+    ending = os.path.splitext(options.output)[1].lower()
     dicom = ending in (".dcm", ".ima")
+    output = f"--output {quoted(options.output)}"
     if not dicom and ending != ".npy":
-        raise CallError(f"--output {quoted(output)}; expected: a name ending in .dcm or .npy")
+        raise CallError(f"{output}; expected: a name ending in .dcm or .npy")
     if dicom and not options.source:
         raise CallError("a .dcm needs --source, the input folder of the run or the source slice")
     if dicom and options.scale != 1:
-        raise CallError(
-            f"--scale {options.scale:g} matches no source slice; expected: .npy, or scale 1"
-        )
-    if os.path.lexists(output) and not options.overwrite:
-        raise CallError(f"--output {quoted(output)} exists; add --overwrite to replace it")
+        raise CallError(f"no source slice has --scale {options.scale:g}; expected: .npy, or 1")
+    if os.path.lexists(options.output) and not options.overwrite:
+        raise CallError(f"{output} exists; add --overwrite to replace it")
+    values = None
     if options.values:
         with errors_naming(options.values, "cannot be read as .npy"):
             # Mapped: a shape larger than the file needs no memory.
             values = np.lib.format.open_memmap(options.values, mode="r")
     unit = "hu" if dicom else options.unit
     image = stitch(values, options.file, options.pair, options.role, options.scale, unit)
-    facts = {}
     if dicom:
-        facts = _write_dicom(image, options)
+        _write_dicom(image, options)
     else:
         with (
-            errors_naming(output, "cannot be written"),
-            atomic_write(output) as partial,
+            errors_naming(options.output, "cannot be written"),
+            atomic_write(options.output) as partial,
             open(partial, "wb") as file,
         ):
             np.save(file, image)
-    for name, fact in {**facts, "output": output}.items():
-        print(f"{name:10} {printable(fact)}")
-    return 0
+    print(f"output     {printable(options.output)}")
 
 
-def _write_dicom(image: Image, options: argparse.Namespace) -> dict[str, str]:
-    """Write the slice; return the facts to print."""
+def _write_dicom(image: Image, options: argparse.Namespace) -> None:
+    """Write the slice; print its source, its series and how many pixels were clipped."""
     try:
         from ctpatches import dicom_export
     except ModuleNotFoundError as error:
         raise RunError("a .dcm needs pydicom: pip install pydicom") from error
     dicom_export.check_texts(options.series_uid, options.description)
-    source = options.source
     with opened(options.file) as file:
         name = file.slice_file("input" if options.values else options.role, options.pair)
         position_mm = float(file.read("pair/position_mm", options.pair))
+    source = options.source
     if os.path.isdir(source):
         source = os.path.join(source, name)
     if os.path.realpath(source) == os.path.realpath(options.output):
@@ -115,14 +106,11 @@ def _write_dicom(image: Image, options: argparse.Namespace) -> dict[str, str]:
         image,
         source,
         options.output,
-        position_mm=position_mm,
-        series_uid=options.series_uid,
         description=options.description,
+        series_uid=options.series_uid,
+        position_mm=position_mm,
     )
-    facts = {"slice": source, "series": written.series_uid}
+    print(f"slice      {printable(source)}\nseries     {written.series_uid}")
     if written.clipped:
-        facts["clipped"] = (
-            f"{written.clipped} of {image.size} pixels to "
-            f"{written.low_hu:g} ... {written.high_hu:g} HU"
-        )
-    return facts
+        low, high = written.low_hu, written.high_hu
+        print(f"clipped    {written.clipped} of {image.size} pixels to {low:g} ... {high:g} HU")

@@ -1,7 +1,7 @@
 """Standard output and standard error: no run fails because one of them is missing, closed or full.
 
-A reader that goes away (`main.py --help | head -1`) is not an error. Other write errors on standard
-output are reported at the end, when the data set is complete.
+A reader that ends early (`main.py --help | head -1`) is not an error. Other write errors on
+standard output are reported at the end, when the data set is complete.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Failures that every rank knows of, and one line for errors that nobody foresaw."""
+"""Failures that every rank knows of, and one line for unforeseen errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SharedFailure(ToolError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return on one line what an error was first caused by: numpy adds a page of advice to it."""
+    """Return the first cause of an error on one line: NumPy adds a page of advice to it."""
     while error.__cause__:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
@@ -38,7 +38,7 @@ def not_loaded(error: BaseException) -> RunError:
 
 
 def failure_of(error: BaseException) -> ToolError:
-    """Turn an error that nobody foresaw into one line."""
+    """Turn an unforeseen error into one line."""
     if isinstance(error, ToolError):
         return error
     if isinstance(error, ImportError):
@@ -53,7 +53,7 @@ def failure_of(error: BaseException) -> ToolError:
 
 @contextlib.contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Name a file in every error inside that nobody foresaw."""
+    """Name a file in every unforeseen error inside."""
     try:
         yield
     except ToolError:

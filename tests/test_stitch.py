@@ -520,7 +520,7 @@ def test_the_slice_itself_may_be_named_but_not_another(
         (
             ("FILE", "--pair", "0", "--scale", "0.8", "--source", ".", "--output", "x.dcm"),
             2,
-            "matches no source slice",
+            "no source slice has --scale 0.8",
         ),
         (
             ("FILE", "--pair", "0", "--description", "é", "--source", ".", "--output", "x.dcm"),
