@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ctpatches import __version__, stitch_command, streams
+from ctpatches import __version__, stitch_command, streams, verify_command
 from ctpatches.info import overview
 from ctpatches.messages import CallError, ToolError, printable, quoted
-from ctpatches.verify import verify_files
 
 PROGRAM = "ctpatches"
 COMMANDS = {
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(argv)
         if options.command == "verify":
-            return verify_files(options.files, PROGRAM)
+            return verify_command.run(options.files, PROGRAM)
         if options.command == "stitch":
             stitch_command.run(options)
         else:

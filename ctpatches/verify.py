@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 from ctpatches.checksums import block_digest, rest_digest
 from ctpatches.files import Invalid, open_regular
-from ctpatches.messages import RunError, printable, quoted
 from ctpatches.schema import REST, bulk_names
-from ctpatches.streams import print_error
 from ctpatches.validation import ValidatedFile, opened
 
 
@@ -66,30 +64,3 @@ def _damages(source: ValidatedFile, descriptor: int) -> Iterator[str]:
                 f"the block of pair {pair} ({source.text('pair/input_file', pair)}), patches "
                 f"{start} to {start + n - 1}, is damaged"
             )
-
-
-def verify_files(
-    files: Sequence[str], program: str, check: Callable[[str], str] | None = None
-) -> int:
-    """Print whether every byte of each file is as it was written; return 1 if one is not.
-
-    `check` compares an undamaged file with something else: it returns the result, or raises a
-    RunError with the difference.
-    """
-    status = 0
-    for file in files:
-        results = ["every byte as it was written"]
-        try:
-            damages = verify(file)
-            if check and not damages:
-                results.append(check(file))
-        except OSError as error:
-            damages = [f"cannot be read: {error.strerror or error}"]
-        except RunError as error:
-            damages = [str(error)]
-        for damage in damages:
-            print_error(f"{quoted(file)}: {damage}", program)
-            status = 1
-        if not damages:
-            print(f"{printable(file)}: {'; '.join(results)}")
-    return status

@@ -151,12 +151,13 @@ def field(option: str) -> str:
 
 def verify(files: Sequence[str], input_folder: str | None) -> int:
     """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    from ctpatches.verify import verify_files
+    from ctpatches import verify_command
 
     if input_folder is None:
-        return verify_files(files, "main.py")
+        return verify_command.run(files, "main.py")
     if not os.path.isdir(input_folder):
         raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
     from pipeline.verification import check_scans
 
-    return verify_files(files, "main.py", functools.partial(check_scans, root=input_folder))
+    check = functools.partial(check_scans, root=input_folder)
+    return verify_command.run(files, "main.py", check)
