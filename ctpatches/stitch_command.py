@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     if dicom and not options.source:
         raise CallError("a .dcm needs --source, the input folder of the run or the source slice")
     if dicom and options.scale != 1:
-        raise CallError(f"no source slice has --scale {options.scale:g}; expected: .npy, or 1")
+        raise CallError(f"no source slice has --scale {options.scale:g}; expected: 1, or a .npy")
     if os.path.lexists(options.output) and not options.overwrite:
         raise CallError(f"{output} exists; add --overwrite to replace it")
     values = None
