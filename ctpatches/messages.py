@@ -1,4 +1,4 @@
-"""Errors that a command line prints in one line, and text of files in messages."""
+"""Errors that a command line prints in one line, and text from files in messages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ToolError(Exception):
 
 
 class RunError(ToolError):
-    """The run failed: bad data, no space, a rank that broke."""
+    """The run failed: invalid data, no space, a failed rank."""
 
 
 class CallError(ToolError):
-    """The call was wrong: nothing has been done and nothing written."""
+    """The call is invalid: nothing has been done and nothing written."""
 
     status = 2
 
@@ -35,7 +35,7 @@ def quoted(path: object) -> str:
 
 
 @contextlib.contextmanager
-def errors_naming(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+def errors_naming(path: str | os.PathLike[str], problem: str) -> Iterator[None]:
     """Turn an error of the system or of a library into one line that names the file."""
     try:
         with warnings.catch_warnings():
@@ -44,7 +44,7 @@ def errors_naming(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except ToolError:
         raise
     except OSError as error:
-        raise RunError(f"{quoted(path)} {what}: {error.strerror or printable(error)}") from error
-    except Exception as error:
-        # Its words stay out: they may quote any tag, names among them.
-        raise RunError(f"{quoted(path)} {what} ({type(error).__name__})") from error
+        reason = error.strerror or printable(error)
+        raise RunError(f"{quoted(path)} {problem}: {reason}") from error
+    except Exception as error:  # its words stay out: they may quote any tag, names among them
+        raise RunError(f"{quoted(path)} {problem} ({type(error).__name__})") from error

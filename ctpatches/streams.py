@@ -1,7 +1,7 @@
 """Standard output and standard error: no run fails because one of them is missing, closed or full.
 
-A reader that goes away (`main.py --help | head -1`) is not an error. Other write errors on standard
-output are reported at the end, when the data set is complete.
+A reader that ends early (`main.py --help | head -1`) is not an error. Other write errors on
+standard output are reported at the end, when the data set is complete.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from ctpatches.messages import printable
 class _Stream(io.FileIO):
     """A file descriptor that keeps its first write error and drops what is written after it."""
 
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, "w", closefd=False)
-        self.error: OSError | None = None
+    error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         if self.error is None:
@@ -32,21 +30,13 @@ class _Stream(io.FileIO):
 
 
 def run(main: Callable[[], int], program: str = "main.py") -> int:
-    """Return the exit status of a command line, whatever its output streams are connected to.
-
-    Parameters
-    ----------
-    main : callable
-        The command line; returns its exit status.
-    program : str
-        Its name, for messages.
-    """
+    """Return the exit status of a command line, whatever its output streams are connected to."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:  # else the next file that is opened gets this number, and all messages
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    output, errors = _Stream(1), _Stream(2)
+    output, errors = _Stream(1, "w", closefd=False), _Stream(2, "w", closefd=False)
     sys.stdout, sys.stderr = _text(output, sys.stdout), _text(errors, sys.stderr)
     status = main()
     sys.stdout.flush()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
-from ctpatches import __version__, streams
-from ctpatches.messages import CallError, RunError, printable, quoted
+from ctpatches import __version__
+from ctpatches.messages import CallError, printable, quoted
 from pipeline.config import FILE_OPTIONS, GROUPS, OPTIONS, Config
 
 _DOCUMENTED = {option.flag.replace("_", "-"): option.flag for option in OPTIONS.values()}
@@ -148,27 +149,13 @@ def _configuration_of(path: str) -> bytes:
 
 def verify(files: Sequence[str], input_folder: str | None) -> int:
     """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    from ctpatches.checksums import verify as damages_of
+    from ctpatches import verify_command
 
-    if input_folder is not None and not os.path.isdir(input_folder):
+    if input_folder is None:
+        return verify_command.run(files, "main.py")
+    if not os.path.isdir(input_folder):
         raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
-    status = 0
-    for file in files:
-        found = ["every byte as it was written"]
-        try:
-            damages = damages_of(file)
-            if input_folder is not None and not damages:
-                from pipeline import verification
+    from pipeline.verification import check_scans
 
-                found.append(verification.check_scans(file, input_folder))
-        except OSError as error:
-            damages = [f"cannot be read: {error.strerror or error}"]
-        except RunError as error:
-            damages = [str(error)]
-        for damage in damages:
-            streams.print_error(f"{quoted(file)}: {damage}")
-        if damages:
-            status = 1
-        else:
-            print(f"{printable(file)}: {'; '.join(found)}")
-    return status
+    check = functools.partial(check_scans, root=input_folder)
+    return verify_command.run(files, "main.py", check)

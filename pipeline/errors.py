@@ -1,4 +1,4 @@
-"""Failures that every rank knows of, and one line for errors that nobody foresaw."""
+"""Failures that every rank knows of, and one line for unforeseen errors."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ class SharedFailure(ToolError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return on one line what an error was first caused by: numpy adds a page of advice to it."""
+    """Return the first cause of an error on one line: NumPy adds a page of advice to it."""
     while error.__cause__:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def not_loaded(error: BaseException, what: str = "") -> RunError:
-    """Turn an error while libraries load into one line; `what` says what it was about."""
+def not_loaded(error: BaseException) -> RunError:
+    """Turn an error while libraries load into one line."""
     hint = "is there enough memory (ulimit -v)?"
     if isinstance(error, ModuleNotFoundError):
         hint = "install requirements.txt"
-    return RunError(f"{what}cannot load a library: {reason_of(error)}; {hint}")
+    return RunError(f"cannot load a library: {reason_of(error)}; {hint}")
 
 
-def failure_of(error: BaseException, what: str = "") -> ToolError:
-    """Turn an error that nobody foresaw into one line; `what` says what it was about."""
+def failure_of(error: BaseException) -> ToolError:
+    """Turn an unforeseen error into one line."""
     if isinstance(error, ToolError):
         return error
     if isinstance(error, ImportError):
-        return not_loaded(error, what)
+        return not_loaded(error)
     no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
     if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or no_thread:
-        return RunError(f"{what}out of memory: {reason_of(error)}")
+        return RunError(f"out of memory: {reason_of(error)}")
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    return RunError(f"{what}{type(error).__name__}{place}: {error} (this is a bug)")
+    return RunError(f"{type(error).__name__}{place}: {error} (this is a bug)")
 
 
 @contextlib.contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Name a file in every error inside that nobody foresaw."""
+    """Name a file in every unforeseen error inside."""
     try:
         yield
     except ToolError:
         raise
     except Exception as error:
-        raise failure_of(error, f"{printable(file)}: ") from error
+        raise RunError(f"{printable(file)}: {failure_of(error)}") from error
 
 
 def shared(error: BaseException, where: str = "") -> SharedFailure:

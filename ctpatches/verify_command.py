@@ -1,0 +1,34 @@
+"""The command `verify`: whether files are as they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ctpatches.checksums import verify
+from ctpatches.messages import RunError, printable, quoted
+from ctpatches.streams import print_error
+
+
+def run(files: Sequence[str], program: str, check: Callable[[str], str] | None = None) -> int:
+    """Print whether every byte of each file is as it was written; return 1 if one is not.
+
+    `check` compares an undamaged file with something else: it returns the result, or raises a
+    RunError with the difference.
+    """
+    status = 0
+    for file in files:
+        results = ["every byte as it was written"]
+        try:
+            damages = verify(file)
+            if check and not damages:
+                results.append(check(file))
+        except OSError as error:
+            damages = [f"cannot be read: {error.strerror or error}"]
+        except RunError as error:
+            damages = [str(error)]
+        for damage in damages:
+            print_error(f"{quoted(file)}: {damage}", program)
+            status = 1
+        if not damages:
+            print(f"{printable(file)}: {'; '.join(results)}")
+    return status
