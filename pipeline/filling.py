@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -39,6 +40,10 @@ class PairTask:
     fixed: Affine | None
 
 
+#: A task, its block, and `ctpatches.checksums.pixel_digest` of the input and the target.
+PreparedBlock: TypeAlias = tuple[PairTask, patching.Block, tuple[int, int]]
+
+
 def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
     """Return the tasks of the file of that number, but for the pairs that are done."""
     return [
@@ -60,13 +65,7 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     ]
     threads = prefetch.threads_for(task.pair for task in tasks)
 
-    def prepare(task: PairTask) -> tuple[PairTask, patching.Block, tuple[int, int]]:
-        with naming(task.pair.input.file):
-            return task, *prepare_block(task, config)
-
-    def write(
-        prepared: tuple[PairTask, patching.Block, tuple[int, int]],
-    ) -> tuple[int, int, int, BlockRecord]:
+    def write(prepared: PreparedBlock) -> tuple[int, int, int, BlockRecord]:
         task, block, digests = prepared
         writer, layout = writers[task.file], layouts[task.file]
         assert writer
@@ -85,6 +84,7 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         writers = ranks.writers(_open(layouts, config, ranks, stack), stack, threads > 0)
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
+        prepare = functools.partial(prepare_block, config=config)
         results = ranks.imap_unordered(write, tasks, prepare, threads)
         for filled in stack.enter_context(contextlib.closing(results)):
             writer = writers[filled[0]]
@@ -114,16 +114,15 @@ def _open(
     return out
 
 
-def prepare_block(task: PairTask, config: Config) -> tuple[patching.Block, tuple[int, int]]:
-    """Read the images of a pair and create its block, without cutting patches.
-
-    Returns the block, and `ctpatches.checksums.pixel_digest` of the input and the target.
-    """
-    with step("read"):
-        read = [_read(one, config) for one in (task.pair.input, task.pair.target)]
-    digests = read[0][1], read[1][1]
-    with step("scale"):  # the images are handed over: they are freed once they are normalised
-        return make_block(task, read.pop(0)[0], read.pop()[0], config), digests
+def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
+    """Read the images of a pair and create its block, without cutting patches."""
+    with naming(task.pair.input.file):
+        with step("read"):
+            read = [_read(one, config) for one in (task.pair.input, task.pair.target)]
+        digests = read[0][1], read[1][1]
+        with step("scale"):  # the images are handed over, and freed once they are normalised
+            block = make_block(task, read.pop(0)[0], read.pop()[0], config)
+    return task, block, digests
 
 
 def _read(one: Slice, config: Config) -> tuple[Image, int]:

@@ -29,10 +29,14 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
     Raises RunError if a file could not be read, a pair does not look like one, or there would be no
     patch.
     """
-    _check(cohort, surveys, config)
+    problems = [survey.problem for _, survey in sorted(surveys.items()) if survey.problem]
+    if problems and config.bad_files == "error":
+        headline = "files that cannot be used (to continue without them: --bad-files skip)"
+        raise RunError(join_lines(headline, map(str, problems)))
+    _check_anatomy(cohort, config)
+    left_out = cohort.left_out + problems
     chosen = [(task.pair, surveys[task.index]) for task in cohort.tasks if task.chosen]
     planned = [(pair, survey) for pair, survey in chosen if not survey.problem]
-    left_out = cohort.left_out + [survey.problem for _, survey in chosen if survey.problem]
     if not planned:
         raise RunError(join_lines("no pair is left", map(str, left_out)))
     cohort.ranges = [survey.ranges for _, survey in planned]
@@ -65,12 +69,8 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
     return plans
 
 
-def _check(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) -> None:
-    """Raise an error for files that cannot be used and pairs that do not fit, or warn of them."""
-    problems = [survey.problem for _, survey in sorted(surveys.items()) if survey.problem]
-    if problems and config.bad_files == "error":
-        headline = "files that cannot be used (to continue without them: --bad-files skip)"
-        raise RunError(join_lines(headline, map(str, problems)))
+def _check_anatomy(cohort: Cohort, config: Config) -> None:
+    """Raise an error for pairs that do not look like the same anatomy, or warn of them."""
     misfits = sorted(cohort.misfits.items())
     lines = [line for _, lines_of_one in misfits for line in lines_of_one]
     if lines and config.anatomy_check == "error":

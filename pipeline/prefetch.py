@@ -1,6 +1,6 @@
 """Preparing later tasks in threads while a serial run works on one.
 
-For work that OpenCV or the system does, not Python: it runs beside other threads.
+OpenCV and the operating system do most of this work, outside the interpreter lock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_PREFETCH_BYTES = 32 << 20
 
 
 def threads() -> int:
-    """Return how many threads are of use here: 0 where the process has one core."""
+    """Return how many threads are useful: 0 where the process has one core."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -51,10 +51,9 @@ def threads_for(pairs: Iterable[Pair]) -> int:
 def prefetched(
     tasks: Iterable[Task], prepare: Callable[[Task], Prepared], threads: int
 ) -> Generator[Prepared, None, None]:
-    """Yield `prepare(task)` for every task, in order, prepared in that many other threads.
+    """Yield `prepare(task)` for every task, in order; it is called in that many other threads.
 
-    What `prepare` raises is raised at the turn of its task. With 0 threads, every task is prepared
-    at its turn.
+    What it raises is raised when the result of its task is due. With 0 threads it is called then.
     """
     if not threads:
         yield from map(prepare, tasks)
