@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -59,12 +60,8 @@ def survey_pairs(cohort: Cohort, config: Config, ranks: Ranks) -> dict[int, Surv
     Adds what the pixels identify to `cohort.persons`, and fills `cohort.misfits`.
     """
     surveys: dict[int, Survey] = {}
-    chosen = (task for task in cohort.tasks if task.chosen)
-    tasks_of = {
-        patient: list(tasks)
-        for patient, tasks in itertools.groupby(chosen, lambda task: task.pair.patient)
-    }
-    missing = {patient: len(tasks) for patient, tasks in tasks_of.items()}
+    of_patient: defaultdict[str, list[Survey]] = defaultdict(list)
+    expected = Counter(task.pair.patient for task in cohort.tasks if task.chosen)
     # Two pairs to a task: two targets are downscaled in less time together.
     twos = [cohort.tasks[i : i + 2] for i in range(0, len(cohort.tasks), 2)]
     threads = prefetch.threads_for(task.pair for task in cohort.tasks)
@@ -76,17 +73,18 @@ def survey_pairs(cohort: Cohort, config: Config, ranks: Ranks) -> dict[int, Surv
             task = cohort.tasks[survey.index]
             patient = task.pair.patient
             cohort.persons[patient] |= survey.persons
-            if task.chosen:  # the files of a pair that is not may be bad
+            if task.chosen:  # the files of other pairs may be bad
                 surveys[survey.index] = survey
-                missing[patient] -= 1
-                if not missing[patient] and config.anatomy_check != "off":
-                    cohort.misfits[patient] = _misfits(tasks_of[patient], surveys)
+                of_patient[patient].append(survey)
+                if len(of_patient[patient]) == expected[patient] and config.anatomy_check != "off":
+                    cohort.misfits[patient] = _misfits(cohort, of_patient.pop(patient))
     return surveys
 
 
-def _misfits(tasks: Sequence[SurveyTask], surveys: dict[int, Survey]) -> list[str]:
+def _misfits(cohort: Cohort, surveys: list[Survey]) -> list[str]:
     """Compare the images of a patient, and drop their samples."""
-    good = [(task, surveys[task.index]) for task in tasks if not surveys[task.index].problem]
+    surveys.sort(key=lambda survey: survey.index)
+    good = [(cohort.tasks[survey.index], survey) for survey in surveys if not survey.problem]
     out = anatomy.misfits(
         [task.pair for task, _ in good],
         [survey.samples[0] for _, survey in good],
