@@ -45,7 +45,7 @@ PreparedBlock: TypeAlias = tuple[PairTask, patching.Block, tuple[int, int]]
 
 
 def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
-    """Return the tasks of the file of that number, but for the pairs that are done."""
+    """Return the tasks of the file of that number, without the pairs that are done."""
     return [
         PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.starts[i], plan.fixed)
         for i, pair in enumerate(plan.pairs)
@@ -54,7 +54,7 @@ def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
 
 
 def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
-    """Create every missing block and write it at its offset; `output` is None but on rank 0."""
+    """Create every missing block and write it at its offset; `output` is None on other ranks."""
     files = output.files if output else []
     layouts = ranks.share([file.layout for file in files])
     tasks = [

@@ -101,14 +101,17 @@ def survey_tasks(tasks: Sequence[SurveyTask], config: Config) -> list[Survey]:
     with step("plan"):
         readers = [Reader(config.input_folder) for _ in tasks]
         surveys = [_survey(*both, config) for both in zip(tasks, readers, strict=True)]
-        good = [i for i, task in enumerate(tasks) if task.chosen and not surveys[i].problem]
-        targets = [tasks[i].pair.target for i in good]
+        good = [
+            (task.pair.target, reader, survey)
+            for task, reader, survey in zip(tasks, readers, surveys, strict=True)
+            if task.chosen and not survey.problem
+        ]
         views: Sequence[list[NDArray[np.float32]] | None] = [None] * len(good)
         if config.air_threshold:
-            images = [readers[i].last_hu(target) for i, target in zip(good, targets, strict=True)]
+            images = [reader.last_hu(target) for target, reader, _ in good]
             views = augment.downscale_all(images, config.scales)
-        for i, target, of_one in zip(good, targets, views, strict=True):
-            surveys[i].part = plan_pair((target.rows, target.columns), config, of_one)
+        for (target, _, survey), of_one in zip(good, views, strict=True):
+            survey.part = plan_pair((target.rows, target.columns), config, of_one)
         return surveys
 
 
