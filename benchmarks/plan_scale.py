@@ -25,12 +25,11 @@ import numpy as np
 
 from pipeline import filling, plan
 from pipeline.cohort.pairing import PatientPairs, pair_slices
-from pipeline.cohort.selection import Findings, choose_pairs
+from pipeline.cohort.selection import Cohort, choose_pairs
 from pipeline.config import Config
 from pipeline.model import PairPlan, Plan, Slice
 from pipeline.output import file_header
-from pipeline.survey import Collector, Survey, plan_pair
-from pipeline.tally import Tally
+from pipeline.survey import Survey, plan_pair
 
 #: As in the larger series of TCIA.
 SLICES_A_PATIENT = 400
@@ -77,17 +76,16 @@ def find(pairs: int) -> dict[str, PatientPairs]:
     return out
 
 
-def survey(findings: Findings) -> Collector:
-    """Let the tool take note of a made-up look at every pair, in which one window is kept."""
+def survey(cohort: Cohort) -> dict[int, Survey]:
+    """Return a made-up survey of every pair, in which one window is kept."""
     whole = plan_pair((512, 512), CONFIG)
     first = bytes([128])
-    collector = Collector(findings, CONFIG)
-    for task in findings.tasks:
+    surveys = {}
+    for task in cohort.tasks:
         # New bytes for each pair, as when they came from another rank.
         kept = (first + bytes(len(whole.kept[0]) - 1), *(bytes(len(k)) for k in whole.kept[1:]))
-        part = PairPlan(whole.windows, kept, 1)
-        collector.add(Survey(task.index, task.pair.patient, part=part))
-    return collector
+        surveys[task.index] = Survey(task.index, PairPlan(whole.windows, kept, 1))
+    return surveys
 
 
 def tables(plan: Plan) -> int:
@@ -109,13 +107,12 @@ def measure(pairs: int) -> None:
     """Print a table of the steps for that many pairs."""
     print(f"\n{pairs} pairs in {-(-pairs // SLICES_A_PATIENT)} patients\n")
     print("| step | s | CPU, s | peak until here, MB |\n| --- | --- | --- | --- |")
-    tally = Tally()
     step("start", lambda: np.zeros(1))
     found = step("make up headers and pair them", lambda: find(pairs))
-    findings = step("choose pairs", lambda: choose_pairs(found, CONFIG, tally))
+    cohort = step("choose pairs", lambda: choose_pairs(found, CONFIG))
     found.clear()
-    collector = step("take note of every survey", lambda: survey(findings))
-    plans = step("plan", lambda: plan.make_plans(findings, collector, CONFIG, tally))
+    surveys = step("make up surveys", lambda: survey(cohort))
+    plans = step("plan", lambda: plan.plan_files(cohort, surveys, CONFIG))
     step("tasks", lambda: filling.pair_tasks(0, plans[""], ()))
     step("tables of the file", lambda: tables(plans[""]))
 

@@ -6,23 +6,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.run import Summary, make_patches
+    from pipeline.run import make_patches
+    from pipeline.summary import Summary
 
 __all__ = ["Config", "Summary", "make_patches"]
 
+_MODULES = {"Config": "config", "Summary": "summary", "make_patches": "run"}
 
-def __getattr__(name: str) -> object:
-    """Import the public names at their first use: the command line answers --help without numpy."""
-    if name == "Config":
-        from pipeline.config import Config
 
-        return Config
-    if name in __all__:
-        from pipeline import run
-
-        return getattr(run, name)
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used: `--help` loads no numpy."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"pipeline.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,67 +13,26 @@ from utils import Affine, printable
 
 @dataclass(frozen=True)
 class Slice:
-    """The header of one CT slice; no pixels.
+    """The header of one CT slice; no pixels."""
 
-    Attributes
-    ----------
-    file : str
-        Path below the input folder, with `/` between its parts.
-    rows, columns : int
-        Size of the image, pixels (0028,0010), (0028,0011).
-    position_mm : float or None
-        Image Position (Patient) (0020,0032) along the slice normal, mm.
-    in_plane_mm : tuple of float
-        Image Position (Patient) along the row and the column direction, mm.
-    orientation : tuple of float
-        Image Orientation (Patient) (0020,0037), six direction cosines.
-    spacing_mm : tuple of float
-        Pixel Spacing (0028,0030), mm between rows and between columns.
-    thickness_mm : float or None
-        Slice Thickness (0018,0050), mm.
-    instance : int or None
-        Instance Number (0020,0013).
-    slope, intercept : float
-        HU = slope * stored value + intercept (0028,1053), (0028,1052).
-    pixel_offset : int or None
-        Byte at which native pixels begin; None where pydicom has to decode them.
-    dtype : str
-        NumPy dtype of native stored values, such as ``<u2``.
-    bits_stored : int
-        Bits Stored (0028,0101).
-    padding : tuple of int or None
-        Lowest and highest stored value of Pixel Padding (0028,0120), (0028,0121).
-    event : str
-        Digest of the Irradiation Event UID (0008,3010); '' where there is none, and in a `Pair`.
-    persons : tuple of str
-        Digests of what identifies the person scanned; empty in a `Pair`.
-    stamp : tuple of int
-        Size of the file, bytes, modification time and status change time, ns: whether it is still
-        the same.
-    kernel : str
-        Convolution Kernel (0018,1210).
-    exposure_mas, ctdi_mgy : float or None
-        Exposure (0018,1152), mAs, and CTDIvol (0018,9345), mGy.
-    """
-
-    file: str
+    file: str  # path below the input folder, with / between its parts
     rows: int
     columns: int
-    position_mm: float | None
-    in_plane_mm: tuple[float, ...]
-    orientation: tuple[float, ...]
-    spacing_mm: tuple[float, ...]
+    position_mm: float | None  # along the slice normal, from Image Position (Patient) (0020,0032)
+    in_plane_mm: tuple[float, ...]  # the same along the row and the column direction
+    orientation: tuple[float, ...]  # six direction cosines (0020,0037)
+    spacing_mm: tuple[float, ...]  # Pixel Spacing (0028,0030): between rows, between columns
     thickness_mm: float | None
-    instance: int | None
-    slope: float
+    instance: int | None  # Instance Number (0020,0013)
+    slope: float  # HU = slope * stored value + intercept (0028,1053), (0028,1052)
     intercept: float
-    pixel_offset: int | None
-    dtype: str
+    pixel_offset: int | None  # byte at which native pixels begin; None where they must be decoded
+    dtype: str  # of native stored values, such as '<u2'
     bits_stored: int
-    padding: tuple[int, int] | None = None
-    event: str = ""
-    persons: tuple[str, ...] = ()
-    stamp: tuple[int, int, int] = (0, 0, 0)
+    padding: tuple[int, int] | None = None  # lowest, highest stored value (0028,0120), (0028,0121)
+    event: str = ""  # digest of the Irradiation Event UID (0008,3010); '' in a `Pair`
+    persons: tuple[str, ...] = ()  # digests of what identifies the person; empty in a `Pair`
+    stamp: tuple[int, int, int] = (0, 0, 0)  # bytes, modification and status change time, ns
     kernel: str = ""
     exposure_mas: float | None = None
     ctdi_mgy: float | None = None
@@ -106,23 +65,12 @@ class Pair:
         return self.input.file
 
 
-@dataclass(frozen=True)
-class PairPlan:
-    """The windows of one pair.
+class PairPlan(NamedTuple):
+    """The windows of one pair; tuples have an entry per view."""
 
-    Attributes
-    ----------
-    windows : tuple of int
-        Windows of each view; 0 where the view is smaller than a patch.
-    kept : tuple of bytes
-        For each view the windows that are not air, one bit each (`numpy.packbits`).
-    kept_windows : int
-        Number of windows kept, all views together.
-    """
-
-    windows: tuple[int, ...]
-    kept: tuple[bytes, ...]
-    kept_windows: int
+    windows: tuple[int, ...] = ()  # 0 where the view is smaller than a patch
+    kept: tuple[bytes, ...] = ()  # the windows that are not air, one bit each (`numpy.packbits`)
+    kept_windows: int = 0  # of all views together
 
     def kept_masks(self) -> list[NDArray[np.bool_]]:
         """Return which windows of each view are kept, each of shape (windows,)."""
@@ -141,36 +89,18 @@ class Names(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Every pair of a file, its number of patches, and the offset of its block.
+    """Every pair of a file, its number of patches, and the offset of its block."""
 
-    Attributes
-    ----------
-    pairs : list of Pair
-        Ordered by patient and position.
-    parts : list of PairPlan
-    starts : list of int
-        Index of the first patch of each pair; one more entry for the end.
-    degradations : list of str
-        What `--blurr_n_noise` does to the input of each pair: ``''``, ``'blur'``, ``'noise'``.
-    names : list of Names
-        The names of the pairs in the file and in images.
-    fixed : Affine or None
-        The normalisation, where it is the same for every image.
-    left_out : list of LeftOut
-        Files of these patients without patches.
-    digests : list of tuple of int
-        `ctpatches.checksums.pixel_digest` of the input and the target of each pair; empty tuples
-        where planning did not need them.
-    """
-
-    pairs: list[Pair]
+    pairs: list[Pair]  # ordered by patient and position, as all lists below
     parts: list[PairPlan]
-    starts: list[int]
-    degradations: list[str]
+    starts: list[int]  # index of the first patch of each pair; one more entry for the end
+    degradations: list[str]  # of the inputs by `--blurr_n_noise`: '', 'blur', 'noise'
     names: list[Names]
-    fixed: Affine | None = None
-    left_out: list[LeftOut] = field(default_factory=list)
-    digests: list[tuple[int, ...]] = field(default_factory=list)
+    fixed: Affine | None  # the normalisation, where it is the same for every image
+    left_out: list[LeftOut]
+    #: `ctpatches.checksums.pixel_digest` of the input and the target of each pair; empty tuples
+    #: where planning did not need them.
+    digests: list[tuple[int, ...]]
 
     @property
     def patches(self) -> int:

@@ -2,147 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import augment
 import patching
 from pipeline.cohort import splitting
-from pipeline.cohort.selection import Findings
+from pipeline.cohort.selection import Cohort
 from pipeline.config import Config
 from pipeline.model import LeftOut, Names, Pair, Plan
+from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
-from pipeline.survey import Collector, fixed_affine
-from pipeline.tally import Tally
-from utils import RunError, join_lines
+from pipeline.survey import Survey, fixed_affine, survey_pairs
+from utils import RunError, join_lines, printable
 
 
-def make_plans(
-    findings: Findings, collector: Collector, config: Config, tally: Tally
-) -> dict[str, Plan]:
+def make_plans(cohort: Cohort, config: Config, ranks: Ranks) -> dict[str, Plan]:
+    """Survey the pixels on all ranks, and return the plan of each file by subset, on rank 0."""
+    surveys = survey_pairs(cohort, config, ranks)
+    return ranks.on_root(lambda: plan_files(cohort, surveys, config)) or {}
+
+
+def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) -> dict[str, Plan]:
     """Assign every pair to a subset and to an offset in its file.
 
-    Raises
-    ------
-    RunError
-        A file could not be read, a pair does not look like one, or there would be no patch.
+    Raises RunError if a file could not be read, a pair does not look like one, or there would be no
+    patch.
     """
-    _check_surveys(findings, collector, config)
-    tally.numbers = number_patients(findings.persons, config)
-    _warn_of_misfits(collector, config, tally)
-    good = [i for i in range(len(findings.pairs)) if i not in collector.problems]
-    findings.pairs = [findings.pairs[i] for i in good]
-    surveys = [collector.surveys[i] for i in good]
-    findings.ranges = [survey.ranges for survey in surveys]
-    subsets = choose_subsets(findings, config, tally)
-    training = [s.figures for s in surveys if s.figures and subsets[s.patient] in ("", "train")]
-    whole = Plan(
-        pairs=findings.pairs,
-        parts=[part for survey in surveys if (part := survey.part)],
-        starts=[],
-        degradations=_degradations(findings.pairs, config),
-        names=name_pairs(findings.pairs, tally.numbers),
-        fixed=fixed_affine(training, config),
-        left_out=[_named(one, tally.numbers) for one in findings.left_out],
-        digests=[survey.digests for survey in surveys],
-    )
-    tally.left_out = [str(one) for one in whole.left_out]
+    problems = [survey.problem for _, survey in sorted(surveys.items()) if survey.problem]
+    if problems and config.bad_files == "error":
+        headline = "files that cannot be used (to continue without them: --bad-files skip)"
+        raise RunError(join_lines(headline, map(str, problems)))
+    _check_anatomy(cohort, config)
+    left_out = cohort.left_out + problems
+    chosen = [(task.pair, surveys[task.index]) for task in cohort.tasks if task.chosen]
+    planned = [(pair, survey) for pair, survey in chosen if not survey.problem]
+    if not planned:
+        raise RunError(join_lines("no pair is left", map(str, left_out)))
+    cohort.ranges = [survey.ranges for _, survey in planned]
+    pairs = [pair for pair, _ in planned]
+    subsets = _choose_subsets(cohort, pairs, config)
+    training = [s.figures for p, s in planned if s.figures and subsets[p.patient] in ("", "train")]
+    fixed = fixed_affine(training, config)
+    degradations = dict.fromkeys((pair.identity for pair in pairs), "")
+    if config.blurr_n_noise:
+        drawn = augment.draw_degradations(list(degradations), config.seed)
+        degradations = dict(zip(degradations, drawn, strict=True))
     plans = {}
     for subset in paths.files_of(config):
-        rows = [i for i, pair in enumerate(whole.pairs) if subsets[pair.patient] == subset]
-        left_out = [i for i, o in enumerate(findings.left_out) if subsets[o.patient] == subset]
-        plans[subset] = _part_of(whole, rows, left_out, config)
+        pairs = [pair for pair, _ in planned if subsets[pair.patient] == subset]
+        mine = [survey for pair, survey in planned if subsets[pair.patient] == subset]
+        patches = [survey.part.kept_windows * config.orientations for survey in mine]
+        plans[subset] = Plan(
+            pairs,
+            parts=[survey.part for survey in mine],
+            starts=list(itertools.accumulate(patches, initial=0)),
+            degradations=[degradations[pair.identity] for pair in pairs],
+            names=_names(pairs, cohort, config),
+            fixed=fixed,
+            left_out=[
+                _named(one, cohort, config) for one in left_out if subsets[one.patient] == subset
+            ],
+            digests=[survey.digests for survey in mine],
+        )
         _check_patches(subset, plans[subset], config)
-    count(plans, tally)
     return plans
 
 
-def _part_of(whole: Plan, rows: Sequence[int], left_out: Sequence[int], config: Config) -> Plan:
-    """Return the plan of a file with some of the pairs, their blocks one after the other."""
-    parts = [whole.parts[i] for i in rows]
-    starts = [0]
-    for part in parts:
-        starts.append(starts[-1] + part.kept_windows * config.orientations)
-    return Plan(
-        [whole.pairs[i] for i in rows],
-        parts,
-        starts,
-        [whole.degradations[i] for i in rows],
-        [whole.names[i] for i in rows],
-        whole.fixed,
-        [whole.left_out[i] for i in left_out],
-        [whole.digests[i] for i in rows],
-    )
+def _check_anatomy(cohort: Cohort, config: Config) -> None:
+    """Raise an error for pairs that do not look like the same anatomy, or warn of them."""
+    misfits = sorted(cohort.misfits.items())
+    lines = [line for _, lines_of_one in misfits for line in lines_of_one]
+    if lines and config.anatomy_check == "error":
+        raise RunError(join_lines("not the same anatomy (see --anatomy-check)", lines))
+    if config.anonymize:
+        lines = [f"{len(of)} pairs of {cohort.names[patient]}" for patient, of in misfits if of]
+    cohort.warnings += [f"not the same anatomy: {line}" for line in lines]
 
 
-def _check_surveys(findings: Findings, collector: Collector, config: Config) -> None:
-    """Raise an error for files that cannot be used, or leave them out."""
-    problems = [collector.problems[i] for i in sorted(collector.problems)]
-    if problems and config.bad_files == "error":
-        headline = "files that cannot be used (to go on without them: --bad-files skip)"
-        raise RunError(join_lines(headline, map(str, problems)))
-    findings.left_out += problems
-    wrong = [line for patient in sorted(collector.misfits) for line in collector.misfits[patient]]
-    if wrong and config.anatomy_check == "error":
-        raise RunError(join_lines("not the same anatomy (see --anatomy-check)", wrong))
-
-
-def _warn_of_misfits(collector: Collector, config: Config, tally: Tally) -> None:
-    for patient, lines in sorted(collector.misfits.items()):
-        if config.anonymize and lines:
-            tally.warn(f"not the same anatomy: {len(lines)} pairs of {{}}", patient)
-        else:
-            for line in lines:
-                tally.warn("not the same anatomy: " + line.replace("{", "{{").replace("}", "}}"))
-
-
-def _degradations(pairs: Sequence[Pair], config: Config) -> list[str]:
-    if not config.blurr_n_noise:
-        return [""] * len(pairs)
-    return augment.draw_degradations([pair.identity for pair in pairs], config.seed)
-
-
-def choose_subsets(findings: Findings, config: Config, tally: Tally) -> dict[str, str]:
+def _choose_subsets(cohort: Cohort, pairs: Sequence[Pair], config: Config) -> dict[str, str]:
     """Return the subset of each patient: '' without a split."""
     if config.split is None and config.split_file is None:
-        return dict.fromkeys(findings.persons, "")
-    groups, reasons = splitting.same_persons(findings.persons)
+        return dict.fromkeys(cohort.persons, "")
+    groups, reasons = splitting.same_persons(cohort.persons)
     if config.split_file is not None:
         subsets = splitting.read_subsets(config.split_file, groups)
     else:
         subsets = splitting.draw_subsets(groups, config.split or (), config.seed)
     for one, other, tags in reasons:
-        tally.warn(f"{{}} and {{}} are the same person: same {tags}", one, other)
-    empty = set(subsets.values()) - {subsets[pair.patient] for pair in findings.pairs}
+        names = " and ".join(printable(cohort.names[patient]) for patient in (one, other))
+        cohort.warnings.append(f"{names} are the same person: same {tags}")
+    empty = set(subsets.values()) - {subsets[pair.patient] for pair in pairs}
     if empty:
         raise RunError(f"the split leaves {', '.join(sorted(empty))} without a pair")
     return subsets
 
 
-def number_patients(patients: Iterable[str], config: Config) -> dict[str, str]:
-    """Return the pseudonym of each patient; nothing without `--anonymize`."""
-    if not config.anonymize:
-        return {}
-    return {patient: f"P{i:04d}" for i, patient in enumerate(sorted(patients), 1)}
-
-
-def name_pairs(pairs: Sequence[Pair], numbers: dict[str, str]) -> list[Names]:
+def _names(pairs: Sequence[Pair], cohort: Cohort, config: Config) -> list[Names]:
     """Return the names of pairs in the file: real ones or pseudonyms."""
-    if not numbers:
+    if not config.anonymize:
         return [Names(p.patient, p.input.file, p.target.file) for p in pairs]
-    seen: dict[str, int] = {}
     out = []
-    for pair in pairs:
-        i = seen[pair.patient] = seen.get(pair.patient, 0) + 1
-        name = numbers[pair.patient]
-        out.append(Names(name, f"{name}/in_{i:04d}", f"{name}/target_{i:04d}"))
+    for patient, its_pairs in itertools.groupby(cohort.names[pair.patient] for pair in pairs):
+        for i, _ in enumerate(its_pairs, 1):
+            out.append(Names(patient, f"{patient}/in_{i:04d}", f"{patient}/target_{i:04d}"))
     return out
 
 
-def _named(one: LeftOut, numbers: dict[str, str]) -> LeftOut:
+def _named(one: LeftOut, cohort: Cohort, config: Config) -> LeftOut:
     """Return what was left out by its pseudonym, if there are any."""
-    if not numbers:
+    if not config.anonymize:
         return one
-    return LeftOut(numbers[one.patient], (numbers[one.patient],), one.kind, one.kind)
+    name = cohort.names[one.patient]
+    return LeftOut(name, (name,), one.kind, one.kind)
 
 
 def _check_patches(subset: str, plan: Plan, config: Config) -> None:
@@ -159,14 +131,3 @@ def _check_patches(subset: str, plan: Plan, config: Config) -> None:
             f"than {patching.TISSUE_PART:.0%} of its pixels above {patching.TISSUE_HU:g} HU and a "
             f"mean above {patching.MEAN_HU:g} HU; are these the right slices?"
         )
-
-
-def count(plans: dict[str, Plan], tally: Tally) -> None:
-    """Add the counts of the plans to the summary."""
-    parts = [part for plan in plans.values() for part in plan.parts]
-    windows = sum(sum(part.windows) for part in parts)
-    tally.add("pairs", len(parts))
-    tally.add("windows", windows)
-    tally.add("windows of air left out", windows - sum(part.kept_windows for part in parts))
-    tally.add("views smaller than a patch", sum(part.windows.count(0) for part in parts))
-    tally.add("patches", sum(plan.patches for plan in plans.values()))

@@ -1,6 +1,6 @@
 """Preparing later tasks in threads while a serial run works on one.
 
-For work that OpenCV or the system does, not Python: it runs beside other threads.
+OpenCV and the operating system do most of this work, outside the interpreter lock.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:  # it loads numpy, and --help must not
 Task = TypeVar("Task")
 Prepared = TypeVar("Prepared")
 
-#: More threads than this find no work: the process itself cannot keep up with them.
+#: The process itself cannot keep up with more threads than this.
 MAX_THREADS = 4
-#: Pixels of all pairs that are prefetched at a time, as float32; what is made of them takes a few
-#: times as much.
+#: Pixels of all pairs that are prefetched at a time, as float32; their views need a few times as
+#: much.
 MAX_PREFETCH_BYTES = 32 << 20
 
 
 def threads() -> int:
-    """Return how many threads are of use here: 0 where the process has one core."""
+    """Return how many threads are useful: 0 where the process has one core."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -38,8 +38,7 @@ def threads() -> int:
 def threads_for(pairs: Iterable[Pair]) -> int:
     """Return how many threads may read these pairs: fewer for large images, to bound the memory.
 
-    None where decoders are needed: some of those are no friends of threads, and one is run in a
-    process that is forked.
+    None where decoders are needed: some are not safe in threads, and one runs in a forked process.
     """
     largest = 1
     for pair in pairs:
@@ -52,16 +51,9 @@ def threads_for(pairs: Iterable[Pair]) -> int:
 def prefetched(
     tasks: Iterable[Task], prepare: Callable[[Task], Prepared], threads: int
 ) -> Generator[Prepared, None, None]:
-    """Yield what `prepare` makes of every task, in order.
+    """Yield `prepare(task)` for every task, in order; it is called in that many other threads.
 
-    Parameters
-    ----------
-    tasks : iterable
-    prepare : callable
-        Is called in other threads, for a few tasks at once; what it raises is raised when the turn
-        of its task has come.
-    threads : int
-        How many; with 0 every task is prepared in its turn.
+    What it raises is raised when the result of its task is due. With 0 threads it is called then.
     """
     if not threads:
         yield from map(prepare, tasks)

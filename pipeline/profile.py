@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 #: Seconds that this process has spent in each step so far.
 spent: dict[str, float] = {}
@@ -13,14 +14,11 @@ spent_ahead: dict[str, float] = {}
 _MAIN, _LOCK = threading.get_ident(), threading.Lock()
 
 #: Steps in the order of the table; `wait` is for work, `rank 0` for what rank 0 does alone.
-_SHARED = ("headers", "read", "plan", "scale", "cut", "sum", "write", "receive", "wait")
-STEPS = (*_SHARED, "rank 0")
+STEPS = "headers", "read", "plan", "scale", "cut", "sum", "write", "receive", "wait", "rank 0"
 
 
 class step:
     """Add the time spent inside to a step: `with step("read"): ...`."""
-
-    __slots__ = ("begin", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -32,27 +30,21 @@ class step:
         _add(self.name, time.perf_counter() - self.begin)
 
 
-class laps:
-    """Share the time inside out among steps that take turns, with one look at the clock each.
+@contextlib.contextmanager
+def laps() -> Iterator[Callable[[str], None]]:
+    """Divide the time spent inside among steps that alternate.
 
     In ``with laps() as lap`` a call of ``lap("read")`` adds what has passed since the last one.
     """
+    begin = time.perf_counter()
 
-    __slots__ = ("begin", "sums")
-
-    def __enter__(self) -> Callable[[str], None]:
-        self.sums: dict[str, float] = {}
-        self.begin = time.perf_counter()
-        return self.lap
-
-    def lap(self, name: str) -> None:
+    def lap(name: str) -> None:
+        nonlocal begin
         now = time.perf_counter()
-        self.sums[name] = self.sums.get(name, 0.0) + now - self.begin
-        self.begin = now
+        _add(name, now - begin)
+        begin = now
 
-    def __exit__(self, *_: object) -> None:
-        for name, seconds in self.sums.items():
-            _add(name, seconds)
+    yield lap
 
 
 def _add(name: str, seconds: float) -> None:
@@ -64,27 +56,16 @@ def _add(name: str, seconds: float) -> None:
 
 
 def table(ranks: Sequence[dict[str, float]], ahead: dict[str, float], wall: float) -> list[str]:
-    """Return a table of the seconds of every rank in each step.
-
-    Parameters
-    ----------
-    ranks : sequence of dict
-        `spent` of each rank.
-    ahead : dict
-        `spent_ahead` of a serial run.
-    wall : float
-        Seconds that the run took on rank 0.
-    """
-    rows = [*ranks, ahead]
-    names = [*STEPS, *sorted({name for row in rows for name in row} - set(STEPS))]
+    """Return a table of the seconds in each step: of every rank, and ahead in threads."""
+    names = [*STEPS, *sorted({name for row in (*ranks, ahead) for name in row} - set(STEPS))]
     lines = ["seconds   " + "".join(f"{name:>9}" for name in (*names, "other", "all"))]
-    for number, rank in enumerate(ranks):
-        row = [rank.get(name, 0.0) for name in names]
-        figures = (*row, wall - sum(row), wall)
-        lines.append(f"rank {number:<5}" + "".join(f"{figure:9.2f}" for figure in figures))
+    rows = [(f"rank {number:<5}", rank, wall) for number, rank in enumerate(ranks)]
     if ahead:
-        row = [ahead.get(name, 0.0) for name in names]
-        lines.append("ahead     " + "".join(f"{figure:9.2f}" for figure in (*row, 0.0, sum(row))))
+        rows.append((f"{'ahead':10}", ahead, sum(ahead.values())))
+    for title, row, whole in rows:
+        seconds = [row.get(name, 0.0) for name in names]
+        figures = (*seconds, max(0.0, whole - sum(seconds)), whole)
+        lines.append(title + "".join(f"{figure:9.2f}" for figure in figures))
     if len(ranks) > 1:
         shared = [sum(rank.values()) - rank.get("rank 0", 0.0) for rank in ranks]
         idle = sum(rank.get("wait", 0.0) for rank in ranks) / max(sum(shared), 1e-9)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +17,16 @@ from numpy.typing import NDArray
 import augment
 import patching
 from ctpatches.checksums import pixel_digest
-from pipeline.cohort.anatomy import misfits
-from pipeline.cohort.selection import Findings, SurveyTask
+from pipeline import prefetch
+from pipeline.cohort import anatomy
+from pipeline.cohort.selection import Cohort, SurveyTask
 from pipeline.config import Config
 from pipeline.dicom.pixels import Reader, Sample
 from pipeline.dicom.slice_file import BAD, BadFile
 from pipeline.model import LeftOut, PairPlan
+from pipeline.mpi.ranks import Ranks
 from pipeline.profile import step
+from pipeline.progress import Progress
 from utils import Affine, sum_of
 
 
@@ -36,124 +42,132 @@ class Figures(NamedTuple):
 
 @dataclass
 class Survey:
-    """The survey of a pair; empty where not needed."""
+    """What is known of the pixels of a pair; empty where it is not needed."""
 
-    index: int
-    patient: str
-    part: PairPlan | None = None
-    input_sample: Sample | None = None
-    target_sample: Sample | None = None
-    other_samples: tuple[Sample, ...] = ()
+    index: int  # of its task
+    part: PairPlan = field(default_factory=PairPlan)
+    samples: tuple[Sample, ...] = ()  # of the input, the target, and `SurveyTask.others`
     figures: Figures | None = None
-    digests: tuple[int, ...] = ()
-    persons: tuple[str, ...] = ()
-    ranges: tuple[tuple[float, float], ...] = ()
+    digests: tuple[int, ...] = ()  # of the input and the target
+    persons: frozenset[str] = frozenset()  # what identifies the person
+    ranges: tuple[tuple[float, float], ...] = ()  # lowest and highest HU of input and target
     problem: LeftOut | None = None
 
 
-def in_twos(tasks: Sequence[SurveyTask]) -> list[tuple[SurveyTask, ...]]:
-    """Put two pairs into a task: two targets are scaled in less time together."""
-    return [tuple(tasks[i : i + 2]) for i in range(0, len(tasks), 2)]
+def survey_pairs(cohort: Cohort, config: Config, ranks: Ranks) -> dict[int, Survey]:
+    """Return the surveys of the chosen pairs by index of their task, on rank 0.
 
-
-class Surveyor:
-    """Surveys pairs, a few at a time.
-
-    Parameters
-    ----------
-    config : Config
-    identify : bool
-        Whether the digests of all slices are needed.
+    Adds what the pixels identify to `cohort.persons`, and fills `cohort.misfits`.
     """
+    surveys: dict[int, Survey] = {}
+    of_patient: defaultdict[str, list[Survey]] = defaultdict(list)
+    expected = Counter(task.pair.patient for task in cohort.tasks if task.chosen)
+    # Two pairs to a task: two targets are downscaled in less time together.
+    twos = [cohort.tasks[i : i + 2] for i in range(0, len(cohort.tasks), 2)]
+    threads = prefetch.threads_for(task.pair for task in cohort.tasks)
+    prepare = functools.partial(survey_tasks, config=config)
+    results = ranks.imap_unordered(lambda surveyed: surveyed, twos, prepare, threads)
+    with contextlib.closing(Progress("planning", len(cohort.tasks), config.quiet)) as progress:
+        for survey in itertools.chain.from_iterable(results):
+            progress.advance()
+            task = cohort.tasks[survey.index]
+            patient = task.pair.patient
+            cohort.persons[patient] |= survey.persons
+            if task.chosen:  # the files of other pairs may be bad
+                surveys[survey.index] = survey
+                of_patient[patient].append(survey)
+                if len(of_patient[patient]) == expected[patient] and config.anatomy_check != "off":
+                    cohort.misfits[patient] = _misfits(cohort, of_patient.pop(patient))
+    return surveys
 
-    def __init__(self, config: Config, identify: bool) -> None:
-        self.config = config
-        self.identify = identify or config.split is not None or config.split_file is not None
-        self._plan_of_shape = lru_cache(lambda *shape: plan_pair(shape, config))
 
-    def __call__(self, tasks: Sequence[SurveyTask]) -> list[Survey]:
-        """Return the surveys of these tasks."""
-        with step("plan"):
-            readers = [Reader(self.config.input_folder) for _ in tasks]
-            out = [self._survey(*one) for one in zip(tasks, readers, strict=True)]
-            if self.config.air_threshold:
-                good = [i for i, task in enumerate(tasks) if task.chosen and not out[i].problem]
-                targets = [readers[i].hu(tasks[i].pair.target) for i in good]
-                readers.clear()  # and with them the input images
-                views = augment.downscale_all(targets, self.config.scales)
-                for i, target, of_one in zip(good, targets, views, strict=True):
-                    shape = (target.shape[0], target.shape[1])
-                    out[i].part = plan_pair(shape, self.config, of_one)
+def _misfits(cohort: Cohort, surveys: list[Survey]) -> list[str]:
+    """Compare the images of a patient, and drop their samples."""
+    surveys.sort(key=lambda survey: survey.index)
+    good = [(cohort.tasks[survey.index], survey) for survey in surveys if not survey.problem]
+    out = anatomy.misfits(
+        [task.pair for task, _ in good],
+        [survey.samples[0] for _, survey in good],
+        [survey.samples[1] for _, survey in good],
+        [both for task, s in good for both in zip(task.others, s.samples[2:], strict=True)],
+    )
+    for _, survey in good:
+        survey.samples = ()
+    return out
+
+
+def survey_tasks(tasks: Sequence[SurveyTask], config: Config) -> list[Survey]:
+    """Survey a few pairs; nothing is raised for bad files."""
+    with step("plan"):
+        readers = [Reader(config.input_folder) for _ in tasks]
+        surveys = [_survey(*both, config) for both in zip(tasks, readers, strict=True)]
+        chosen = [i for i, one in enumerate(surveys) if tasks[i].chosen and not one.problem]
+        views: Sequence[list[NDArray[np.float32]] | None] = [None] * len(chosen)
+        if config.air_threshold:
+            images = [readers[i].hu(tasks[i].pair.target) for i in chosen]
+            readers.clear()  # and with them the input images
+            views = augment.downscale_all(images, config.scales)
+        for i, of_one in zip(chosen, views, strict=True):
+            target = tasks[i].pair.target
+            surveys[i].part = plan_pair((target.rows, target.columns), config, of_one)
+        return surveys
+
+
+def _survey(task: SurveyTask, reader: Reader, config: Config) -> Survey:
+    """Survey one pair but for its windows; every problem of its files is found here."""
+    out = Survey(task.index)
+    pair, slices = task.pair, (task.pair.input, task.pair.target)
+    try:
+        if task.identify:
+            images = [reader.hu(one) for one in slices]
+            out.digests = tuple(map(pixel_digest, images))
+            both = zip(images, out.digests, strict=True)
+            # A constant image identifies nobody.
+            varied = [digest for hu, digest in both if hu.min() != hu.max()]
+            out.persons = frozenset(f"identical pixels {digest:016x}" for digest in varied)
+        if not task.chosen:
             return out
-
-    def _survey(self, task: SurveyTask, reader: Reader) -> Survey:
-        out, pair = Survey(task.index, task.pair.patient), task.pair
-        try:
-            if self.identify:
-                images = reader.hu(pair.input), reader.hu(pair.target)
-                out.digests = tuple(map(pixel_digest, images))
-                out.persons = tuple(map(_person, images, out.digests))
-            if task.chosen:
-                self._survey_chosen(task, reader, out)
-        except BadFile as error:
-            out.problem = LeftOut(pair.patient, (error.file,), error.reason, BAD)
-        return out
-
-    def _survey_chosen(self, task: SurveyTask, reader: Reader, out: Survey) -> None:
-        """Survey a pair that is in the output; every problem of its files is found here."""
-        slices = task.pair.input, task.pair.target
-        if self.config.dry_run:
+        if config.dry_run:
             images = [reader.hu(one) for one in slices]
             out.ranges = tuple((float(image.min()), float(image.max())) for image in images)
-        if self.config.normalization_type.startswith("dataset"):
-            out.figures = figures_of(reader.hu(task.pair.input))
-        if self.config.air_threshold:
-            reader.hu(task.pair.target)
-        else:
-            out.part = self._plan_of_shape(task.pair.target.rows, task.pair.target.columns)
-        if self.config.anatomy_check != "off":
-            out.input_sample, out.target_sample = map(reader.sample, slices)
-            out.other_samples = tuple(map(reader.sample, task.others))
+        if config.normalization_type.startswith("dataset"):
+            out.figures = figures_of(reader.hu(pair.input))
+        if config.air_threshold:
+            reader.hu(pair.target)
+        if config.anatomy_check != "off":
+            out.samples = tuple(map(reader.sample, (*slices, *task.others)))
         elif any(one.pixel_offset is None for one in slices):  # whether they decode
             for one in slices:
                 reader.hu(one)
+    except BadFile as error:
+        out.problem = LeftOut(pair.patient, (error.file,), error.reason, BAD)
+    return out
 
 
 def plan_pair(
     shape: tuple[int, int], config: Config, target_hu: Sequence[NDArray[np.float32]] | None = None
 ) -> PairPlan:
-    """Count the windows of a pair, and with `target_hu` find those that are not air.
+    """Find the windows of a pair of images of that shape.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Rows and columns of the two images.
-    config : Config
-    target_hu : sequence of ndarray of float32, shape (rows, columns), optional
-        The target at every scale before normalisation, HU; needed with `--air_threshold` alone.
+    With `target_hu`, the target at every scale before normalisation, windows of air are not kept.
     """
-    windows, kept = [], []
-    total = 0
+    masks = []
     for index, scale in enumerate(config.scales):
-        grid = patching.Grid.of(
-            augment.view_shape(shape, scale), config.patch_size, config.overlap, config.edge
-        )
-        mask = np.ones(len(grid), bool)
+        view_shape = augment.view_shape(shape, scale)
+        grid = patching.Grid.of(view_shape, config.patch_size, config.overlap, config.edge)
         if target_hu is not None and len(grid):
-            mask = patching.kept_windows(target_hu[index], grid)
-        windows.append(len(grid))
-        kept.append(np.packbits(mask).tobytes())
-        total += int(mask.sum())
-    return PairPlan(tuple(windows), tuple(kept), total)
-
-
-def _person(hu: NDArray[np.float32], digest: int) -> str:
-    """Return what identifies a person by an image: nothing by a constant one."""
-    return "" if hu.min() == hu.max() else f"identical pixels {digest:016x}"
+            masks.append(patching.kept_windows(target_hu[index], grid))
+        else:
+            masks.append(np.ones(len(grid), bool))
+    return PairPlan(
+        tuple(map(len, masks)),
+        tuple(np.packbits(mask).tobytes() for mask in masks),
+        sum(int(mask.sum()) for mask in masks),
+    )
 
 
 def figures_of(image: NDArray[np.float32]) -> Figures:
-    """Return extremes, mean and sum of squared deviations of an image."""
+    """Return the statistics of an image."""
     mean = sum_of(np.asarray, image) / image.size
     squares = sum_of(lambda part: np.square(np.subtract(part, mean, dtype=np.float64)), image)
     return Figures(image.size, float(image.min()), float(image.max()), mean, squares)
@@ -181,49 +195,3 @@ def fixed_affine(figures: Sequence[Figures], config: Config) -> Affine | None:
             pixels = both
         return Affine(mean, math.sqrt(squares / pixels))
     return None
-
-
-class Collector:
-    """Collects surveys on rank 0, in any order; compares the images of a patient once complete."""
-
-    def __init__(self, findings: Findings, config: Config) -> None:
-        self.findings, self.config = findings, config
-        self.surveys: dict[int, Survey] = {}
-        self.problems: dict[int, LeftOut] = {}
-        self.misfits: dict[str, list[str]] = {}
-        self.waiting: dict[str, set[int]] = {}
-        for task in findings.tasks:
-            if task.chosen:
-                self.waiting.setdefault(task.pair.patient, set()).add(task.index)
-        self.others = {task.index: task.others for task in findings.tasks if task.others}
-        self.members = {patient: sorted(members) for patient, members in self.waiting.items()}
-
-    def add(self, survey: Survey) -> None:
-        """Add one survey."""
-        patient = survey.patient
-        self.findings.persons[patient].update(filter(None, survey.persons))
-        if survey.index < 0:  # a pair that is not chosen may be as bad as it likes
-            return
-        self.surveys[survey.index] = survey
-        if survey.problem:
-            self.problems[survey.index] = survey.problem
-        waiting = self.waiting[patient]
-        waiting.discard(survey.index)
-        if not waiting and self.config.anatomy_check != "off":
-            self.compare(patient)
-
-    def compare(self, patient: str) -> None:
-        """Compare the images of a patient, and drop their samples."""
-        ours = [self.surveys[i] for i in self.members[patient] if i not in self.problems]
-        pairs = [self.findings.pairs[s.index] for s in ours]
-        inputs = [s.input_sample for s in ours if s.input_sample is not None]
-        targets = [s.target_sample for s in ours if s.target_sample is not None]
-        others = [
-            (one, sample)
-            for s in ours
-            for one, sample in zip(self.others.get(s.index, ()), s.other_samples, strict=True)
-        ]
-        self.misfits[patient] = misfits(pairs, inputs, targets, others)
-        for s in ours:
-            s.input_sample = s.target_sample = None
-            s.other_samples = ()

@@ -300,6 +300,18 @@ def test_compressed_files_that_do_not_decode_are_all_listed_before_filling(
     assert output.read_bytes() == EARLIER
 
 
+@pytest.mark.parametrize("normalization", ["None", "dataset_unity", "dataset_std"])
+def test_a_run_whose_pairs_all_fail_to_decode_lists_them(tmp_path, output, normalization):
+    made = write_patient(tmp_path / "scans", "A", 2)
+    for pair in made:
+        compressed(tmp_path / "scans" / pair.input_file, JPEG2000Lossless)
+    options = ("--overwrite", "--bad-files", "skip", "--normalization-type", normalization)
+    ended = called(tmp_path, *argv(tmp_path / "scans", output, *options))
+    message = one_error(ended, "no pair is left", "do not decode", status=1)
+    assert all(pair.input_file in message for pair in made)
+    assert output.read_bytes() == EARLIER
+
+
 def test_bad_files_that_are_skipped_are_listed_in_summary_and_file(tmp_path, bad):
     root, names = bad
     ended = called(tmp_path, *argv(root, tmp_path / "x.h5", "--bad-files", "skip"))

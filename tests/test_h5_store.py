@@ -17,16 +17,15 @@ import xxhash
 from ctpatches.checksums import pixel_digest
 from ctpatches.schema import VERSION
 from patching import Block
+from pipeline.cohort.selection import find
 from pipeline.config import Config
 from pipeline.dicom.pixels import read_pixels
-from pipeline.filling import make_block
+from pipeline.filling import make_block, pair_tasks
 from pipeline.model import Plan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks, file_header
 from pipeline.output.checkpoint import BlockRecord
-from pipeline.run import find as find_pairs_of
-from pipeline.run import make_plans
-from pipeline.tally import Tally
+from pipeline.plan import make_plans
 from tests.conftest import Tree
 from tests.cutting import patches_of
 from tests.scans import write_tree
@@ -47,15 +46,15 @@ def planned(root: Path, folder: Path, **options: Any) -> tuple[Plan, Config]:
         output_fname=str(folder / "out" / "made.h5"),
         **{"patch_size": 24, "overlap": 4, "rot_augment": True, "ds_augment": True, **options},
     )
-    world, tally = Ranks(), Tally()
-    plans = make_plans(find_pairs_of(config, world, tally), config, world, tally)
+    plans = make_plans(find(config, Ranks()), config, Ranks())
     return plans[""], config
 
 
 def made_blocks(plan: Plan, config: Config) -> Iterator[Block]:
-    for pair, part in zip(plan.pairs, plan.parts, strict=True):
-        images = [read_pixels(config.input_folder, s) for s in (pair.input, pair.target)]
-        yield make_block(pair, part, "", images[0], images[1], config)
+    for task in pair_tasks(0, plan, ()):
+        slices = task.pair.input, task.pair.target
+        images = [read_pixels(config.input_folder, one) for one in slices]
+        yield make_block(task, images[0], images[1], config)
 
 
 def laid_out(plan: Plan, config: Config) -> blocks.Layout:

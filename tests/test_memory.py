@@ -43,7 +43,7 @@ def predicted_mb(folder: Path, cwd: Path, ranks: int = 0) -> int:
     """Return what `--dry-run` says of the memory of a rank."""
     ended = run(command(ranks, arguments(folder, cwd, "--dry-run")), cwd)
     assert ended.status == 0, ended.err
-    (found,) = re.findall(r"^memory +up to (\d+) MB a rank$", ended.out, re.MULTILINE)
+    (found,) = re.findall(r"^memory +up to (\d+) MB per rank$", ended.out, re.MULTILINE)
     return int(found)
 
 

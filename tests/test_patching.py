@@ -17,7 +17,7 @@ import patching
 from patching import Block, Grid, window_starts
 from pipeline.config import Config
 from pipeline.dicom.header import read_slice
-from pipeline.filling import make_block
+from pipeline.filling import PairTask, make_block
 from pipeline.model import Pair
 from pipeline.options import PATCH_OVERLAPS
 from pipeline.survey import plan_pair
@@ -294,7 +294,8 @@ def block_of(pair: Pair, low: Any, full: Any, config: Config, degradation: str =
     hu = (full * pair.target.slope + pair.target.intercept).astype(np.float32)
     (views,) = augment.downscale_all([hu], config.scales)
     part = plan_pair(full.shape, config, views if config.air_threshold else None)
-    return make_block(pair, part, degradation, low.copy(), full.copy(), config)
+    task = PairTask(0, 0, pair, part, degradation, 0, None)
+    return make_block(task, low.copy(), full.copy(), config)
 
 
 KINDS = ["None", "unity_independent", "unity_wrt_ld", "std_independent", "std_wrt_ld"]

@@ -73,9 +73,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     make_block = filling.make_block
 
-    def noted(pair, *arguments, **named):
-        names.append(pair.input.file)
-        return make_block(pair, *arguments, **named)
+    def noted(task, *arguments):
+        names.append(task.pair.input.file)
+        return make_block(task, *arguments)
 
     monkeypatch.setattr(filling, "make_block", noted)
     return names

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pipeline.cohort import patients
 from pipeline.cohort.pairing import UNPAIRED, PatientPairs
 from pipeline.config import Config
 from pipeline.dicom.slice_file import BAD
 from pipeline.model import LeftOut, Pair, Slice
-from pipeline.tally import Tally
+from pipeline.mpi.ranks import Ranks
+from pipeline.output import paths
 from utils import RunError, generator, join_lines, printable
 
 #: The option for each kind of slice that cannot be used.
@@ -18,108 +21,115 @@ _SKIPS = (("--bad-files", BAD), ("--unpaired", UNPAIRED))
 
 @dataclass(frozen=True)
 class SurveyTask:
-    """A pair whose pixels are surveyed before any patch is created.
+    """A pair whose pixels are surveyed before any patch is created."""
 
-    `chosen` is False for pairs that only serve to find out which patients are the same person;
-    `others` are neighbouring target slices that are in no pair of the run.
-    """
-
-    index: int
+    index: int  # in `Cohort.tasks`
     pair: Pair
-    chosen: bool
-    others: tuple[Slice, ...]
+    chosen: bool  # False: only surveyed to find out which patients are the same person
+    identify: bool  # whether the digests of the pixels are needed
+    others: tuple[Slice, ...]  # neighbouring target slices that are in no pair of the run
 
 
 @dataclass
-class Findings:
-    """The selected pairs on rank 0; empty on other ranks."""
+class Cohort:
+    """All patients of a run and their pairs, and what is to be reported on them.
 
-    pairs: list[Pair] = field(default_factory=list)
-    tasks: list[SurveyTask] = field(default_factory=list)
+    On rank 0; empty on other ranks.
+    """
+
+    #: The name of each patient in the output: its own or a pseudonym.
+    names: dict[str, str] = field(default_factory=dict)
+    #: For each patient the digests of what identifies the person.
     persons: dict[str, set[str]] = field(default_factory=dict)
+    #: Ordered by patient and position.
+    tasks: list[SurveyTask] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    strays: int = 0
+    warnings: list[str] = field(default_factory=list)
+    #: For each patient the pairs that do not look like the same anatomy.
+    misfits: dict[str, list[str]] = field(default_factory=dict)
+    #: Lowest and highest HU of both images of each pair; in a dry run alone.
     ranges: list[tuple[tuple[float, float], ...]] = field(default_factory=list)
 
 
-def choose_pairs(found: dict[str, PatientPairs], config: Config, tally: Tally) -> Findings:
-    """Return the pairs of the run, ordered by patient and position.
+def find(config: Config, ranks: Ranks) -> Cohort:
+    """Read the headers of all patients, pair their slices, and choose the pairs of the run."""
+    folders = ranks.on_root(lambda: patients.find_patients(config)) or []
+    list_series = functools.partial(patients.list_series, config.input_folder)
+    listings = list(ranks.imap_unordered(list_series, folders))
+    parts = [part for listing in listings for part in listing.parts]
+    read_headers = functools.partial(patients.read_headers, config.input_folder)
+    headers = dict(ranks.imap_unordered(read_headers, parts))
 
-    Raises
-    ------
-    RunError
-        Files are bad, or slices do not pair: all of them at once.
-    """
-    patients = sorted(found)
+    def choose() -> Cohort:
+        found = {  # headers are dropped once they are paired
+            one.folders.patient: patients.pair_up(one, [headers.pop(part) for part in one.parts])
+            for one in listings
+        }
+        return choose_pairs(found, config)
+
+    return ranks.on_root(choose) or Cohort()
+
+
+def choose_pairs(found: dict[str, PatientPairs], config: Config) -> Cohort:
+    """Return the pairs of the run; all bad and unpaired slices are one RunError."""
     problems: list[LeftOut] = []
-    left_out: list[LeftOut] = []
-    for patient in patients:
-        one = found[patient]
+    cohort = Cohort()
+    for _, one in sorted(found.items()):
         # Where a bad file is left out, the slice at its position has lost its partner.
         skip = config.unpaired == "skip" or (config.bad_files == "skip" and bool(one.bad))
-        (left_out if config.bad_files == "skip" else problems).extend(one.bad)
-        (left_out if skip else problems).extend(one.unpaired)
+        (cohort.left_out if config.bad_files == "skip" else problems).extend(one.bad)
+        (cohort.left_out if skip else problems).extend(one.unpaired)
     if problems:
         kinds = {problem.kind for problem in problems}
         hints = [f"{option} skip" for option, kind in _SKIPS if kind in kinds]
-        headline = f"slices that cannot be used (to go on without them: {', '.join(hints)})"
+        headline = f"slices that cannot be used (to continue without them: {', '.join(hints)})"
         raise RunError(join_lines(headline, map(str, problems)))
-    findings = Findings(
-        persons={patient: set(found[patient].persons) for patient in patients}, left_out=left_out
-    )
-    for patient in patients:
-        one = found[patient]
-        tally.add("patients")
-        tally.add("stray files ignored", one.strays)
+    split = "" not in paths.files_of(config)
+    identify = split or paths.may_resume(config)
+    for number, (patient, one) in enumerate(sorted(found.items()), 1):
+        cohort.names[patient] = f"P{number:04d}" if config.anonymize else patient
+        cohort.persons[patient] = set(one.persons)
+        cohort.strays += one.strays
         if one.by_instance:
-            tally.warn("patient {}: no positions, paired by InstanceNumber", patient)
-        add_tasks(patient, one.pairs, config, findings, tally)
-    _check_rescale(findings.pairs, config)
-    if not findings.pairs:
-        raise RunError(join_lines("no pair is left", map(str, left_out)))
-    return findings
+            name = printable(cohort.names[patient])
+            cohort.warnings.append(f"patient {name}: no positions, paired by InstanceNumber")
+        chosen = _draw_pairs(patient, len(one.pairs), config, cohort)
+        for place, pair in enumerate(one.pairs):
+            if place in chosen or split:
+                beside = [i for i in (place - 1, place + 1) if 0 <= i < len(one.pairs)]
+                others = tuple(one.pairs[i].target for i in beside if i not in chosen)
+                index, is_chosen = len(cohort.tasks), place in chosen
+                cohort.tasks.append(SurveyTask(index, pair, is_chosen, identify, others))
+    pairs = [task.pair for task in cohort.tasks if task.chosen]
+    if not config.in_hu:
+        _check_rescale(pairs)
+    if not pairs:
+        raise RunError(join_lines("no pair is left", map(str, cohort.left_out)))
+    return cohort
 
 
-def add_tasks(
-    patient: str, pairs: list[Pair], config: Config, findings: Findings, tally: Tally
-) -> None:
-    """Choose `--random_N` pairs of a patient, or all, and add their surveys."""
-    chosen = set(draw_pairs(patient, len(pairs), config, tally))
-    split = config.split is not None or config.split_file is not None
-    for place, pair in enumerate(pairs):
-        if place in chosen:
-            beside = {place - 1, place + 1} - chosen
-            others = tuple(pairs[i].target for i in sorted(beside) if 0 <= i < len(pairs))
-            findings.tasks.append(SurveyTask(len(findings.pairs), pair, True, others))
-            findings.pairs.append(pair)
-        elif split:
-            findings.tasks.append(SurveyTask(-1, pair, False, ()))
-
-
-def draw_pairs(patient: str, pairs: int, config: Config, tally: Tally) -> list[int]:
-    """Draw `--random_N` of a patient's pairs, or take all."""
+def _draw_pairs(patient: str, pairs: int, config: Config, cohort: Cohort) -> set[int]:
+    """Draw `--random_N` of a patient's pairs; all without it, or where there are fewer."""
     if config.random_N is None:
-        return list(range(pairs))
+        return set(range(pairs))
     if pairs < config.random_N:
-        tally.warn(
-            f"patient {{}} has {pairs} pairs, fewer than --random_N {config.random_N}: all are "
-            "taken",
-            patient,
+        name = printable(cohort.names[patient])
+        cohort.warnings.append(
+            f"patient {name} has {pairs} pairs, fewer than --random_N {config.random_N}: all are "
+            "used"
         )
-        return list(range(pairs))
     rng = generator(config.seed, "pairs", patient)
-    return sorted(int(i) for i in rng.permutation(pairs)[: config.random_N])
+    return set(rng.permutation(pairs)[: config.random_N].tolist())
 
 
-def _check_rescale(pairs: Sequence[Pair], config: Config) -> None:
+def _check_rescale(pairs: Sequence[Pair]) -> None:
     """Reject stored values that mean different things in different files."""
-    if config.in_hu:
-        return
     first: dict[tuple[float, float], str] = {}
     for pair in pairs:
         for one in (pair.input, pair.target):
             first.setdefault((one.slope, one.intercept), one.file)
     if len(first) > 1:
         lines = [f"{printable(f)}: slope {s:g}, intercept {i:g}" for (s, i), f in first.items()]
-        raise RunError(
-            join_lines("stored values mean different things in this job; add --intensity hu", lines)
-        )
+        headline = "stored values mean different things in this job; add --intensity hu"
+        raise RunError(join_lines(headline, lines))

@@ -1,0 +1,139 @@
+"""The summary of a run: counts, warnings and files, returned and printed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cohort.selection import Cohort
+from pipeline.config import Config
+from pipeline.model import Plan, Slice
+from pipeline.output import paths
+from utils import printable
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run created, or after a dry run what it would create.
+
+    Attributes
+    ----------
+    patients, pairs, windows, patches : int
+        Numbers in all files; windows include those of air.
+    files : tuple of str
+        The h5 files: one, or with a split one per subset. None after a dry run.
+    left_out : tuple of str
+        Files that give no patches, and why.
+    warnings : tuple of str
+    """
+
+    patients: int
+    pairs: int
+    windows: int
+    patches: int
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def summarise(cohort: Cohort, plans: Mapping[str, Plan], files: Iterable[str]) -> Summary:
+    """Return the summary of a run that has created these files."""
+    counts = _counts(cohort, plans)
+    return Summary(
+        counts["patients"],
+        counts["pairs"],
+        counts["windows"],
+        counts["patches"],
+        files=tuple(files),
+        left_out=tuple(str(one) for plan in plans.values() for one in plan.left_out),
+        warnings=tuple(cohort.warnings),
+    )
+
+
+def _counts(cohort: Cohort, plans: Mapping[str, Plan]) -> dict[str, int]:
+    parts = [part for plan in plans.values() for part in plan.parts]
+    windows = sum(sum(part.windows) for part in parts)
+    return {
+        "patients": len(cohort.names),
+        "stray files ignored": cohort.strays,
+        "pairs": len(parts),
+        "windows": windows,
+        "windows of air left out": windows - sum(part.kept_windows for part in parts),
+        "views smaller than a patch": sum(part.windows.count(0) for part in parts),
+        "patches": sum(plan.patches for plan in plans.values()),
+    }
+
+
+def print_counts(cohort: Cohort, plans: Mapping[str, Plan], config: Config) -> None:
+    """Print counts, what was left out, and warnings; with `--quiet` the last two alone."""
+    for name, number in _counts(cohort, plans).items():
+        if not config.quiet and (number or name in ("patients", "pairs", "patches")):
+            print(f"{name:28} {number}")
+    for plan in plans.values():
+        for one in plan.left_out:
+            print(printable(f"left out: {one}"))
+    for warning in cohort.warnings:
+        print(printable(f"warning: {warning}"))
+
+
+def print_files(plans: Mapping[str, Plan], config: Config, pages: Mapping[str, Path]) -> None:
+    """Print the files and, with a split, the patients of each."""
+    for subset, file in paths.files_of(config).items():
+        if subset:
+            names = sorted({names.patient for names in plans[subset].names})
+            patients = ", ".join(map(printable, names))
+            print(f"{subset:28} {plans[subset].patches} patches of {patients}")
+        print(f"{'output':28} {printable(file)}")
+        if subset in pages:
+            print(f"{'report':28} {printable(pages[subset])}")
+
+
+def print_plan(cohort: Cohort, plans: Mapping[str, Plan], config: Config) -> None:
+    """Print what the headers contain, and the windows and patches of each patient."""
+    pairs = [pair for plan in plans.values() for pair in plan.pairs]
+    columns = [_headers([pair.input for pair in pairs]), _headers([pair.target for pair in pairs])]
+    if config.dry_run:
+        for column, ranges in zip(columns, zip(*cohort.ranges, strict=True), strict=True):
+            column["intensity"] = _range(itertools.chain(*ranges), "HU")
+    print(f"\n{'':28} {'input':24} target")
+    for name in columns[0]:
+        print(f"{name:28} {columns[0][name]:24} {columns[1][name]}")
+    print()
+    for subset, plan in plans.items():
+        title = f"patient ({subset})" if subset else "patient"
+        print(f"{title:28} {'pairs':>8} {'kept':>10} {'air':>10} {'patches':>10}")
+        sums: dict[str, NDArray[np.int64]] = {}
+        for names, part in zip(plan.names, plan.parts, strict=True):
+            kept = part.kept_windows
+            numbers = np.array([1, kept, sum(part.windows) - kept, kept * config.orientations])
+            sums[names.patient] = sums.get(names.patient, 0) + numbers
+        for patient, row in sums.items():
+            print(f"{printable(patient):28} {row[0]:8} {row[1]:10} {row[2]:10} {row[3]:10}")
+        print()
+
+
+def _headers(slices: Sequence[Slice]) -> dict[str, str]:
+    return {
+        "kernel": _values(s.kernel for s in slices if s.kernel),
+        "slice thickness": _range((s.thickness_mm for s in slices), "mm"),
+        "exposure": _range((s.exposure_mas for s in slices), "mAs"),
+        "CTDIvol": _range((s.ctdi_mgy for s in slices), "mGy"),
+        "pixels": _values(f"{s.rows} x {s.columns}" for s in slices),
+    }
+
+
+def _values(found: Iterable[str]) -> str:
+    return ", ".join(sorted({printable(value) for value in found})) or "not recorded"
+
+
+def _range(values: Iterable[float | None], unit: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not recorded"
+    low, high = min(known), max(known)
+    return f"{low:g} {unit}" if low == high else f"{low:g} to {high:g} {unit}"
