@@ -96,7 +96,8 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         contextlib.ExitStack() as stack,
         Progress("filling", len(tasks), config.quiet) as progress,
     ):
-        writers = ranks.writers(_open(layouts, config, ranks, stack), stack, threads > 0)
+        background = threads > 0 and not ranks.parallel
+        writers = ranks.writers(_open(layouts, config, ranks, stack, background))
         filler = Filler(config, layouts, writers)
         records = ranks.imap_unordered(filler.write, tasks, filler.prepare, threads)
         for filled in stack.enter_context(contextlib.closing(records)):
@@ -122,16 +123,20 @@ def _open(
     config: Config,
     ranks: Ranks,
     stack: contextlib.ExitStack,
-) -> list[blocks.PartialFile | None]:
+    background: bool,
+) -> list[blocks.Writer | None]:
     """Open the files that this rank writes to itself: the bytes for others go through rank 0."""
-    out: list[blocks.PartialFile | None] = []
+    out: list[blocks.Writer | None] = []
     for layout in layouts:
         file = None
         if layout and ranks.rank == 0:
             file = blocks.PartialFile(layout)
         elif layout and config.hand_over != "messages" and ranks.beside_root:
             file = blocks.PartialFile.seen(layout)
-        out.append(stack.enter_context(file) if file else None)
+        writer: blocks.Writer | None = stack.enter_context(file) if file else None
+        if file and background:
+            writer = stack.enter_context(contextlib.closing(blocks.BackgroundWriter(file)))
+        out.append(writer)
     return out
 
 

@@ -65,17 +65,16 @@ def large_bytes(ranks: Ranks) -> None:
             """Nothing waits."""
 
     file = Memory() if ranks.rank == 0 else None
-    with contextlib.ExitStack() as stack:
-        (writer,) = ranks.writers([file], stack, background=False)
-        assert writer
+    (writer,) = ranks.writers([file])
+    assert writer
 
-        def work(task: int) -> int:
-            data = bytes([task + 1]) * (3 * PIECE)
-            writer.write(task * 3 * PIECE, memoryview(data))
-            return task
+    def work(task: int) -> int:
+        data = bytes([task + 1]) * (3 * PIECE)
+        writer.write(task * 3 * PIECE, memoryview(data))
+        return task
 
-        for _ in ranks.imap_unordered(work, range(ranks.size)):
-            pass
+    for _ in ranks.imap_unordered(work, range(ranks.size)):
+        pass
     if ranks.rank == 0:
         print(hashlib.sha256(image).hexdigest())
 
