@@ -122,11 +122,18 @@ def stop(ranks: Ranks) -> None:
 
 def fail(ranks: Ranks, scenario: str, at: int) -> None:
     """Fail on one rank in the way that the scenario names, amid the work of all."""
+    reached = Path("reached")
 
     def work(task: int) -> int:
         if scenario == "everywhere":
             raise RunError("this slice is bad")
-        if ranks.rank == at:
+        if scenario in ("refuses", "breaks", "exits") and ranks.rank != at:
+            # The others do not return before: they might leave no task to rank 0.
+            latest = time.monotonic() + PATIENCE_S
+            while not reached.exists() and time.monotonic() < latest:
+                time.sleep(0.001)
+        elif ranks.rank == at:
+            reached.touch()
             if scenario == "refuses":
                 raise RunError("this slice is bad")
             if scenario == "breaks":
