@@ -61,10 +61,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     For tests of what else a report holds, where it lies, and what a run does beside it.
     """
+    from matplotlib.figure import Figure
+
     from pipeline.report import figures
 
     for name in ("sheet", "comparison", "noise", "histogram", "coverage"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: figures.Figure((0.1, 0.1)))
+        monkeypatch.setattr(figures, name, lambda *_, **__: Figure((0.1, 0.1)))
 
 
 @pytest.fixture(scope="module")

@@ -284,14 +284,16 @@ def broken(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
     return instead
 
 
-def delayed(function: Callable[..., Any], mark: Path) -> Callable[..., Any]:
+def delayed(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
     """Return the function for a rank that waits in it until the fault has happened."""
-    happened = False
+    happened, mark = False, Path(fault.mark)
 
     def instead(*arguments: Any, **named: Any) -> Any:
         nonlocal happened
         if not happened:
             happened = wait_for(mark.exists, "the fault on rank 0")
+            if fault.how == "hold":
+                wait_for(lambda: not mark.exists(), "its end")
         return function(*arguments, **named)
 
     return instead
@@ -310,7 +312,7 @@ def main(description: str, arguments: Sequence[str]) -> int:
         *path, last = name.split(".")
         owner = functools.reduce(getattr, path, importlib.import_module(module))
         function = getattr(owner, last)
-        other = broken(function, fault) if here else delayed(function, Path(fault.mark))
+        other = broken(function, fault) if here else delayed(function, fault)
         setattr(owner, last, other)
     return tool.main(arguments)
 

@@ -28,7 +28,7 @@ class Tag(enum.IntEnum):
     """The kind of a message, with its content."""
 
     TASK = 1  # for a worker
-    STOP = 2  # for a worker, who leaves the task farm: the failure of the run, or None
+    STOP = 2  # for a worker, which leaves the task farm: the failure of the run, or None
     VALUE = 3  # shared or gathered
     RESULT = 4  # of a task, or the failure
     STOPPED = 5  # the last message of a worker, None

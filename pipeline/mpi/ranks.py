@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctpatches import streams
 from pipeline import profile
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from pipeline.output.blocks import Writer
 
-Task = TypeVar("Task")
-Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
 
 #: How long a launcher gets to forward what was printed before all ranks are ended.
@@ -120,9 +118,9 @@ class Ranks:
 
     def imap_unordered(
         self,
-        function: Callable[[Prepared], Result],
-        tasks: Sequence[Task],
-        prepare: Callable[[Task], Prepared] = lambda task: task,  # type: ignore[assignment,return-value]
+        function: Callable[[Any], Result],
+        tasks: Sequence[Any],
+        prepare: Callable[[Any], Any] = lambda task: task,
         threads: int = 0,
     ) -> Generator[Result, None, None]:
         """Yield `function(prepare(task))` for every task, on rank 0 and in any order.
@@ -140,7 +138,7 @@ class Ranks:
                 yield from map(function, prepared)
             return
 
-        def whole(task: Task) -> Result:
+        def whole(task: Any) -> Result:
             return function(prepare(task))
 
         try:
