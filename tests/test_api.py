@@ -36,6 +36,7 @@ def job(tree: Tree, output: str, **options: Any) -> Config:
 # --- what is created -------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_sample_is_the_same_as_from_the_command_line_and_nothing_is_printed(cwd, capfd):
     sample = str(REPO / "raw_data")
     words = ["--input-folder", sample, "--output-fname", "shell.h5", *SAMPLE]

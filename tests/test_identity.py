@@ -351,6 +351,7 @@ def test_anonymised_no_real_name_is_in_file_pictures_or_summary(tmp_path):
     assert any("P0001" in path.name for path in tmp_path.rglob("*.png"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_not_anonymised_they_are(tmp_path):
     named(tmp_path)
     assert set(REAL) <= {n.split(": ")[-1] for n in names_in(tmp_path, called(tmp_path, *FORM))}
