@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ctpatches import streams
-from pipeline.mpi import launch
+from pipeline.mpi import launch, task_farm
+from pipeline.mpi.messages import Tag
 from pipeline.mpi.ranks import Ranks
 from utils import RunError
 
@@ -100,8 +101,6 @@ class Bell:
 
 def stop(ranks: Ranks) -> None:
     """Fail on rank 0 while another is at its first task of many; print what that one begins."""
-    from pipeline.mpi.messages import Tag
-
     bell = Bell(ranks)
 
     def work(task: int) -> int:
@@ -115,6 +114,22 @@ def stop(ranks: Ranks) -> None:
         while not ranks._messages.has(Tag.STOP, source=0) and time.monotonic() < latest:
             pass
         return task
+
+    for _ in ranks.imap_unordered(work, range(TASKS)):
+        pass
+
+
+def stuck(ranks: Ranks) -> None:
+    """Fail on rank 0 while another hangs in a task."""
+    task_farm.PATIENCE_S = 0.5
+    bell = Bell(ranks)
+
+    def work(task: int) -> None:
+        if ranks.rank == 0:
+            bell.wait()
+            raise RunError("this slice is bad")
+        bell.ring()
+        time.sleep(PATIENCE_S)
 
     for _ in ranks.imap_unordered(work, range(TASKS)):
         pass
@@ -166,6 +181,8 @@ def main(scenario: str, at: int) -> int:
             large_bytes(ranks)
         elif scenario == "stop":
             stop(ranks)
+        elif scenario == "stuck":
+            stuck(ranks)
         else:
             fail(ranks, scenario, at)
         ranks.close()
