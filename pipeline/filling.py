@@ -80,7 +80,8 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         progress.advance(patches * config.bytes_per_patch)
 
     with contextlib.ExitStack() as stack:
-        writers = ranks.writers(_open(layouts, config, ranks, stack), stack, threads > 0)
+        background = threads > 0 and not ranks.parallel
+        writers = ranks.writers(_open(layouts, config, ranks, stack, background))
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
         prepare = functools.partial(prepare_block, config=config)
@@ -98,18 +99,22 @@ def _open(
     config: Config,
     ranks: Ranks,
     stack: contextlib.ExitStack,
-) -> list[blocks.PartialFile | None]:
+    background: bool,
+) -> list[blocks.Writer | None]:
     """Open the files that this rank writes to itself: the bytes for others go through rank 0."""
-    out: list[blocks.PartialFile | None] = []
+    out: list[blocks.Writer | None] = []
     for layout in layouts:
         file = None
         if layout and ranks.rank == 0:
             file = blocks.PartialFile(layout)
         elif layout and config.hand_over != "messages" and ranks.beside_root:
             file = blocks.PartialFile.seen(layout)
+        writer: blocks.Writer | None = file
         if file:
             stack.callback(file.close)
-        out.append(file)
+        if file and background:
+            writer = stack.enter_context(contextlib.closing(blocks.BackgroundWriter(file)))
+        out.append(writer)
     return out
 
 

@@ -41,7 +41,7 @@ STEPS = {
     "reading": ("pipeline.dicom.pixels", "read_pixels"),
     "patching": ("patching", "make_block"),
     "writing": ("pipeline.output.blocks", "write_block"),
-    "handing over": ("pipeline.mpi.remote_writer", "RemoteWriter.write"),
+    "handing over": ("pipeline.mpi.messages", "RemoteWriter.write"),
     "taking": ("pipeline.output.blocks", "PartialFile.write"),
     "reserving": ("pipeline.output.commit", "reserve"),
     "creating": ("pipeline.output.commit", "OutputFile.create"),
@@ -49,6 +49,8 @@ STEPS = {
     "renaming": ("os", "replace"),
     "reporting": ("pipeline.report", "write_report"),
 }
+#: Those on which ranks share the work.
+SHARED_STEPS = ("finding", "planning", "reading", "patching", "writing")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Fault:
     call : int
         At which call of the function there, from 1.
     mark : str
-        A file that is made at the moment of the fault, with the process id in it.
+        A file that is made at the moment of the fault, with the process id in it. On rank 0, it
+        makes the fault certain: the other ranks wait for it instead of doing all the work.
     after : str
         A checkpoint in which a finished block must stand first.
     """
@@ -281,6 +284,21 @@ def broken(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
     return instead
 
 
+def delayed(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
+    """Return the function for a rank that waits in it until the fault has happened."""
+    happened, mark = False, Path(fault.mark)
+
+    def instead(*arguments: Any, **named: Any) -> Any:
+        nonlocal happened
+        if not happened:
+            happened = wait_for(mark.exists, "the fault on rank 0")
+            if fault.how == "hold":
+                wait_for(lambda: not mark.exists(), "its end")
+        return function(*arguments, **named)
+
+    return instead
+
+
 def main(description: str, arguments: Sequence[str]) -> int:
     """Run the command line with a fault in it."""
     import importlib
@@ -288,11 +306,14 @@ def main(description: str, arguments: Sequence[str]) -> int:
     import main as tool
 
     fault = Fault(**json.loads(description))
-    if launch.launcher_ranks(os.environ)[0] == fault.rank:
+    here = launch.launcher_ranks(os.environ)[0] == fault.rank
+    if here or (fault.rank == 0 and fault.mark and fault.step in SHARED_STEPS):
         module, name = STEPS[fault.step]
         *path, last = name.split(".")
         owner = functools.reduce(getattr, path, importlib.import_module(module))
-        setattr(owner, last, broken(getattr(owner, last), fault))
+        function = getattr(owner, last)
+        other = broken(function, fault) if here else delayed(function, fault)
+        setattr(owner, last, other)
     return tool.main(arguments)
 
 

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from ctpatches import streams
-from pipeline.mpi import launch
+from pipeline.mpi import launch, task_farm
+from pipeline.mpi.messages import Tag
 from pipeline.mpi.ranks import Ranks
 from pipeline.output.blocks import Writer
 from utils import RunError
@@ -57,17 +58,16 @@ def large_bytes(ranks: Ranks) -> None:
             image[offset : offset + len(data)] = data
 
     file = Memory() if ranks.rank == 0 else None
-    with contextlib.ExitStack() as stack:
-        (writer,) = ranks.writers([file], stack, background=False)
-        assert writer
+    (writer,) = ranks.writers([file])
+    assert writer
 
-        def work(task: int) -> int:
-            data = bytes([task + 1]) * (3 * PIECE)
-            writer.write(task * 3 * PIECE, memoryview(data))
-            return task
+    def work(task: int) -> int:
+        data = bytes([task + 1]) * (3 * PIECE)
+        writer.write(task * 3 * PIECE, memoryview(data))
+        return task
 
-        for _ in ranks.imap_unordered(work, range(ranks.size)):
-            pass
+    for _ in ranks.imap_unordered(work, range(ranks.size)):
+        pass
     if ranks.rank == 0:
         print(hashlib.sha256(image).hexdigest())
 
@@ -93,8 +93,6 @@ class Bell:
 
 def stop(ranks: Ranks) -> None:
     """Fail on rank 0 while another is at its first task of many; print what that one begins."""
-    from pipeline.mpi.messages import Tag
-
     bell = Bell(ranks)
 
     def work(task: int) -> int:
@@ -113,13 +111,36 @@ def stop(ranks: Ranks) -> None:
         pass
 
 
+def stuck(ranks: Ranks) -> None:
+    """Fail on rank 0 while another hangs in a task."""
+    task_farm.PATIENCE_S = 0.5
+    bell = Bell(ranks)
+
+    def work(task: int) -> None:
+        if ranks.rank == 0:
+            bell.wait()
+            raise RunError("this slice is bad")
+        bell.ring()
+        time.sleep(PATIENCE_S)
+
+    for _ in ranks.imap_unordered(work, range(TASKS)):
+        pass
+
+
 def fail(ranks: Ranks, scenario: str, at: int) -> None:
     """Fail on one rank in the way that the scenario names, amid the work of all."""
+    reached = Path("reached")
 
     def work(task: int) -> int:
         if scenario == "everywhere":
             raise RunError("this slice is bad")
-        if ranks.rank == at:
+        if scenario in ("refuses", "breaks", "exits") and ranks.rank != at:
+            # The others do not return before: they might leave no task to rank 0.
+            latest = time.monotonic() + PATIENCE_S
+            while not reached.exists() and time.monotonic() < latest:
+                time.sleep(0.001)
+        elif ranks.rank == at:
+            reached.touch()
             if scenario == "refuses":
                 raise RunError("this slice is bad")
             if scenario == "breaks":
@@ -152,6 +173,8 @@ def main(scenario: str, at: int) -> int:
             large_bytes(ranks)
         elif scenario == "stop":
             stop(ranks)
+        elif scenario == "stuck":
+            stuck(ranks)
         else:
             fail(ranks, scenario, at)
         ranks.close()

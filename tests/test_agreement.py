@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -136,15 +138,35 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("mpi_run", [[], ["--mpi_run"]], ids=["without", "with --mpi_run"])
-@pytest.mark.parametrize(("name", "variables"), OTHERS, ids=["MPICH", "Open MPI", "SLURM"])
+@pytest.fixture(scope="module")
+def unconnected(
+    tree: Tree, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[tuple[int, bool, int], Ended]]:
+    """Run two ranks of each of `OTHERS`, all at once, as each waits for a second.
+
+    Return their folder, and how each one ended by launcher, `--mpi_run` and rank.
+    """
+    folder = tmp_path_factory.mktemp("unconnected")
+
+    def ended(launcher: int, mpi_run: bool, rank: int) -> Ended:
+        options = [*argv(tree.root, folder / "out" / "made.h5"), *["--mpi_run"] * mpi_run]
+        variables = {key: value.format(rank) for key, value in OTHERS[launcher][1].items()}
+        return serial(folder, *options, extra=variables)
+
+    cases = list(itertools.product(range(len(OTHERS)), (False, True), (0, 3)))
+    with ThreadPoolExecutor(len(cases)) as pool:
+        return folder, dict(zip(cases, pool.map(ended, *zip(*cases, strict=True)), strict=True))
+
+
+@pytest.mark.parametrize("mpi_run", [False, True], ids=["without", "with --mpi_run"])
+@pytest.mark.parametrize("launcher", range(len(OTHERS)), ids=["MPICH", "Open MPI", "SLURM"])
 def test_processes_that_mpi_does_not_connect_fail_and_the_first_says_why(
-    tmp_path, tree, name, variables, mpi_run
+    unconnected, launcher, mpi_run
 ):
-    options = [*argv(tree.root, tmp_path / "out" / "made.h5"), *mpi_run]
+    folder, runs = unconnected
+    name, _ = OTHERS[launcher]
     for rank in (0, 3):
-        extra = {key: value.format(rank) for key, value in variables.items()}
-        ended = serial(tmp_path, *options, extra=extra)
+        ended = runs[launcher, mpi_run, rank]
         assert (ended.status, ended.out) == (2, "")
         if rank:
             assert ended.err == ""
@@ -153,7 +175,7 @@ def test_processes_that_mpi_does_not_connect_fail_and_the_first_says_why(
         one_error(ended, f"{name} started 4 processes, but MPI finds 1", advice)
         assert ("mpiexec" in ended.err) == (name == "mpiexec")
         assert len(ended.err.splitlines()) == 1  # no warning of mpi4py beside it
-    assert left(tmp_path / "out") == set()
+    assert left(folder / "out") == set()
 
 
 def test_a_plugin_of_slurm_is_suggested_that_fits_the_mpi(tmp_path, job):

@@ -36,6 +36,7 @@ def job(tree: Tree, output: str, **options: Any) -> Config:
 # --- what is created -------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_sample_is_the_same_as_from_the_command_line_and_nothing_is_printed(cwd, capfd):
     sample = str(REPO / "raw_data")
     words = ["--input-folder", sample, "--output-fname", "shell.h5", *SAMPLE]
@@ -92,13 +93,13 @@ def test_ranks_share_the_work_and_each_gets_the_summary(cwd, tree):
         "import sys\n"
         "from mpi4py import MPI\n"
         "from pipeline import Config, make_patches\n"
-        "config = Config(sys.argv[1], 'ranks.h5', patch_size=24, mpi_run=True)\n"
+        "config = Config(sys.argv[1], 'ranks.h5', patch_size=24, mpi_run=True, no_report=True)\n"
         "counts = MPI.COMM_WORLD.allgather(make_patches(config, MPI.COMM_WORLD).patches)\n"
         "assert counts == [counts[0]] * 2, counts\n"
     )
     ended = run([mpiexec(), "-n", "2", sys.executable, "-c", script, tree.root], cwd)
     assert (ended.status, ended.out, ended.err) == (0, "", "")
-    make_patches(job(tree, "serial.h5"))
+    make_patches(job(tree, "serial.h5", no_report=True))
     assert (cwd / "ranks.h5").read_bytes() == (cwd / "serial.h5").read_bytes()
 
 

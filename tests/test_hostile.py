@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate
@@ -29,6 +30,7 @@ from pydicom.uid import (
 
 from pipeline import command_line
 from pipeline.dicom import header, pixels
+from pipeline.report import figures
 from tests.faults import EARLIER, argv, command, kept, left, one_error
 from tests.jpeg_lossless import compress
 from tests.running import Ended, called, environment
@@ -324,7 +326,18 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", [*NAMES, b"\xff\xfe not UTF-8".decode("utf-8", "surrogateescape")])
+NAMES_OF_PATIENTS = [*NAMES, b"\xff\xfe not UTF-8".decode("utf-8", "surrogateescape")]
+
+
+@pytest.mark.parametrize("name", NAMES_OF_PATIENTS)
+def test_any_name_is_drawn(name):
+    patch = np.zeros((1, 4, 4), np.float32)
+    with figures.style():
+        assert figures.png(figures.sheet(patch, patch, name, ""))
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", NAMES_OF_PATIENTS)
 @pytest.mark.parametrize("anonymize", [False, True], ids=["", "anonymize"])
 def test_any_name_of_a_patient_works(tmp_path, name, anonymize):
     write_patient(tmp_path / "scans", name, 2, seed=1)
@@ -343,6 +356,7 @@ def test_any_name_of_a_patient_works(tmp_path, name, anonymize):
     assert not anonymize or name not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_of_an_output_and_of_slices_works(tmp_path, name):
     root = tmp_path / "scans"

@@ -146,6 +146,7 @@ def test_the_same_words_do_not_come_out_of_a_process_of_its_own_either(tmp_path)
     assert leaks(tmp_path, ended) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_verifying_tells_nothing(tmp_path):
     planted(tmp_path)
     called(tmp_path, *FORM)
@@ -155,6 +156,7 @@ def test_verifying_tells_nothing(tmp_path):
     assert leaks(tmp_path, ended) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_summary_with_every_remark_tells_nothing(tmp_path):
     root = planted(tmp_path, "AB")
     for name in "CDE":
@@ -349,11 +351,13 @@ def test_anonymised_no_real_name_is_in_file_pictures_or_summary(tmp_path):
     assert any("P0001" in path.name for path in tmp_path.rglob("*.png"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_not_anonymised_they_are(tmp_path):
     named(tmp_path)
     assert set(REAL) <= {n.split(": ")[-1] for n in names_in(tmp_path, called(tmp_path, *FORM))}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_anonymised_the_options_that_name_folders_are_not_in_the_file(tmp_path):
     named(tmp_path)
     folders = ("--input-gen-folder", "low_viertel", "--target-gen-folder", "full_voll")
@@ -362,6 +366,7 @@ def test_anonymised_the_options_that_name_folders_are_not_in_the_file(tmp_path):
     assert names_in(tmp_path, ended) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_anonymised_three_sides_have_no_real_name(tmp_path):
     root = named(tmp_path)
     write_patient(root, "Hubertus_2", 1, folders=("low_viertel", "full_voll"))
@@ -370,6 +375,7 @@ def test_anonymised_three_sides_have_no_real_name(tmp_path):
     assert names_in(tmp_path, ended) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_anonymised_the_remarks_of_the_summary_have_no_real_name(tmp_path):
     root = named(tmp_path)
     for name in ("Hubertus_2", "Hubertus_3"):
@@ -384,6 +390,7 @@ def test_anonymised_the_remarks_of_the_summary_have_no_real_name(tmp_path):
     assert names_in(tmp_path, ended) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pseudonyms_have_the_form_that_is_documented(tmp_path):
     named(tmp_path)
     called(tmp_path, *FORM, "--anonymize")
@@ -394,12 +401,14 @@ def test_pseudonyms_have_the_form_that_is_documented(tmp_path):
     assert table["input_file"] == expected
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_key_is_readable_by_its_owner_alone(tmp_path):
     named(tmp_path)
     called(tmp_path, *FORM, "--anonymize")
     assert stat.S_IMODE((tmp_path / "out_key.csv").stat().st_mode) == 0o600
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_key_that_is_replaced_is_readable_by_its_owner_alone(tmp_path):
     named(tmp_path)
     (tmp_path / "out_key.csv").write_text("older")
@@ -412,6 +421,7 @@ def test_a_key_that_is_replaced_is_readable_by_its_owner_alone(tmp_path):
     assert key_of(tmp_path)["P0001"] == "Hubertus"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_key_leads_back_to_the_pixels(tmp_path):
     root = named(tmp_path)
     called(tmp_path, *FORM, "--anonymize")
@@ -427,6 +437,7 @@ def test_the_key_leads_back_to_the_pixels(tmp_path):
                 np.testing.assert_array_equal(file[side][i, 0], there)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_key_holds_names_of_folders_and_files_and_nothing_else(tmp_path):
     planted(tmp_path)
     called(tmp_path, *FORM, "--anonymize")
@@ -436,6 +447,7 @@ def test_the_key_holds_names_of_folders_and_files_and_nothing_else(tmp_path):
     assert len(key) == 2 * (1 + 3 + 3)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_anonymised_patches_are_those_of_a_run_with_names(tmp_path):
     named(tmp_path)
     augmented = ("--rot_augment", "--blurr_n_noise")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from pipeline.errors import SharedFailure
 from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks
-from tests.rank_scenarios import PIECE, TASKS
+from tests.rank_scenarios import PATIENCE_S, PIECE, TASKS
 from tests.running import REPO, Ended, ranks_of, run
 from utils import CallError
 
@@ -130,6 +131,13 @@ def test_tasks_that_were_handed_out_before_a_failure_are_not_begun(tmp_path):
     ended = ranks_of(2, "rank_scenarios.py", tmp_path, "stop")
     failed_once(ended, "this slice is bad")
     assert len(ended.out.splitlines()) == 1, ended.out
+
+
+def test_a_rank_that_hangs_does_not_hold_up_the_end_of_a_failed_run(tmp_path):
+    begin = time.monotonic()
+    ended = ranks_of(2, "rank_scenarios.py", tmp_path, "stuck")
+    failed_once(ended, "this slice is bad (rank 1 is stuck)")
+    assert time.monotonic() - begin < PATIENCE_S
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])

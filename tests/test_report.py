@@ -39,6 +39,7 @@ EVERYTHING = (
     *("--rot_augment", "--ds_augment", "--air_threshold", "--blurr_n_noise"),
     *("--patch-size", "p24"),
 )
+SMALL = ("--patch-size", "p24", "--no-report")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def by_patient(file: Path) -> dict[str, int]:
 
 def test_counts_are_those_of_the_file(whole, tree, tmp_path):
     facts = whole.facts
-    every = run(tree.root, tmp_path / "all.h5", "--ds_augment", "--patch-size", "p24")
+    every = run(tree.root, tmp_path / "all.h5", "--ds_augment", *SMALL)
     patches, windows = by_patient(whole.file), by_patient(every.file)
     pairs = [made.patient for made in tree.pairs]
     for one in facts["patients"]:
@@ -132,7 +133,7 @@ def test_counts_are_those_of_the_file(whole, tree, tmp_path):
 
 
 def test_counts_per_scale_are_those_of_the_file(whole, tree, tmp_path):
-    every = run(tree.root, tmp_path / "all.h5", "--ds_augment", "--patch-size", "p24")
+    every = run(tree.root, tmp_path / "all.h5", "--ds_augment", *SMALL)
     found = {}
     for name, one in (("patches", whole), ("windows", every)):
         with h5py.File(one.file) as file:
@@ -159,6 +160,7 @@ def counted(values: Any, edges: list[float]) -> list[int]:
     return [int((places == i).sum()) for i in range(1, len(edges))]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kind", ["None", "unity_independent", "hu_window"])
 def test_histograms_count_the_sampled_pixels(tree, tmp_path, kind):
     made = run(tree.root, tmp_path / "o.h5", "--patch-size", "p24", "--normalization-type", kind)
@@ -176,6 +178,7 @@ def test_histograms_count_the_sampled_pixels(tree, tmp_path, kind):
                 assert off <= (0 if kind == "None" else 0.002 * pixels.size)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bins_of_integers_have_an_integer_width_and_show_soft_tissue(tree, tmp_path):
     whole, soft = run(tree.root, tmp_path / "o.h5", "--patch-size", "p24").facts["histograms"]
     for panel in (whole, soft):
@@ -219,6 +222,7 @@ def test_added_noise_and_blur_are_seen(whole):
     assert kinds["blur"]["sd_hu"] > kinds["noise"]["sd_hu"] > kinds["none"]["sd_hu"]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("options", "unit"),
     [
@@ -238,6 +242,7 @@ def test_the_fingerprint_is_the_checksum_of_the_file(whole):
         assert whole.facts["fingerprint"] == bytes(file["checksum"][...]).hex()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_file_of_a_split_has_its_report(tree, tmp_path):
     made = run(tree.root, tmp_path / "out.h5", "--split", "0.34", "0.33", "0.33")
     patients = []
@@ -444,6 +449,7 @@ def test_no_folder_is_named(whole):
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pseudonyms_hide_every_name(tmp_path):
     root = tmp_path / "Erika Mustermann" / "Max"
     write_patient(root, "Mustermann", 2)
@@ -511,6 +517,7 @@ def test_every_option_with_a_path_is_hidden_with_pseudonyms():
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("layout", ["torch", "tf"])
 def test_the_way_to_load_it_works(tree, tmp_path, layout):
     if layout == "torch":
@@ -531,6 +538,7 @@ def test_the_way_to_load_it_works(tree, tmp_path, layout):
 # --- where it lies ---------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("name", "folder"),
     [("x.h5", "x"), ("x.y.h5", "x.y"), ("x.html", "x.html"), (".h5", ".h5"), ("...h5", "...h5")],
@@ -543,6 +551,7 @@ def test_the_report_lies_in_the_folder_named_after_the_output(tree, tmp_path, na
     assert {"report.html", "report.json"} <= names
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_that_cannot_be_written_is_one_line_and_completed_later(tree, tmp_path):
     argv = ["--input-folder", str(tree.root), "--output-fname", "out.h5", "--patch-size", "p24"]
     (tmp_path / "sanity_check" / "out" / "report.json").mkdir(parents=True)
@@ -557,6 +566,7 @@ def test_a_report_that_cannot_be_written_is_one_line_and_completed_later(tree, t
     assert "report.html" in contents(tmp_path / "sanity_check" / "out")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_on_a_read_only_disk_is_one_line(tree, tmp_path):
     argv = ["--input-folder", str(tree.root), "--output-fname", "out.h5", "--patch-size", "p24"]
     with mounted(tmp_path / "sanity_check", "ro"):
@@ -601,6 +611,7 @@ def test_as_many_patients_as_possible_are_shown():
     assert other != chosen == statistics.choose_coverage(pairs, Config("scans"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_long_tables_end_and_say_so(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "MAX_TABLE_ROWS", 2)
     text = run(tree.root, tmp_path / "out.h5", "--patch-size", "p24").text

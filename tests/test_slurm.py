@@ -148,7 +148,8 @@ def test_a_killed_rank_ends_the_job_and_the_same_job_again_continues(job, whole,
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_raises_ends_the_job_with_one_message(job, rank):
-    assert job.run(fault=Fault("raise", "patching", rank)) == "FAILED", job.log
+    fault = Fault("raise", "patching", rank, mark=str(job.folder / "mark"))
+    assert job.run(fault=fault) == "FAILED", job.log
     (line,) = job.errors
     assert f"rank {rank}: " in line
     assert "made to fail" in line

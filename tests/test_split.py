@@ -91,7 +91,7 @@ def test_two_ranks_make_the_same_three_files(ten, tmp_path):
 
 def test_a_part_of_zero_makes_no_file(ten, tmp_path):
     options = ("--patch-size", "p24", "--split", "0.8", "0", "0.2", "--output-fname", "out.h5")
-    assert called(tmp_path, "--input-folder", ten, *options).status == 0
+    assert called(tmp_path, "--input-folder", ten, *options, "--no-report").status == 0
     assert {path.name for path in tmp_path.glob("*.h5")} == {"out_train.h5", "out_test.h5"}
     assert Counter(sides_of(tmp_path).values()) == {"train": 8, "test": 2}
 
@@ -343,7 +343,7 @@ def test_the_same_day_at_another_time_is_another_person(tmp_path):
 
 def test_real_patients_are_two_persons(ldct, tmp_path):
     options = ("--patch-size", "p96", "--split", "0.5", "0", "0.5", "--output-fname", "out.h5")
-    ended = called(tmp_path, "--input-folder", ldct, *options)
+    ended = called(tmp_path, "--input-folder", ldct, *options, "--no-report")
     assert ended.status == 0
     assert "same person" not in ended.out
     assert sorted(sides_of(tmp_path)) == ["L096", "L143"]

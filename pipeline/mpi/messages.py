@@ -8,36 +8,36 @@ from __future__ import annotations
 import enum
 import math
 import time
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpi4py import MPI
+from pipeline import profile
+from pipeline.output.blocks import Writer
 
-#: Longest sleep between two looks for a message. MPI itself would spin: with more ranks than cores,
-#: waiting ranks would take the cores from working ones.
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+#: Longest sleep between two probes. MPI itself would spin: with more ranks than cores, waiting
+#: ranks would occupy the cores of working ones.
 MAX_NAP_S = 0.002
+#: Bytes for a file in one message, and how many of them may be on their way from a rank.
+MESSAGE_BYTES = 2 << 20
+MAX_PENDING_BYTES = 64 << 20
 
 
 class Tag(enum.IntEnum):
-    """What a message is.
+    """The kind of a message, with its content."""
 
-    From rank 0: `TASK`, a task of the farm; `STOP`, leave the farm, with the failure of the run or
-    None; `VALUE`, a value for all, or a failure. To rank 0: `RESULT`, of a task; `FAILURE`;
-    `STOPPED`, the answer to `STOP`; `VALUE`; `WRITE`, number of a file, offset and length of bytes
-    for it; `BYTES`, these bytes.
-    """
-
-    TASK = 1
-    STOP = 2
-    VALUE = 3
-    RESULT = 4
-    FAILURE = 5
-    STOPPED = 6
-    WRITE = 7
-    BYTES = 8
+    TASK = 1  # for a worker
+    STOP = 2  # for a worker, which leaves the task farm: the failure of the run, or None
+    VALUE = 3  # shared or gathered
+    RESULT = 4  # of a task, or the failure
+    STOPPED = 5  # the last message of a worker, None
+    WRITE = 6  # file number, offset, and length of the bytes, which follow as `BYTES`
+    BYTES = 7
 
 
 class Message(NamedTuple):
-    """A message that has been received."""
+    """A message that was received; with `WRITE`, the bytes are in place of their length."""
 
     source: int
     tag: Tag
@@ -48,58 +48,82 @@ class Messages:
     """The messages of this rank."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
+        from mpi4py import MPI
+
         self.comm = comm
-        self._sent: list[MPI.Request] = []
+        self._any_source, self._status = MPI.ANY_SOURCE, MPI.Status()
+        #: What was sent and perhaps not received yet: number of bytes, and request.
+        self._pending: list[tuple[int, MPI.Request]] = []
+        host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.beside_root = any(host.allgather(comm.rank == 0))
+        host.Free()
 
-    def send(self, rank: int, content: object, tag: Tag) -> None:
-        """Send a small object without waiting for the receiver, who may be sending to us."""
-        self._sent = [request for request in self._sent if not request.Test()]
-        self._sent.append(self.comm.isend(content, rank, tag))
+    def send(self, rank: int, tag: Tag, content: object = None) -> None:
+        """Send a small object without waiting for the receiver, which may be sending to us."""
+        self._pending = [one for one in self._pending if not one[1].Test()]
+        self._pending.append((0, self.comm.isend(content, rank, tag)))
 
-    def send_all(self, content: object, tag: Tag) -> None:
-        """Send a small object to all other ranks, and wait until they have it."""
-        for rank in range(1, self.comm.size):
-            self.send(rank, content, tag)
-        self.settle()
+    def send_bytes(self, rank: int, data: memoryview) -> None:
+        """Send bytes, which must not change until `settle`."""
+        self._pending.append((len(data), self.comm.Isend(data, rank, Tag.BYTES)))
+        while sum(length for length, _ in self._pending) > MAX_PENDING_BYTES:
+            self._pending.pop(0)[1].wait()
 
     def settle(self) -> None:
         """Wait until all that was sent has been received."""
-        while self._sent:
-            self._sent.pop().wait()
+        while self._pending:
+            self._pending.pop()[1].wait()
 
-    def look(self, source: int = MPI.ANY_SOURCE) -> Message | None:
-        """Return the next message; None if none is there."""
-        status, probe = MPI.Status(), self.comm.improbe
-        # MPICH looks at what it knows of first and only then for more: what has come since the
-        # last look is found by the second one.
-        found = probe(source, MPI.ANY_TAG, status) or probe(source, MPI.ANY_TAG, status)
-        return Message(status.source, Tag(status.tag), found.recv()) if found else None
+    def look(self, source: int | None = None) -> Message | None:
+        """Return the next message, from any rank by default; None if there is none."""
+        source = self._any_source if source is None else source
+        probe, status = self.comm.improbe, self._status
+        # MPICH first checks the messages that it knows of, and only then for new ones, which the
+        # second probe finds.
+        found = probe(source, status=status) or probe(source, status=status)
+        if not found:
+            return None
+        source, tag, content = status.source, Tag(status.tag), found.recv()
+        if tag == Tag.WRITE:
+            file, offset, length = content
+            data = bytearray(length)
+            with profile.step("receive"):
+                self.comm.Recv(data, source, Tag.BYTES)
+            content = file, offset, memoryview(data)
+        return Message(source, tag, content)
 
-    def wait(self, source: int = MPI.ANY_SOURCE, seconds: float = math.inf) -> Message | None:
-        """Wait for the next message; return None if none came in time."""
-        nap = 0.0
-        latest = time.monotonic() + seconds
-        while time.monotonic() < latest:
-            if found := self.look(source):
-                return found
-            time.sleep(nap)
+    def wait(
+        self, source: int | None = None, seconds: float = math.inf, step: str = "wait"
+    ) -> Message:
+        """Return the next message; raise TimeoutError if there is none in time."""
+        nap, latest = 0.0, time.monotonic() + seconds
+        while not (message := self.look(source)):
+            if time.monotonic() > latest:
+                raise TimeoutError
+            with profile.step(step):
+                time.sleep(nap)
             nap = min(MAX_NAP_S, nap + MAX_NAP_S / 20)
-        return None
+        return message
 
     def has(self, tag: Tag, source: int) -> bool:
-        """Return whether a message of that tag is there, behind others perhaps (see `look`)."""
-        return bool(self.comm.iprobe(source, tag) or self.comm.iprobe(source, tag))
-
-    def receive_bytes(self, source: int, length: int) -> memoryview:
-        """Return the bytes that a `WRITE` announced."""
-        data = bytearray(length)
-        self.comm.Recv(data, source, Tag.BYTES)
-        return memoryview(data)
+        """Return whether there is a message with that tag, perhaps behind others (see `look`)."""
+        return self.comm.iprobe(source, tag) or self.comm.iprobe(source, tag)
 
 
-def shares_root_host(comm: MPI.Intracomm) -> bool:
-    """Return whether this rank shares its host, and so its file systems, with rank 0."""
-    host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    here: bool = host.allreduce(comm.rank == 0, MPI.LOR)
-    host.Free()
-    return here
+class RemoteWriter(Writer):
+    """Sends the bytes for a file to rank 0, and continues before they have arrived."""
+
+    def __init__(self, messages: Messages, file: int) -> None:
+        self.messages, self.file = messages, file
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at that byte; it must not change until `flush`."""
+        data = data.cast("B")
+        for start in range(0, len(data), MESSAGE_BYTES):
+            piece = data[start : start + MESSAGE_BYTES]
+            self.messages.send(0, Tag.WRITE, (self.file, offset + start, len(piece)))
+            self.messages.send_bytes(0, piece)
+
+    def flush(self) -> None:
+        """Wait until rank 0 has received everything."""
+        self.messages.settle()
