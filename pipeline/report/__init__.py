@@ -60,6 +60,8 @@ def _contents(
     source: ValidatedFile, plan: Plan, subset: str, config: Config, warnings: Sequence[str]
 ) -> dict[str, bytes]:
     """Return all files of the report by name."""
+    sheets = dict(sanity.sheets(source, config))
+    coverage = list(sanity.coverage(source, plan, config))
     sample = statistics.read_sample(source, plan, config)
     noise, noise_by_degradation = statistics.measure_noise(sample, plan)
     patients = []
@@ -67,7 +69,6 @@ def _contents(
         counts = statistics.count_pairs([plan.parts[i] for i in rows], config)
         patients.append({"patient": name, **counts, "noise": noise.get(name)})
     examples = list(sanity.examples(source, sample, plan, config))
-    coverage = list(sanity.coverage(source, plan, config))
     histograms = statistics.histograms(sample, config)
     unit = statistics.unit_of(config)
     facts = {
@@ -108,7 +109,7 @@ def _contents(
     defaults = [name for name, option in FILE_OPTIONS.items() if job.is_default(config, option)]
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {
-        **dict(sanity.sheets(source, config)),
+        **sheets,
         **{name: png for name, _, png in coverage},
         "report.json": text.encode(),
         "report.html": page.render(facts, images, defaults).encode(),

@@ -139,7 +139,7 @@ def histograms(sample: Sample, config: Config) -> list[Facts]:
     ends = np.array([sample.hu.argmin(), sample.hu.argmax()])
     hu, value = np.take(sample.hu, ends).tolist(), np.take(sample.values, ends).tolist()
     factor = (value[1] - value[0]) / (hu[1] - hu[0]) if hu[1] > hu[0] else 0.0
-    if factor and np.allclose((sample.values - value[0]) / factor + hu[0], sample.hu, atol=0.5):
+    if factor > 0 and np.abs((sample.values - value[0]) / factor + hu[0] - sample.hu).max() < 0.5:
         low, high = (value[0] + (end - hu[0]) * factor for end in SOFT_TISSUE_HU)
         panels.append(("soft tissue", 100, low, high))
     found = []
