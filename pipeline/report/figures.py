@@ -222,7 +222,7 @@ def coverage(views: Sequence[WindowedView], title: str) -> Figure:
     views = [view for view in views if view.image_hu.size]
     inch = 3.4 / max(views[0].image_hu.shape)
     sizes = [(inch * v.image_hu.shape[1], inch * v.image_hu.shape[0]) for v in views]
-    figure = _row(sizes, (0.65, 0.2, 1.1, 0.95), 0.75, title)
+    figure = _row(sizes, (0.65, 0.35, 1.1, 0.95), 0.75, title)
     for axes, view in zip(figure.axes, views, strict=True):
         drawn = _draw_view(axes, view)
     _colour_bar(figure, drawn, "HU", (0.65, 0.42, 2.0, 0.1))
