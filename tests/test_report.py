@@ -28,11 +28,13 @@ import pytest
 from ctpatches.file import denormalise, provenance, read_patches
 from pipeline import command_line
 from pipeline.config import FILE_OPTIONS, OPTIONS, Config
-from pipeline.report import figures, job, page, statistics
+from pipeline.model import Names, Plan
+from pipeline.report import figures, job, page, sanity, statistics
 from tests.faults import mounted, one_error
 from tests.provenance import squeezed
 from tests.running import called, ranks, serial
 from tests.scans import phantom, write_patient, write_slice
+from utils import generator
 
 HOSTILE = ("<script>alert(1)<", "two\nlines\t'q\" & $x$", "\u0645\u0631\u064a\u0636 \u60a3\u8005")
 EVERYTHING = (
@@ -269,10 +271,9 @@ def test_the_page_shows_the_figures_of_its_own_numbers(whole):
             place = (there.patient, there.row, there.col, there.scale, there.degradation)
             assert place == tuple(one[k] for k in ("patient", "row", "col", "scale", "degradation"))
             assert one["position_mm"] == there.position_mm
-            factors = [h5_hu(file, there.pair, role) for role in ("input", "target")]
             low, full = (
-                v[0] * factor + summand
-                for v, (factor, summand) in zip(read_patches(file, i), factors, strict=True)
+                denormalise(values, file, i, role)[0]
+                for values, role in zip(read_patches(file, i), ("input", "target"), strict=True)
             )
             middle = np.median(full)
             grey = (-1350, 150) if middle < -500 else (-160, 240) if middle < 300 else (-450, 1050)
@@ -281,19 +282,9 @@ def test_the_page_shows_the_figures_of_its_own_numbers(whole):
             figures.noise([one["noise"] and one["noise"]["sd_hu"] for one in facts["patients"]])
         )
         (one,) = facts["histograms"]
-        expected.append(
-            figures.histogram(one["edges"], one["counts"], one["outside"], facts["unit"], log=True)
-        )
+        expected.append(figures.histogram(one, facts["unit"]))
         assert embedded(whole)[: len(expected)] == [figures.png(one) for one in expected]
     assert len(facts["examples"]) == 8
-
-
-def h5_hu(file: h5py.File, pair: int, role: str) -> tuple[np.float32, np.float32]:
-    """Return factor and summand that make HU of a pair's stored values, normalised."""
-    divisor, offset, slope, intercept = (
-        file[f"pair/{role}_{name}"][pair] for name in ("divisor", "offset", "slope", "intercept")
-    )
-    return np.float32(divisor * slope), np.float32(offset * slope + intercept)
 
 
 def test_the_page_shows_the_coverage_images_of_the_folder(whole):
@@ -576,22 +567,19 @@ def test_a_report_on_a_read_only_disk_is_one_line(tree, tmp_path):
 # --- the cost is bounded ---------------------------------------------------------------------
 
 
-def large_table(patients: int, pairs: int, windows: int) -> statistics.Pairs:
-    """Return the pairs of a large file, every window kept."""
+def large_plan(patients: int, pairs: int, windows: int) -> Plan:
+    """Return the plan of a large file, every window kept."""
     total = patients * pairs
-    names = [f"p{i // pairs:05d}" for i in range(total)]
-    first, patches = np.arange(total) * windows, np.full(total, windows)
-    shape = np.full((total, 2), 9)
-    return statistics.Pairs(
-        names, names, ["none"] * total, np.zeros(total), first, patches, shape, {}
-    )
+    names = [Names(f"p{i // pairs:05d}", "", "") for i in range(total)]
+    starts = np.arange(0, (total + 1) * windows, windows).tolist()
+    return Plan([], [], starts, [], names, None, [], [])
 
 
 @pytest.mark.parametrize("size", [12, 55, 96, 512])
 @pytest.mark.parametrize(("patients", "pairs"), [(1, 3), (40, 30), (5000, 2)])
 def test_the_sample_is_bounded(size, patients, pairs):
     config = Config("scans", patch_size=size, overlap=0)
-    index = statistics.draw_sample(large_table(patients, pairs, 500), config)
+    index = statistics.draw_sample(large_plan(patients, pairs, 500), config)
     assert 0 < len(index) <= statistics.MAX_WINDOWS
     assert len(index) * size**2 <= max(4 * size**2, statistics.MAX_PIXELS)
     found, counts = np.unique(index // (500 * pairs), return_counts=True)
@@ -601,14 +589,15 @@ def test_the_sample_is_bounded(size, patients, pairs):
     assert counts[0] <= statistics.MAX_PATIENT_WINDOWS
 
 
-def test_as_many_patients_as_possible_are_shown():
-    pairs = large_table(3, 100, 5)
-    chosen = statistics.choose_coverage(pairs, Config("scans"))
-    assert sorted(i // 100 for i in chosen)[:4] != [0, 0, 0, 0]
-    assert {i // 100 for i in chosen} == {0, 1, 2}
+def test_images_are_of_as_many_patients_as_possible():
+    groups = [str(i // 100) for i in range(300)]
+    chosen, again, other = (
+        sanity.spread(groups, 4, generator(seed, "coverage")) for seed in (0, 0, 1)
+    )
+    assert {groups[i] for i in chosen} == {"0", "1", "2"}
     assert chosen == sorted(set(chosen))
-    other = statistics.choose_coverage(pairs, Config("scans", seed=1))
-    assert other != chosen == statistics.choose_coverage(pairs, Config("scans"))
+    assert len(chosen) == 4
+    assert other != chosen == again
 
 
 @pytest.mark.usefixtures("undrawn")
