@@ -32,6 +32,7 @@ from ctpatches import stitch
 from ctpatches.dicom_export import Derived, check_texts, write_dicom
 from ctpatches.stitching import blend
 from pipeline.options import PATCH_OVERLAPS
+from tests.editing import edit
 from tests.naive import downscale
 from tests.running import called, run, serial
 from tests.scans import Made, write_patient, write_slice
@@ -433,6 +434,28 @@ def test_a_wrong_shape_text_or_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="No such file"):
         derive(image, tmp_path / "none.dcm", out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"Modality": "MR"}, "has Modality MR; expected: a CT slice of one frame"),
+        ({"NumberOfFrames": 2}, "has NumberOfFrames 2"),
+        ({"PhotometricInterpretation": "RGB"}, "has PhotometricInterpretation RGB"),
+        ({"BitsStored": 17}, "has 17 of 16 bits stored"),
+        ({"RescaleSlope": None}, "has no RescaleSlope"),
+        ({"RescaleSlope": 0}, "has RescaleSlope 0, RescaleIntercept -1024"),
+        ({"RescaleSlope": [1, 2]}, r"has a damaged header \(TypeError\)"),
+    ],
+)
+def test_a_source_that_no_slice_derives_from_is_refused(
+    tags: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = write_slice(tmp_path / "s.dcm", stored_image())
+    edit(path, **tags)
+    with pytest.raises(RunError, match=message):
+        derive(np.zeros((7, 9), np.float32), path, tmp_path / "out.dcm")
+    assert not (tmp_path / "out.dcm").exists()
 
 
 # --- the command line ------------------------------------------------------------------------
