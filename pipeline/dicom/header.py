@@ -109,11 +109,9 @@ def _slice_of(
     if swapped or "ExtendedOffsetTable" in header:  # no table is expected
         pixel_offset = None
     position, in_plane, orientation = _geometry(header)
-    instance = header.get("InstanceNumber")
-    if instance is not None and instance != "":
-        instance = int(instance)
-        if not -(1 << 31) <= instance < 1 << 31:  # IS has 32 bits (PS3.5 6.2)
-            raise ValueError("InstanceNumber")
+    instance = _number(header, "InstanceNumber")
+    if instance is not None and not -(1 << 31) <= instance < 1 << 31:  # IS: 32 bits (PS3.5 6.2)
+        raise ValueError("InstanceNumber")
     kernel = header.get("ConvolutionKernel") or []
     event = str(header.get("IrradiationEventUID") or "")
     return Slice(
@@ -125,7 +123,7 @@ def _slice_of(
         orientation=orientation,
         spacing_mm=_numbers(header, "PixelSpacing", 2),
         thickness_mm=_number(header, "SliceThickness"),
-        instance=None if instance == "" else instance,
+        instance=None if instance is None else int(instance),
         slope=slope,
         intercept=intercept,
         pixel_offset=pixel_offset,
@@ -234,11 +232,11 @@ def _padding_range(
     all values below the lowest of a CT scale, -1024 HU, as no tissue has those; padding brighter
     than air would not differ from tissue, and is refused.
     """
-    value = header.get("PixelPaddingValue")
-    if value is None or value == "":
+    value = _number(header, "PixelPaddingValue")
+    if value is None:
         return None
-    limit = header.get("PixelPaddingRangeLimit")
-    ends = [int(value), int(value if limit is None or limit == "" else limit)]
+    limit = _number(header, "PixelPaddingRangeLimit")
+    ends = [int(value), int(value if limit is None else limit)]
     # The tag is read as signed or unsigned by its VR, which does not always follow the pixels'.
     info = np.iinfo(dtype)
     ends = [(end - info.min) % (1 << info.bits) + info.min for end in ends]
