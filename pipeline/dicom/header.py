@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pipeline.dicom import compressed, fast_header
-from pipeline.dicom.compressed import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, NATIVE
-from pipeline.dicom.fast_header import EXPLICIT_LITTLE, TAGS
+from pipeline.dicom import fast_header
+from pipeline.dicom.fast_header import (
+    DEFLATED,
+    EXPLICIT_BIG,
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    NATIVE,
+    TAGS,
+)
 from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, opened, refusal, require, stamp_of
 from pipeline.model import Slice
 from utils import AIR_HU, quoted
@@ -80,10 +86,12 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
     from pydicom.errors import InvalidDicomError
     from pydicom.uid import UID
 
+    from pipeline.dicom.compressed import check_inflated
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            compressed.check_inflated(data)
+            check_inflated(data)
             stream = io.BytesIO(data)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
             syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
@@ -198,7 +206,9 @@ def _native_offset(syntax: str, data: bytes, offset: int, size: int, expected: i
     there = (group, element) == (0x7FE0, 0x0010) or syntax == DEFLATED
     require(there, "no pixels: the file ends before them", "a CT slice with pixels")
     if syntax not in NATIVE:
-        compressed.check_decoder(syntax)
+        from pipeline.dicom.compressed import check_decoder
+
+        check_decoder(syntax)
         return None
     rest = size - start
     complete = length in (expected, expected + expected % 2) and rest >= expected
