@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.encaps import generate_frames
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import UID, RLELossless
@@ -35,6 +36,17 @@ _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "gdcm")
 #: that it may use for a slice.
 _FRAGILE = "gdcm"
 MAX_CPU_S = 20
+
+
+def read_header(data: bytes) -> tuple[Dataset, str, int]:
+    """Return a header, its transfer syntax, and where it ends, from the first bytes of a file."""
+    check_inflated(data)
+    stream = io.BytesIO(data)
+    try:
+        dataset = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
+    except InvalidDicomError:
+        raise refusal("is not a DICOM file", "a CT slice") from None
+    return dataset, UID(dataset.file_meta.get("TransferSyntaxUID", "")), stream.tell()
 
 
 def check_decoder(syntax: str) -> None:

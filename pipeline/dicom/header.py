@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import math
 import os
 import struct
@@ -21,7 +20,6 @@ from pipeline.dicom.fast_header import (
     EXPLICIT_LITTLE,
     IMPLICIT_LITTLE,
     NATIVE,
-    TAGS,
 )
 from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, opened, refusal, require, stamp_of
 from pipeline.model import Slice
@@ -82,24 +80,15 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
             return _slice_of(plain[0], file, EXPLICIT_LITTLE, data, plain[1], stamp)
 
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-    from pydicom.uid import UID
-
-    from pipeline.dicom.compressed import check_inflated
+    from pipeline.dicom.compressed import read_header
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            check_inflated(data)
-            stream = io.BytesIO(data)
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
-            syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
-            return _slice_of(dataset, file, syntax, data, stream.tell(), stamp)
+            dataset, syntax, offset = read_header(data)
+            return _slice_of(dataset, file, syntax, data, offset, stamp)
     except BadFile:
         raise
-    except InvalidDicomError:
-        raise refusal("is not a DICOM file", "a CT slice") from None
     except Exception as error:  # whatever a parser meets in a damaged file
         # Its words stay out: they may quote any tag, names among them.
         raise BadFile(f"has a damaged header ({type(error).__name__})") from None
