@@ -251,7 +251,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: cut(path, -1000), "bytes of pixels"),
     "truncated in the header": (lambda path: cut(path, 500), "expected"),
     "empty": (lambda path: cut(path, 0), "is empty"),
-    "foreign": (lambda path: path.write_bytes(b"PK\3\4" * 99), "no DICOM file"),
+    "foreign": (lambda path: path.write_bytes(b"PK\3\4" * 99), "not a DICOM file"),
     "pixel-less": (lambda path: edit(path, PixelData=None), "no pixels"),
     "wrong length": (lambda path: edit(path, Rows=SHAPE[0] + 2), "bytes of pixels"),
     "RLE": (lambda path: compressed(path, RLELossless), "do not decode"),

@@ -1,30 +1,32 @@
-"""Decoding compressed and Deflated slices, and limits that hold before anything is decoded."""
+"""Decoding compressed and Deflated slices, and limits that hold before anything is decoded.
+
+Imported only for slices that need pydicom: many jobs have none.
+"""
 
 from __future__ import annotations
 
 import io
 import mmap
 import os
+import resource
 import warnings
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.encaps import generate_frames
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.uid import UID, RLELossless
 
-from pipeline.dicom.fast_header import EXPLICIT_LITTLE, TAGS
+from pipeline.dicom.fast_header import DEFLATED, NATIVE, TAGS
 from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, refusal, require
 from pipeline.model import Slice
 from utils import printable
 
-if TYPE_CHECKING:
-    from pydicom import Dataset
-    from pydicom.pixels.decoders.base import Decoder
-
-IMPLICIT_LITTLE = "1.2.840.10008.1.2"
-EXPLICIT_BIG = "1.2.840.10008.1.2.2"
-DEFLATED = "1.2.840.10008.1.2.1.99"
-NATIVE = (EXPLICIT_LITTLE, IMPLICIT_LITTLE, EXPLICIT_BIG)
 #: RLE can grow 64-fold before its length is known.
 MAX_RLE_PIXELS = 2048 * 2048
 #: Which decoder reads a compressed slice, the first that can: always the same one, wherever others
@@ -36,11 +38,19 @@ _FRAGILE = "gdcm"
 MAX_CPU_S = 20
 
 
+def read_header(data: bytes) -> tuple[Dataset, str, int]:
+    """Return a header, its transfer syntax, and where it ends, from the first bytes of a file."""
+    check_inflated(data)
+    stream = io.BytesIO(data)
+    try:
+        dataset = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
+    except InvalidDicomError:
+        raise refusal("is not a DICOM file", "a CT slice") from None
+    return dataset, UID(dataset.file_meta.get("TransferSyntaxUID", "")), stream.tell()
+
+
 def check_decoder(syntax: str) -> None:
     """Refuse a transfer syntax that cannot be decoded here, before any work is done."""
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID
-
     try:
         available = get_decoder(UID(syntax)).is_available
     except NotImplementedError:
@@ -54,8 +64,6 @@ def check_inflated(data: bytes) -> None:
     """Refuse a Deflated file that would grow beyond the limit, without inflating all of it."""
     if DEFLATED.encode() not in data:
         return
-    from pydicom.filereader import read_dataset, read_preamble
-
     # Where pydicom itself begins to inflate: the length that File Meta Information gives may lie.
     stream = io.BytesIO(data)
     read_preamble(stream, False)
@@ -72,9 +80,6 @@ def check_inflated(data: bytes) -> None:
 
 def decode(data: bytes, one: Slice) -> NDArray[Any]:
     """Decode a compressed or Deflated slice, given its file."""
-    from pydicom import dcmread
-    from pydicom.pixels.decoders.base import get_decoder
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -100,8 +105,6 @@ def decode(data: bytes, one: Slice) -> NDArray[Any]:
 
 def _decode_in_subprocess(one: Slice, dataset: Dataset, decoder: Decoder) -> NDArray[Any]:
     """Decode in a subprocess, which may crash or hang over a damaged code stream."""
-    import resource
-
     memory = mmap.mmap(-1, one.rows * one.columns * np.dtype(one.dtype).itemsize)
     array = np.frombuffer(memory, one.dtype).reshape(one.rows, one.columns)
     child = os.fork()
@@ -123,10 +126,6 @@ def _decode_in_subprocess(one: Slice, dataset: Dataset, decoder: Decoder) -> NDA
 
 def _check_before_decoding(one: Slice, data: bytes, dataset: Dataset) -> None:
     """Refuse a header that goes on behind the pixels, and a frame larger than the header says."""
-    from pydicom import dcmread
-    from pydicom.encaps import generate_frames
-    from pydicom.uid import RLELossless
-
     if "PixelData" not in dataset:
         raise BadFile("has pixels that do not decode: the file ends before they do")
     # Elements behind the pixels are read only now, and may repeat some of the header.

@@ -11,7 +11,12 @@ import re
 import struct
 from typing import Any
 
+#: Transfer syntaxes (PS3.6 table A-1).
+IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+NATIVE = (EXPLICIT_LITTLE, IMPLICIT_LITTLE, EXPLICIT_BIG)
 PIXEL_DATA = 0x7FE00010
 #: File Meta Information Group Length, the first element of a file.
 _GROUP_LENGTH = 0x00020000

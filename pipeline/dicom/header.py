@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import math
 import os
 import struct
@@ -14,9 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pipeline.dicom import compressed, fast_header
-from pipeline.dicom.compressed import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, NATIVE
-from pipeline.dicom.fast_header import EXPLICIT_LITTLE, TAGS
+from pipeline.dicom import fast_header
+from pipeline.dicom.fast_header import (
+    DEFLATED,
+    EXPLICIT_BIG,
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    NATIVE,
+)
 from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, opened, refusal, require, stamp_of
 from pipeline.model import Slice
 from utils import AIR_HU, quoted
@@ -76,22 +80,15 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
             return _slice_of(plain[0], file, EXPLICIT_LITTLE, data, plain[1], stamp)
 
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-    from pydicom.uid import UID
+    from pipeline.dicom.compressed import read_header
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            compressed.check_inflated(data)
-            stream = io.BytesIO(data)
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
-            syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
-            return _slice_of(dataset, file, syntax, data, stream.tell(), stamp)
+            dataset, syntax, offset = read_header(data)
+            return _slice_of(dataset, file, syntax, data, offset, stamp)
     except BadFile:
         raise
-    except InvalidDicomError:
-        raise refusal("is not a DICOM file", "a CT slice") from None
     except Exception as error:  # whatever a parser meets in a damaged file
         # Its words stay out: they may quote any tag, names among them.
         raise BadFile(f"has a damaged header ({type(error).__name__})") from None
@@ -109,11 +106,9 @@ def _slice_of(
     if swapped or "ExtendedOffsetTable" in header:  # no table is expected
         pixel_offset = None
     position, in_plane, orientation = _geometry(header)
-    instance = header.get("InstanceNumber")
-    if instance is not None and instance != "":
-        instance = int(instance)
-        if not -(1 << 31) <= instance < 1 << 31:  # IS has 32 bits (PS3.5 6.2)
-            raise ValueError("InstanceNumber")
+    instance = _number(header, "InstanceNumber")
+    if instance is not None and not -(1 << 31) <= instance < 1 << 31:  # IS: 32 bits (PS3.5 6.2)
+        raise ValueError("InstanceNumber")
     kernel = header.get("ConvolutionKernel") or []
     event = str(header.get("IrradiationEventUID") or "")
     return Slice(
@@ -125,7 +120,7 @@ def _slice_of(
         orientation=orientation,
         spacing_mm=_numbers(header, "PixelSpacing", 2),
         thickness_mm=_number(header, "SliceThickness"),
-        instance=None if instance == "" else instance,
+        instance=None if instance is None else int(instance),
         slope=slope,
         intercept=intercept,
         pixel_offset=pixel_offset,
@@ -200,7 +195,9 @@ def _native_offset(syntax: str, data: bytes, offset: int, size: int, expected: i
     there = (group, element) == (0x7FE0, 0x0010) or syntax == DEFLATED
     require(there, "no pixels: the file ends before them", "a CT slice with pixels")
     if syntax not in NATIVE:
-        compressed.check_decoder(syntax)
+        from pipeline.dicom.compressed import check_decoder
+
+        check_decoder(syntax)
         return None
     rest = size - start
     complete = length in (expected, expected + expected % 2) and rest >= expected
@@ -234,11 +231,11 @@ def _padding_range(
     all values below the lowest of a CT scale, -1024 HU, as no tissue has those; padding brighter
     than air would not differ from tissue, and is refused.
     """
-    value = header.get("PixelPaddingValue")
-    if value is None or value == "":
+    value = _number(header, "PixelPaddingValue")
+    if value is None:
         return None
-    limit = header.get("PixelPaddingRangeLimit")
-    ends = [int(value), int(value if limit is None or limit == "" else limit)]
+    limit = _number(header, "PixelPaddingRangeLimit")
+    ends = [int(value), int(value if limit is None else limit)]
     # The tag is read as signed or unsigned by its VR, which does not always follow the pixels'.
     info = np.iinfo(dtype)
     ends = [(end - info.min) % (1 << info.bits) + info.min for end in ends]

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dicom.compressed import decode
 from pipeline.dicom.slice_file import read_parts
 from pipeline.model import Slice
 from utils import AIR_HU
@@ -23,6 +22,8 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
     Raises `RunError` if the file is gone, damaged, or changed since its header was read.
     """
     if one.pixel_offset is None:
+        from pipeline.dicom.compressed import decode
+
         stored = decode(read_parts(root, one, [0], one.stamp[0]), one)
     else:
         size = one.rows * one.columns * np.dtype(one.dtype).itemsize
