@@ -16,7 +16,7 @@ from pipeline.output.blocks import Writer
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-#: Longest sleep between two probes. MPI itself would spin: with more ranks than cores, waiting
+#: Longest sleep between two polls. MPI itself would spin: with more ranks than cores, waiting
 #: ranks would occupy the cores of working ones.
 MAX_NAP_S = 0.002
 #: Bytes for a file in one message, and how many of them may be on their way from a rank.
@@ -74,7 +74,7 @@ class Messages:
         while self._pending:
             self._pending.pop()[1].wait()
 
-    def look(self, source: int | None = None) -> Message | None:
+    def poll(self, source: int | None = None) -> Message | None:
         """Return the next message, from any rank by default; None if there is none."""
         source = self._any_source if source is None else source
         probe, status = self.comm.improbe, self._status
@@ -97,7 +97,7 @@ class Messages:
     ) -> Message:
         """Return the next message; raise TimeoutError if there is none in time."""
         nap, latest = 0.0, time.monotonic() + seconds
-        while not (message := self.look(source)):
+        while not (message := self.poll(source)):
             if time.monotonic() > latest:
                 raise TimeoutError
             with profile.step(step):
@@ -106,7 +106,7 @@ class Messages:
         return message
 
     def has(self, tag: Tag, source: int) -> bool:
-        """Return whether there is a message with that tag, perhaps behind others (see `look`)."""
+        """Return whether there is a message with that tag, perhaps behind others (see `poll`)."""
         return self.comm.iprobe(source, tag) or self.comm.iprobe(source, tag)
 
 

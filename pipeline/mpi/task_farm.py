@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.output.blocks import Writer
 
 #: Tasks that a worker may hold: one in work, and others so that it need not wait for rank 0, which
-#: looks for messages between two tasks of its own.
+#: polls for messages between two tasks of its own.
 MAX_HELD_TASKS = 3
 #: How long rank 0 waits for the workers to leave a farm that failed.
 PATIENCE_S = 5.0
@@ -51,7 +51,7 @@ def coordinate(
             for rank in held:
                 hand_out(rank)
         while waiting or any(held.values()):
-            message = messages.look() if waiting else messages.wait()
+            message = messages.poll() if waiting else messages.wait()
             if message is None:
                 yield function(waiting.popleft())
             elif message.tag == Tag.WRITE:
