@@ -249,7 +249,7 @@ def _draw_view(axes: Axes, view: WindowedView) -> ScalarMappable:
         corners = np.stack([view.cols[::every][j], view.rows[::every][i]], axis=1) + inset - 0.5
         outline = (view.size - 2 * inset) * np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
         squares = [*(corners[:, None] + outline)]
-        axes.add_collection(LineCollection(squares, colors=colour, lw=0.8, linestyles=[dashes]))
+        axes.add_collection(LineCollection(squares, colors=colour, lw=1.0, linestyles=[dashes]))
     counts = f"{view.kept.sum()} windows kept, {(~view.kept).sum()} air"
     thinned = f"\n(drawn: 1 in {every} rows and columns)" if every > 1 else ""
     axes.set_title(f"scale {view.scale:g}\n{counts}{thinned}", loc="left")
