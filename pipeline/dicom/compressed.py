@@ -40,9 +40,9 @@ MAX_CPU_S = 20
 
 def read_header(data: bytes) -> tuple[Dataset, str, int]:
     """Return a header, its transfer syntax, and where it ends, from the first bytes of a file."""
-    check_inflated(data)
     stream = io.BytesIO(data)
     try:
+        check_inflated(data)
         dataset = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
     except InvalidDicomError:
         raise refusal("is not a DICOM file", "a CT slice") from None
