@@ -67,7 +67,10 @@ def survey_pairs(cohort: Cohort, config: Config, ranks: Ranks) -> dict[int, Surv
     threads = prefetch.threads_for(task.pair for task in cohort.tasks)
     prepare = functools.partial(survey_tasks, config=config)
     results = ranks.imap_unordered(lambda surveyed: surveyed, twos, prepare, threads)
-    with contextlib.closing(Progress("planning", len(cohort.tasks), config.quiet)) as progress:
+    with (
+        contextlib.closing(results),
+        contextlib.closing(Progress("planning", len(cohort.tasks), config.quiet)) as progress,
+    ):
         for survey in itertools.chain.from_iterable(results):
             progress.advance()
             task = cohort.tasks[survey.index]

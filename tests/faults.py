@@ -254,6 +254,7 @@ def happen(fault: Fault) -> None:
         wait_for(lambda: finished_blocks(Path(fault.after)), "a finished block in the checkpoint")
     if fault.mark:
         Path(fault.mark).write_text(str(os.getpid()))
+        happened(fault).touch()
     if fault.how == "raise":
         raise ZeroDivisionError("made to fail")
     if fault.how == "kill":
@@ -266,6 +267,11 @@ def happen(fault: Fault) -> None:
         latest = time.monotonic() + 2 * HANG  # not for ever: no test may leave a process
         while time.monotonic() < latest and Path(fault.mark).exists():
             time.sleep(0.01)
+
+
+def happened(fault: Fault) -> Path:
+    """Return a file that stays there once the fault has happened: a test may remove the mark."""
+    return Path(fault.mark + ".happened")
 
 
 def broken(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
@@ -286,14 +292,11 @@ def broken(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
 
 def delayed(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
     """Return the function for a rank that waits in it until the fault has happened."""
-    happened, mark = False, Path(fault.mark)
 
     def instead(*arguments: Any, **named: Any) -> Any:
-        nonlocal happened
-        if not happened:
-            happened = wait_for(mark.exists, "the fault on rank 0")
-            if fault.how == "hold":
-                wait_for(lambda: not mark.exists(), "its end")
+        wait_for(happened(fault).exists, "the fault on rank 0")
+        if fault.how == "hold":
+            wait_for(lambda: not Path(fault.mark).exists(), "its end")
         return function(*arguments, **named)
 
     return instead

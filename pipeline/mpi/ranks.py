@@ -22,7 +22,7 @@ from pipeline.prefetch import prefetched
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from pipeline.output.blocks import Writer
+    from pipeline.output.writer import Writer
 
 Result = TypeVar("Result")
 

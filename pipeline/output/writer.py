@@ -1,0 +1,20 @@
+"""What a rank writes blocks with; without NumPy, so that the command line starts quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Writer:
+    """Writes bytes at an offset of a partial file."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at that byte, now or later: it must not change afterwards."""
+        raise NotImplementedError
+
+    def when_written(self, function: Callable[[], None]) -> None:
+        """Call a function once everything before it has been written."""
+        function()
+
+    def flush(self) -> None:
+        """Wait until everything has been written, or raise the error that prevented it."""
