@@ -242,7 +242,7 @@ def make_block(
             rng = generator(config.seed, f"noise {scale:g}", identity)
             degraded = augment.degrade(input_view, degradation, rng, noise_std)
             if config.normalization_type == "hu_window":
-                degraded = degraded.clip(0, 1)
+                np.clip(degraded, 0, 1, out=degraded)
         grid = Grid.of(target_view.shape, config.patch_size, config.overlap, config.edge)
         views["input"].append(grid.pad(degraded, fills[0]))
         views["target"].append(grid.pad(target_view, fills[1]))
