@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from utils import Image, key, sum_of
+from utils import Image, key
 
 #: Codes of `ctpatches.schema.ORIENTATIONS`.
 TURNS = (1, 2, 3)
@@ -23,8 +23,8 @@ OPERATIONS: dict[int, tuple[Callable[..., Any], int]] = {
 }
 #: Fractions of all input images that `--blurr_n_noise` blurs, and adds noise to.
 BLUR_FRACTION = NOISE_FRACTION = 0.4
-#: Standard deviation of the noise, in root mean squares of the image.
-NOISE_LEVEL = 0.01
+#: Standard deviation of the noise, the same for every normalisation and scale.
+NOISE_HU = 8.0
 
 # The ranks are the parallelism: threads in each of them would compete for the cores.
 cv2.setNumThreads(1)
@@ -116,24 +116,24 @@ def draw_degradations(identities: Sequence[str], seed: int) -> list[str]:
     return kinds
 
 
-def degrade(image: Image, kind: str, rng: np.random.Generator) -> Image:
+def degrade(image: Image, kind: str, rng: np.random.Generator, noise_std: float) -> Image:
     """Blur an image or add noise to it.
 
     Parameters
     ----------
     image : ndarray of float32, shape (rows, columns)
     kind : {'', 'blur', 'noise'}
-        ``blur`` is a 3x3 mean; ``noise`` is Gaussian, with a standard deviation of 1 % of the
-        image's root mean square.
+        ``blur`` is a 3x3 mean, ``noise`` is Gaussian.
     rng : numpy.random.Generator
         Source of the noise.
+    noise_std : float
+        Standard deviation of the noise, in the unit of the image.
     """
     if kind == "blur":
         return np.asarray(cv2.blur(image, (3, 3)), np.float32)
     if kind == "noise":
-        squares = sum_of(lambda part: np.square(part, dtype=np.float64), image)
         noise = rng.standard_normal(image.shape, np.float32)
-        noise *= np.float32(NOISE_LEVEL * np.sqrt(squares / image.size))
+        noise *= np.float32(noise_std)
         noise += image
         return noise
     return image

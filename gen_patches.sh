@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes training patches from raw_data/ with one MPI rank a core. Needs nothing but Python 3.11 or newer:
+# Makes training patches from raw_data/ with one MPI rank per core. Needs nothing but Python 3.11 or newer:
 # the first run makes the environment .venv, later runs reuse it.
 #
 #   ./gen_patches.sh [argument of main.py ...]
@@ -20,7 +20,7 @@ choose_mpi
 overwrite=--overwrite
 for argument in "$@"; do
     case $argument in
-        -h | --help) exec "$python" main.py --help ;; # once, not once a rank
+        -h | --help) exec "$python" main.py --help ;; # once, not on every rank
         --output* | --input[-_]folder* | --config*) overwrite= ;;
     esac
 done

@@ -207,6 +207,7 @@ def make_block(
     fills: Sequence[float],
     kept: Sequence[NDArray[np.bool_]],
     degradation: str,
+    hu_per_unit: float,
     identity: str,
     config: Config,
 ) -> Block:
@@ -221,6 +222,8 @@ def make_block(
         Which windows of every view are kept.
     degradation : {'', 'blur', 'noise'}
         For the input.
+    hu_per_unit : float
+        Of the normalised input; 0 if that is constant, and then it receives no noise.
     identity : str
         The pair, for random draws.
     """
@@ -231,12 +234,15 @@ def make_block(
     views: dict[str, list[Image]] = {"input": [], "target": []}
     # A view without a patch need not be created.
     chosen = [(scale, mask) for scale, mask in zip(config.scales, kept, strict=True) if mask.any()]
+    noise_std = augment.NOISE_HU / hu_per_unit if hu_per_unit else 0.0
     scaled = augment.downscale_all(images, [scale for scale, _ in chosen])
     for (scale, mask), input_view, target_view in zip(chosen, *scaled, strict=True):
         degraded = input_view
         if degradation:
             rng = generator(config.seed, f"noise {scale:g}", identity)
-            degraded = augment.degrade(input_view, degradation, rng)
+            degraded = augment.degrade(input_view, degradation, rng, noise_std)
+            if config.normalization_type == "hu_window":
+                np.clip(degraded, 0, 1, out=degraded)
         grid = Grid.of(target_view.shape, config.patch_size, config.overlap, config.edge)
         views["input"].append(grid.pad(degraded, fills[0]))
         views["target"].append(grid.pad(target_view, fills[1]))

@@ -14,15 +14,15 @@ from benchmarks.contestants import FLOOR, HAND, PATCH_BYTES, Run, mpi_version
 
 HEADINGS = (
     "pairs",
-    "who",
+    "program",
     "MB/s",
     "wall min, s",
     "wall median, s",
     "CPU, s",
-    "peak a rank, MB",
+    "memory per rank, MB",
     "x floor",
-    "hand script / it",
-    "in CPU",
+    "speed-up, wall",
+    "speed-up, CPU",
 )
 
 
@@ -37,7 +37,7 @@ class Row:
     pairs, patches : int
         Of the job.
     runs : list of Run
-        One a round.
+        One per round.
     """
 
     pairs: int
@@ -52,12 +52,12 @@ class Row:
 
     @property
     def cpu(self) -> float:
-        """Least CPU time of a round, seconds: it hangs less on what else the machine does."""
+        """Least CPU time of a round, seconds: it depends less on what else the machine does."""
         return min(run.cpu for run in self.runs)
 
     @property
     def rate(self) -> float:
-        """MB of patches a second, in the best round."""
+        """MB of patches per second, in the best round."""
         return self.patches * PATCH_BYTES / self.best / 1e6
 
 

@@ -76,6 +76,8 @@ SCHEMA = {
 MAX_IMAGE_SIDE = 4096
 #: HDF5 decompresses whole chunks: the largest image is one of this size.
 MAX_CHUNK_BYTES = 4 * MAX_IMAGE_SIDE**2
+#: HDF5 needs 5 to 10 microseconds per chunk, and columns are read whole.
+MAX_COLUMN_CHUNKS = 10_000
 #: Bytes of a compressed dataset of patches per byte of the file; CT images compress far less.
 MAX_EXPANSION = 1000
 

@@ -24,6 +24,7 @@ from ctpatches.schema import (
     ATTRIBUTES,
     FORMAT,
     MAX_CHUNK_BYTES,
+    MAX_COLUMN_CHUNKS,
     MAX_EXPANSION,
     MAX_IMAGE_SIDE,
     ORIENTATIONS,
@@ -232,6 +233,11 @@ class ValidatedFile:
         self._sizes |= {field.row_of: n, "size": p}
         if not self._has_room(found, layout, field):
             raise Invalid(self.path, f"has {name} of shape {shape}, more than the file can hold")
+        if layout.get_layout() == h5d.CHUNKED and not field.image:
+            chunks = -(-rows // layout.get_chunk()[0])
+            if chunks > MAX_COLUMN_CHUNKS:
+                reason = f"has {name} in {chunks} chunks; expected: at most {MAX_COLUMN_CHUNKS}"
+                raise Invalid(self.path, reason)
         return h5py.Dataset(found)
 
     def _has_room(self, found: h5d.DatasetID, layout: h5py.h5p.PropDCID, field: Field) -> bool:

@@ -182,8 +182,8 @@ class Config:
     ds_augment: bool = flag("augmentation", "add patches of the pair downscaled to 0.8 and 0.6")
     blurr_n_noise: bool = flag(
         "augmentation",
-        "blur 40 % of the input images with a 3x3 mean, add noise of 1 % of the root mean square "
-        "to 40 %, and leave 20 % unchanged",
+        "blur 40 % of the input images with a 3x3 mean, add Gaussian noise of 8 HU to 40 %, and "
+        "leave 20 % unchanged",
     )
     overwrite: bool = flag("output", "replace an existing output")
     resume: bool = flag(

@@ -156,5 +156,13 @@ def make_block(
         if config.normalization_type == "hu_window":
             air = min(max(air, config.hu_window[0]), config.hu_window[1])
         fills.append(float(affine.apply(np.full(1, air, np.float32))[0]))
-    masks, identity = task.part.kept_masks(), task.pair.identity
-    return patching.make_block(images, affines, fills, masks, task.degradation, identity, config)
+    return patching.make_block(
+        images,
+        affines,
+        fills,
+        task.part.kept_masks(),
+        task.degradation,
+        affines[0].divisor * (1.0 if config.in_hu else task.pair.input.slope),
+        task.pair.identity,
+        config,
+    )

@@ -271,6 +271,8 @@ def findings(path: Path) -> Iterator[str]:
     """Yield what a reader should not have done with a file."""
     for reader in READERS:
         try:
+            # For each reader; its default action ends one that hangs.
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 reader(path)
@@ -291,7 +293,6 @@ def run_case(source: Path, folder: Path, number: int, arguments: Any) -> None:
     path = Path(shutil.copy(source, folder / "case.h5"))
     done = {"forged": forge, "damaged": damage}[arguments.kind](path, rng)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of memory
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)  # its default action ends a reader that hangs
     for found in findings(path):
         print(f"case {number} ({done}): {found}", flush=True)
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -128,7 +128,7 @@ def test_the_choice_hangs_on_the_seed():
 
 
 def test_blur_is_the_mean_of_three_by_three_pixels():
-    found = augment.degrade(IMAGE, "blur", np.random.default_rng(0))
+    found = augment.degrade(IMAGE, "blur", np.random.default_rng(0), 8)
     assert found.dtype == np.float32
     expected = [
         [IMAGE[r - 1 : r + 2, c - 1 : c + 2].mean(dtype=np.float64) for c in range(1, 79)]
@@ -137,10 +137,9 @@ def test_blur_is_the_mean_of_three_by_three_pixels():
     np.testing.assert_allclose(found[1:-1, 1:-1], expected, rtol=1e-6)
 
 
-def test_noise_has_one_hundredth_of_the_root_mean_square_and_no_offset():
-    image = np.tile(IMAGE, (8, 8))
-    noise = augment.degrade(image, "noise", np.random.default_rng(0)) - image
-    level = 0.01 * np.sqrt(np.mean(image.astype(np.float64) ** 2))
+def test_noise_has_its_standard_deviation_and_no_offset():
+    image, level = np.tile(IMAGE, (8, 8)), 8
+    noise = augment.degrade(image, "noise", np.random.default_rng(0), level) - image
     assert noise.dtype == np.float32
     # 300,000 draws: five standard errors of a deviation and of a mean.
     assert noise.std() == pytest.approx(level, rel=5 / np.sqrt(2 * noise.size))
@@ -149,7 +148,7 @@ def test_noise_has_one_hundredth_of_the_root_mean_square_and_no_offset():
 
 def test_noise_is_gaussian_in_its_tails():
     image = np.full((512, 512), 1000, np.float32)
-    z = np.abs(augment.degrade(image, "noise", np.random.default_rng(1)) - image) / 10
+    z = np.abs(augment.degrade(image, "noise", np.random.default_rng(1), 10) - image) / 10
     # Parts beyond one, two and three standard deviations, within five standard errors.
     for limit, part in ((1, 0.3173), (2, 0.0455), (3, 0.0027)):
         error = 5 * np.sqrt(part * (1 - part) / z.size)
@@ -157,17 +156,17 @@ def test_noise_is_gaussian_in_its_tails():
 
 
 def test_noise_is_the_generators():
-    found = [augment.degrade(IMAGE, "noise", np.random.default_rng(s)) for s in (1, 1, 2)]
+    found = [augment.degrade(IMAGE, "noise", np.random.default_rng(s), 8) for s in (1, 1, 2)]
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0] != found[2]).mean() > 0.9
 
 
 def test_an_image_that_is_left_stays_itself():
-    np.testing.assert_array_equal(augment.degrade(IMAGE, "", np.random.default_rng(0)), IMAGE)
+    np.testing.assert_array_equal(augment.degrade(IMAGE, "", np.random.default_rng(0), 8), IMAGE)
 
 
 @pytest.mark.parametrize("kind", ["blur", "noise"])
 def test_degrading_leaves_its_argument_alone(kind):
     image = IMAGE.copy()
-    augment.degrade(image, kind, np.random.default_rng(0))
+    augment.degrade(image, kind, np.random.default_rng(0), 8)
     np.testing.assert_array_equal(image, IMAGE)

@@ -246,6 +246,13 @@ def test_chunks_larger_than_any_image_are_refused(forge: Callable[[Change], Path
         PatchReader(path)
 
 
+def test_columns_in_too_many_chunks_to_be_read_are_refused(forge: Callable[[Change], Path]) -> None:
+    columns = tuple(name for name, field in SCHEMA.items() if field.row_of == "left out")
+    path = forge(claim(20_000, columns, chunks=(1,)))
+    with pytest.raises(ValueError, match="in 20000 chunks; expected: at most 10000"):
+        PatchReader(path)
+
+
 # --- other files -----------------------------------------------------------------------------
 
 

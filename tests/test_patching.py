@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 import augment
 import patching
 from patching import Block, Grid, window_starts
-from pipeline.config import Config
+from pipeline.config import NORMALIZATIONS, Config
 from pipeline.dicom.header import read_slice
 from pipeline.filling import PairTask, make_block
 from pipeline.model import Pair
@@ -290,11 +290,18 @@ def pair_on_disk(folder: Path, slope: float = 1, intercept: float = -1024) -> tu
     return pair, images[0].astype(np.float32), images[1].astype(np.float32)
 
 
-def block_of(pair: Pair, low: Any, full: Any, config: Config, degradation: str = "") -> Any:
+def block_of(
+    pair: Pair,
+    low: Any,
+    full: Any,
+    config: Config,
+    degradation: str = "",
+    fixed: Affine | None = None,
+) -> Any:
     hu = (full * pair.target.slope + pair.target.intercept).astype(np.float32)
     (views,) = augment.downscale_all([hu], config.scales)
     part = plan_pair(full.shape, config, views if config.air_threshold else None)
-    task = PairTask(0, 0, pair, part, degradation, 0, None)
+    task = PairTask(0, 0, pair, part, degradation, 0, fixed)
     return make_block(task, low.copy(), full.copy(), config)
 
 
@@ -392,8 +399,30 @@ def test_noise_changes_the_input_alone_and_is_one_for_the_whole_view(tmp_path):
         seen = ~np.isnan(there)
         np.testing.assert_array_equal(there[seen], patch[seen])
         there[...] = patch
-    level = 0.01 * np.sqrt(np.mean(np.square(low, dtype=np.float64)))
-    assert (view - low).std() == pytest.approx(level, rel=0.05)
+    assert (view - low).std() == pytest.approx(8, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+@pytest.mark.parametrize("intensity", ["stored", "hu"])
+def test_noise_is_8_hu_for_every_normalisation_and_scale(tmp_path, kind, intensity):
+    pair, low, full = pair_on_disk(tmp_path, slope=0.5)
+    config = config_of(normalization_type=kind, intensity=intensity, ds_augment=True)
+    if config.in_hu:
+        low, full = (one * np.float32(0.5) - 1024 for one in (low, full))
+    fixed = Affine(-900, 4000) if kind.startswith(("hu", "dataset")) else None
+    clean, noisy = (block_of(pair, low, full, config, how, fixed) for how in ("", "noise"))
+    hu_per_unit = clean.input_affine.divisor * (1 if config.in_hu else 0.5)
+    for a, b in zip(clean.views["input"], noisy.views["input"], strict=True):
+        free = (a > a.min()) & (a < a.max())
+        assert ((b - a)[free] * hu_per_unit).std() == pytest.approx(8, rel=0.05)
+    if kind == "hu_window":
+        assert min(v.min() for v in noisy.views["input"]) == 0
+
+
+def test_a_constant_input_receives_no_noise_if_it_is_normalised(tmp_path):
+    pair, low, full = pair_on_disk(tmp_path)
+    block = block_of(pair, low * 0, full, config_of(normalization_type="std_wrt_ld"), "noise")
+    assert not patches_of(block, "input").any()
 
 
 def test_a_block_without_windows_is_empty(tmp_path):

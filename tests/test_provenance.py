@@ -196,7 +196,12 @@ class Views:
         view = naive.downscale(image.astype(np.float32), origin.scale)
         if side == "input" and origin.degradation != "none":
             rng = generator(SEED, f"noise {origin.scale:g}", origin.input_file)
-            view = augment.degrade(view, origin.degradation, rng)
+            unit = table["input_divisor"][origin.pair]
+            if not sample.in_hu:
+                unit *= table["input_slope"][origin.pair]
+            view = augment.degrade(view, origin.degradation, rng, 8 / unit)
+            if sample.kind == "hu_window":
+                view = view.clip(0, 1)
         return padded(view, sample.target.shape[-1], float(air.astype(np.float32)[0]))
 
 

@@ -28,8 +28,8 @@ MAX_README_LINES = 250
 MAIN_COMMAND = "mpiexec -n 8 python main.py"
 #: Options of other programs that the pages name: srun, pip, and a script of the tests.
 FOREIGN = {"--mpi", "--kill-on-bad-exit", "--force-reinstall", "--no-binary", "--headers"}
-#: Where there are also options that were removed, and options of the script for sample data.
-OTHER_OPTIONS = ("CHANGELOG.md", "raw_data/README.md")
+#: Where there are also options of earlier versions, of another program, and of a script.
+OTHER_OPTIONS = ("CHANGELOG.md", "raw_data/README.md", "docs/coming_from_mpi4py_patches.md")
 
 
 def blocks(*languages: str) -> list[str]:
@@ -247,6 +247,14 @@ def test_every_page_is_in_the_index():
     index = (REPO / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {page.name for page in (REPO / "docs").glob("*.md")} - {"README.md"}
     assert {page for page in pages if f"]({page})" not in index} == set()
+
+
+def test_every_module_is_in_the_table_of_modules():
+    page = (REPO / "docs" / "development.md").read_text(encoding="utf-8")
+    paths = [*REPO.glob("*.py"), *REPO.glob("pipeline/**/*.py"), *REPO.glob("ctpatches/*.py")]
+    modules = [path for path in paths if path.name != "__init__.py"]
+    named = set(re.findall(r"(?<=\[)\w+(?=\.py\])|(?<=`)\w+(?=`)", page))
+    assert {path.name for path in modules if path.stem not in named} == set()
 
 
 def test_the_citation_has_the_version_of_the_tool():
