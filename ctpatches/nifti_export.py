@@ -45,7 +45,7 @@ def affine(slices: Sequence[Dataset], path: str) -> NDArray[np.float64]:
         step = steps.mean(axis=0)
         even = positions[0] + np.arange(len(slices))[:, None] * step
         displacement = np.linalg.norm(positions - even, axis=1).max()
-        if not displacement <= MAX_DISPLACEMENT * np.linalg.norm(step):
+        if not displacement < MAX_DISPLACEMENT * np.linalg.norm(step):
             found_mm = np.linalg.norm(steps, axis=1)
             raise RunError(
                 f"{quoted(path)}: slices lie {found_mm.min():g} to {found_mm.max():g} mm apart; "
