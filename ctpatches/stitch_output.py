@@ -40,10 +40,11 @@ class Slices:
             pairs = [pair for one in outputs for pair in one.pairs]
             found, chosen = (*np.shape(values), 0)[0], int(patches[pairs].sum())
             if found not in (chosen, file.patches):
-                raise RunError(
-                    f"{quoted(options.values)} has values for {found} patches; expected: "
-                    f"{file.patches}, all of the file, or {chosen}, those of the patient"
-                )
+                expected = f"{file.patches}, all of the file"
+                if options.patient:
+                    expected += f", or {chosen}, those of {quoted(options.patient)}"
+                problem = f"has values for {found} patches; expected: {expected}"
+                raise RunError(f"{quoted(options.values)} {problem}")
             self.first = 0 if found == file.patches else int(starts[pairs[0]])
 
     def image(self, pair: int) -> Image:

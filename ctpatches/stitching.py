@@ -66,7 +66,7 @@ def stitch(
         Values in the order and the normalisation of the file: for all patches of the file, for all
         of this pair, or for those of the scale only. Of a memory map or an h5py dataset for the
         whole file, only those of this pair are read. None uses the patches in the file.
-    file : path
+    file : path or PatchFile
         The h5 file of the patches.
     pair : int
         Row of the `pair/` table.
