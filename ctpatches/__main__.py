@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as leaving:  # --help, --version
         return int(leaving.code or 0)
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
     except ToolError as error:
         message, status = str(error), error.status
     except (OSError, ValueError, IndexError, MemoryError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.uid import JPEG2000Lossless
 
 from ctpatches import __main__ as command
-from ctpatches import stitch
+from ctpatches import stitch, stitch_output
 from ctpatches.dicom_export import read_hu, read_slice
 from ctpatches.messages import RunError
 from ctpatches.stitching import Image
@@ -134,6 +135,25 @@ def test_a_failure_leaves_no_part_of_a_series(
     assert (ended.status, ended.err.count("\n")) == (1, 1)
     assert "values contain NaN" in ended.err
     assert contents(tmp_path) == ["values.npy"]
+
+
+def test_ctrl_c_ends_in_one_line_and_leaves_complete_series_only(
+    files: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(values: Any, file: Any, pair: int, *options: Any) -> Image:
+        if pair == PATIENTS["A"] + 1:  # the last slice of B
+            signal.raise_signal(signal.SIGINT)
+        return stitch(values, file, pair, *options)
+
+    monkeypatch.setattr(stitch_output, "stitch", interrupted)
+    ended = Called(capsys, files.full, "--all", "--source", files.root, "--output", tmp_path)
+    assert (ended.status, ended.err) == (130, "ctpatches: error: interrupted\n")
+    expected = [f"A/{Path(pair.target_file).name}" for pair in files.of("A")]
+    assert contents(tmp_path) == sorted(expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["A"]
 
 
 def test_a_folder_of_source_slices_is_never_replaced(
