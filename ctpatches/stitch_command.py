@@ -44,16 +44,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--values",
         metavar="FILE",
-        help="output of a network, a .npy file or FILE.h5:DATASET, in the order of the file: for "
-        "all its patches, or those of --pair or --patient; default: the patches in the file",
+        help="output of a network, a .npy file or FILE.h5:DATASET, for all patches of the h5 file "
+        "or those of --pair or --patient, in its order; default: the patches in the file",
     )
     add("--scale", type=float, default=1.0, metavar="S", help="1, 0.8 or 0.6; default: %(default)g")
-    add(
-        "--unit",
-        choices=UNITS,
-        default="hu",
-        help="unit of a .npy or NIfTI output; default: %(default)s",
-    )
+    add("--unit", choices=UNITS, default="hu", help="of .npy and NIfTI; default: %(default)s")
     add(
         "--fill",
         type=_fill,
