@@ -15,7 +15,7 @@ PROGRAM = "ctpatches"
 COMMANDS = {
     "verify": "compare every byte of files with their checksums",
     "info": "print an overview of a file",
-    "stitch": "assemble a slice from the patches of a pair",
+    "stitch": "assemble slices from patches, as DICOM, NumPy array or NIfTI",
 }
 
 
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         command = commands.add_parser(
-            name, help=text, description=f"{text.capitalize()}.", allow_abbrev=False
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
         if name == "stitch":
             stitch_command.add_options(command)
@@ -49,16 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "verify":
             return verify_command.run(options.files, PROGRAM)
         if options.command == "stitch":
-            stitch_command.run(options)
+            stitch_command.run(options, PROGRAM)
         else:
             for file in options.files:
                 print("\n".join(overview(file)))
         return 0
     except SystemExit as leaving:  # --help, --version
         return int(leaving.code or 0)
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
     except ToolError as error:
         message, status = str(error), error.status
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, MemoryError) as error:
         message, status = printable(error), 1
         if isinstance(error, OSError) and error.filename:  # else the file is named in the text
             message = f"{quoted(error.filename)}: {error.strerror}"

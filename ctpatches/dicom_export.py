@@ -1,4 +1,4 @@
-"""Slices as DICOM files, derived from the slices that their patches were cut from."""
+"""Source slices, and DICOM files of new pixels derived from them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def write_dicom(
     source's type and by its rescale slope and intercept: rounded to the nearest stored value
     (halves to the even one) and clipped to what its bits can hold; NaN as air.
     """
-    source = _read_header(source_path, position_mm)
+    source = read_slice(source_path, position_mm)
     if image_hu.shape != (source.Rows, source.Columns):
         raise ValueError(
             f"an image of {' x '.join(map(str, image_hu.shape))} pixels; {quoted(source_path)} has "
@@ -119,8 +119,29 @@ def write_dicom(
     return Derived(derived.SeriesInstanceUID, int((stored != exact).sum()), low_hu, high_hu)
 
 
-def _read_header(path: str, position_mm: float) -> Dataset:
-    """Return the header of a source slice, every element of it decoded."""
+def read_hu(path: str, shape: tuple[int, ...], position_mm: float = math.nan) -> Image:
+    """Return the image of a source slice in HU, padding as air, as `main.py` reads it."""
+    source = read_slice(path, position_mm, pixels=True)
+    if (source.Rows, source.Columns) != shape:
+        found = f"{source.Rows} x {source.Columns} pixels"
+        raise RunError(f"{quoted(path)} has {found}; expected: {' x '.join(map(str, shape))}")
+    with errors_naming(path, "has pixels that cannot be decoded"):
+        stored = source.pixel_array
+    unused = 8 * stored.dtype.itemsize - source.BitsStored
+    stored = stored << unused >> unused  # without the bits above, and with the sign
+    slope, intercept = float(source.RescaleSlope), float(source.RescaleIntercept)
+    out = stored.astype(np.float32)
+    if (padding := source.get("PixelPaddingValue")) is not None:
+        # As the pixels: the tag may be read as signed where these are not, and the reverse.
+        ends = [int(padding), int(source.get("PixelPaddingRangeLimit", padding))]
+        low, high = sorted(np.array(ends).astype(stored.dtype))
+        out[(stored >= low) & (stored <= high)] = (AIR_HU - intercept) / slope
+    hu: Image = out * np.float32(slope) + np.float32(intercept)
+    return hu
+
+
+def read_slice(path: str, position_mm: float, pixels: bool = False) -> Dataset:
+    """Return a source slice, every element of it decoded; without `pixels` only its header."""
     with errors_naming(path, "cannot be read"), open(open_regular(path), "rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     with errors_naming(path, "has a damaged header"):
@@ -128,7 +149,7 @@ def _read_header(path: str, position_mm: float) -> Dataset:
             if _inflated_bytes(data) > MAX_FILE_BYTES:
                 raise RunError(f"{quoted(path)} is larger than {MAX_FILE_BYTES} bytes")
             # From bytes in memory: whatever length a damaged file claims, no more is read.
-            header = dcmread(io.BytesIO(data), stop_before_pixels=True)
+            header = dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
         except InvalidDicomError as error:
             raise RunError(f"{quoted(path)} is not a DICOM file; expected: a CT slice") from error
         for _ in header.iterall():  # decodes every element, so that any byte order can be written

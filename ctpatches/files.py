@@ -1,10 +1,11 @@
-"""Opening regular files for reading, and replacing files as a whole."""
+"""Opening regular files for reading, and replacing files and folders as a whole."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 
 
@@ -38,3 +39,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(partial)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str) -> Iterator[str]:
+    """Yield a temporary folder to write to, which replaces the folder `path` afterwards."""
+    parent, name = os.path.split(os.path.abspath(path))
+    os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{name}.partial-") as temporary:
+        new = os.path.join(temporary, "new")
+        os.mkdir(new)  # with the usual permissions, which the temporary folder lacks
+        yield new
+        if os.path.isdir(path):
+            os.rename(path, os.path.join(temporary, "old"))
+        os.rename(new, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from ctpatches.file import denormalise
 from ctpatches.orientations import upright
-from ctpatches.validation import opened
+from ctpatches.validation import File, ValidatedFile, opened
 
 Image = NDArray[np.float32]
 
@@ -51,22 +50,23 @@ def blend(
 
 
 def stitch(
-    values: NDArray[np.floating[Any]] | None,
-    file: str | os.PathLike[str],
+    values: Any,
+    file: File,
     pair: int,
     role: str = "target",
     scale: float = 1.0,
     unit: str = "hu",
-    fill: float = math.nan,
+    fill: float | Image = math.nan,
 ) -> Image:
     """Assemble a slice from its patches, or from the output of a network for them.
 
     Parameters
     ----------
-    values : ndarray, shape (n, p, p), (n, 1, p, p) or (n, p, p, 1), or None
-        Values for the patches of this pair, in the order and the normalisation of the file: for all
-        patches, or for those of the scale only. None uses the patches in the file.
-    file : path
+    values : array of shape (n, p, p), (n, 1, p, p) or (n, p, p, 1), or None
+        Values in the order and the normalisation of the file: for all patches of the file, for all
+        of this pair, or for those of the scale only. Of a memory map or an h5py dataset for the
+        whole file, only those of this pair are read. None uses the patches in the file.
+    file : path or PatchFile
         The h5 file of the patches.
     pair : int
         Row of the `pair/` table.
@@ -77,8 +77,8 @@ def stitch(
         Scale of the view: 1, or with `--ds_augment` also 0.8 or 0.6 for the downscaled slice.
     unit : {'hu', 'stored', 'file'}
         Unit of the result; with `file`, the normalisation is not inverted.
-    fill : float
-        Value in `unit` of pixels without a patch, where windows of air were left out.
+    fill : float or ndarray of the shape of the view
+        Pixels without a patch, where windows of air were left out, in `unit`.
 
     Returns
     -------
@@ -101,33 +101,50 @@ def stitch(
     --------
     >>> stitch(None, "results/training_patches.h5", pair=0, fill=-1024)  # doctest: +SKIP
     """
-    if role not in ROLES or unit not in UNITS:
-        choices = f"{' or '.join(ROLES)}, {', '.join(UNITS)}"
-        raise ValueError(f"role {role!r}, unit {unit!r}; expected: {choices}")
     with opened(file) as source:
-        if not 0 <= pair < source.pairs:
-            raise IndexError(f"pair {pair} of {source.pairs}; expected: 0 to {source.pairs - 1}")
-        if not np.isclose(scale, source.scales).any():
-            scales = ", ".join(f"{one:g}" for one in source.scales)
-            raise ValueError(f"scale {scale:g}; the file has: {scales}")
-        start, n = (int(column[pair]) for column in source.blocks)
-        block = slice(start, start + n)
-        columns = source.columns(block)
-        chosen = np.isclose(columns["scale"], scale)
-        patches = source.images(role, block) if values is None else np.asarray(values)
-        patches = _matching(patches, source.patch_size, chosen)
-        orientation, row, col = (columns[name][chosen] for name in ("orientation", "row", "col"))
-        rows, cols = source.view_shape(pair, scale).tolist()
-        image = blend(upright(patches, orientation), row, col, (rows, cols))
-        # One affine map for all patches of a pair: inverted once, after the blending.
-        if unit != "file" and chosen.any():
-            image = denormalise(image[None], source, [start + int(chosen.argmax())], role, unit)[0]
-    image[np.isnan(image)] = fill
+        image = _blended(values, source, pair, role, scale, unit)
+    np.copyto(image, fill, where=np.isnan(image))
     return image
 
 
-def _matching(values: NDArray[Any], size: int, chosen: NDArray[np.bool_]) -> Image:
-    """Return the values of the chosen patches of a block, shape (n, size, size)."""
+def _blended(
+    values: Any, source: ValidatedFile, pair: int, role: str, scale: float, unit: str
+) -> Image:
+    """Return the slice that `stitch` assembles, NaN where it has no patch."""
+    if role not in ROLES or unit not in UNITS:
+        choices = f"{' or '.join(ROLES)}, {', '.join(UNITS)}"
+        raise ValueError(f"role {role!r}, unit {unit!r}; expected: {choices}")
+    check_pair(source, pair)
+    if not np.isclose(scale, source.scales).any():
+        scales = ", ".join(f"{one:g}" for one in source.scales)
+        raise ValueError(f"scale {scale:g}; the file has: {scales}")
+    start, n = (int(column[pair]) for column in source.blocks)
+    block = slice(start, start + n)
+    columns = source.columns(block)
+    chosen = np.isclose(columns["scale"], scale)
+    if values is None:
+        values = source.images(role, block)
+    elif np.shape(values)[:1] == (source.patches,):
+        values = values[block]
+    patches = _matching(np.asarray(values), source, chosen)
+    orientation, row, col = (columns[name][chosen] for name in ("orientation", "row", "col"))
+    rows, cols = source.view_shape(pair, scale).tolist()
+    image = blend(upright(patches, orientation), row, col, (rows, cols))
+    # One affine map for all patches of a pair: inverted once, after the blending.
+    if unit != "file" and chosen.any():
+        image = denormalise(image[None], source, [start + int(chosen.argmax())], role, unit)[0]
+    return image
+
+
+def check_pair(source: ValidatedFile, pair: int) -> None:
+    """Raise `IndexError` if the file has no such pair."""
+    if not 0 <= pair < source.pairs:
+        raise IndexError(f"pair {pair} of {source.pairs}; expected: 0 to {source.pairs - 1}")
+
+
+def _matching(values: NDArray[Any], source: ValidatedFile, chosen: NDArray[np.bool_]) -> Image:
+    """Return the values of the chosen patches of a block, shape (n, p, p)."""
+    size = source.patch_size
     shapes = ((size, size), (1, size, size), (size, size, 1))
     n = int(chosen.sum())
     if values.shape[:1] == chosen.shape:
@@ -135,7 +152,8 @@ def _matching(values: NDArray[Any], size: int, chosen: NDArray[np.bool_]) -> Ima
     if values.dtype.kind not in "fiu" or values.shape not in {(n, *shape) for shape in shapes}:
         raise ValueError(
             f"values of shape {values.shape}, {values.dtype}; expected: {n} patches of "
-            f"{size} x {size}, or all {len(chosen)} of the pair, as numbers"
+            f"{size} x {size}, or all {len(chosen)} of the pair, or all {source.patches} of the "
+            "file, as numbers"
         )
     if not np.isfinite(values).all():
         raise ValueError("values contain NaN or infinity")

@@ -264,7 +264,10 @@ def test_all_orientations_of_a_window_count(make: Maker) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (np.zeros((3, 42, 42)), "expected: 16 patches of 42 x 42, or all 16 of the pair"),
+        (
+            np.zeros((3, 42, 42)),
+            "expected: 16 patches of 42 x 42, or all 16 of the pair, or all 32 of",
+        ),
         (np.zeros((16, 42, 41)), "expected: 16 patches of 42 x 42"),
         (np.zeros((16, 2, 42, 42)), "expected: 16 patches of 42 x 42"),
         (np.zeros(16), "expected: 16 patches of 42 x 42"),
@@ -536,9 +539,10 @@ def test_the_slice_itself_may_be_named_but_not_another(
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (("FILE",), 2, "--pair, --output (see --help)"),
-        (("FILE", "--pair", "0", "--output", "x.png"), 2, "a name ending in .dcm or .npy"),
-        (("FILE", "--pair", "0", "--output", "x.dcm"), 2, "a .dcm needs --source"),
+        (("FILE",), 2, "required: --output (see --help)"),
+        (("FILE", "--output", "x.npy"), 2, "--pair --patient --all is required"),
+        (("FILE", "--pair", "0", "--output", "x.png"), 2, "a name ending in .dcm, .npy or .nii.gz"),
+        (("FILE", "--pair", "0", "--output", "x.dcm"), 2, "DICOM needs --source"),
         (("FILE", "--pair", "x", "--output", "x.npy"), 2, "--pair: invalid int"),
         (
             ("FILE", "--pair", "0", "--scale", "0.8", "--source", ".", "--output", "x.dcm"),
@@ -554,9 +558,14 @@ def test_the_slice_itself_may_be_named_but_not_another(
         (("FILE", "--pair", "0", "--scale", "0.8", "--output", "x.npy"), 1, "the file has: 1"),
         (("FILE", "--pair", "0", "--values", "no.npy", "--output", "x.npy"), 1, "No such file"),
         (
-            ("FILE", "--pair", "0", "--values", "FILE", "--output", "x.npy"),
+            ("FILE", "--pair", "0", "--values", "TEXT", "--output", "x.npy"),
             1,
             "cannot be read as .npy",
+        ),
+        (
+            ("FILE", "--pair", "0", "--values", "FILE", "--output", "x.npy"),
+            1,
+            ":DATASET, one of: 'checksum', 'input', 'target'",
         ),
         (("none.h5", "--pair", "0", "--output", "x.npy"), 1, "'none.h5': No such file"),
         (("TEXT", "--pair", "0", "--output", "x.npy"), 1, "is not an HDF5 file"),
