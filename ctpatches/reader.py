@@ -145,13 +145,13 @@ class PatchReader:
             self._epoch = RawValue("q", self._epoch)
 
     def __repr__(self) -> str:
-        size = self.patch_size
+        size, name = self.patch_size, getattr(self.transform, "__qualname__", self.transform)
         facts = (
             f"{len(self)} of {self._in_file} patches of {size} x {size} pixels",
             self._selection(),
             f"unit {self.unit}",
             *([f"augmented with seed {self.seed}"] if self.augment else []),
-            *([f"transform {self.transform!r}"] if self.transform else []),
+            *([f"transform {name}"] if self.transform else []),
         )
         return printable(f"<{type(self).__name__} {self.path!r}: {'; '.join(facts)}>")
 
