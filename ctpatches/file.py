@@ -10,10 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.files import Invalid
 from ctpatches.messages import printable
 from ctpatches.orientations import Images
-from ctpatches.schema import CONSTANTS, ROLES, decoded
+from ctpatches.schema import ROLES, decoded
 from ctpatches.validation import File, PathLike, ValidatedFile, opened
 
 #: Longer lists of patients and of slice shapes are abbreviated.
@@ -83,6 +82,17 @@ class PatchFile(ValidatedFile):
     def __reduce__(self) -> tuple[type[PatchFile], tuple[str]]:
         return PatchFile, (self.path,)
 
+    def __repr__(self) -> str:
+        size, patients = self.patch_size, abbreviated(self.patients, MAX_PATIENTS)
+        normalisation = f"normalization_type {self.config.get('normalization_type')}"
+        facts = (
+            f"{self.patches} patches of {size} x {size} pixels",
+            f"{self.pairs} pairs of {len(self.patients)} patients: {patients}",
+            f"scales {', '.join(f'{scale:g}' for scale in self.scales)}",
+            f"{normalisation}, {'HU' if self.attributes['unit'] == b'hu' else 'stored values'}",
+        )
+        return printable(f"<PatchFile {self.path!r}: {'; '.join(facts)}>")
+
     def __len__(self) -> int:
         """Return the number of patches."""
         return self.patches
@@ -147,8 +157,25 @@ def provenances(source: ValidatedFile, patches: NDArray[np.int64]) -> list[Prove
 def read_patches(file: File, patches: Patches) -> tuple[Images, Images]:
     """Return input and target of some patches, each of shape (n, p, p)."""
     with opened(file) as source:
-        rows = np.atleast_1d(np.arange(source.patches)[patches])
+        rows = positions(patches, source.patches)
         return source.images("input", rows), source.images("target", rows)
+
+
+def positions(indices: Patches, n: int) -> NDArray[np.int64]:
+    """Return indices of n patches as an array, none below 0.
+
+    `IndexError` is raised if there is no such patch.
+    """
+    if isinstance(indices, slice):
+        return np.arange(*indices.indices(n))
+    given = np.atleast_1d(indices)
+    if given.size and given.dtype.kind not in "iu":
+        return np.asarray(np.arange(n)[given], np.int64)  # a mask, or an error
+    index = np.where(given < 0, given + n, given).astype(np.int64).reshape(-1)
+    invalid = (index < 0) | (index >= n)
+    if invalid.any():
+        raise IndexError(f"patch {given.reshape(-1)[invalid][0]} of {n}")
+    return index
 
 
 def denormalise(
@@ -169,27 +196,22 @@ def denormalise(
     if role not in ROLES or unit not in ("hu", "stored"):
         raise ValueError(f"role {role!r}, unit {unit!r}; expected: input or target, hu or stored")
     with opened(file) as source:
-        chosen = np.arange(source.patches)
-        if patches is not None:
-            chosen = np.atleast_1d(chosen[patches])
-        names = [f"pair/{role}_{name}" for name in CONSTANTS]
-        constants = np.stack([source.values(name) for name in names])
-        if not np.isfinite(constants).all() or not constants[CONSTANTS.index("slope")].all():
-            invalid = f"{', '.join(names)} hold NaN, infinity or a slope of 0"
-            raise Invalid(source.path, f"is damaged: {invalid}")
-        constants = constants[:, source.pair_of(chosen)]
+        chosen = positions(slice(None) if patches is None else patches, source.patches)
+        constants = source.constants[role][:, source.pair_of(chosen)]
         file_unit = source.attributes["unit"].decode()
     values = np.asarray(values)
     if len(values) != len(chosen):
         raise ValueError(
             f"{len(values)} values for {len(chosen)} patches; name the patches that they belong to"
         )
-    offset, divisor, slope, intercept = constants.reshape(4, -1, *[1] * (values.ndim - 1))
-    out = values.astype(np.float64) * divisor + offset
+    # One map per patch, its two numbers and all products in float64.
+    shift, factor, slope, intercept = constants.reshape(4, -1, *[1] * (values.ndim - 1))
     if (file_unit, unit) == ("hu", "stored"):
-        out = (out - intercept) / slope
+        factor, shift = factor / slope, (shift - intercept) / slope
     elif (file_unit, unit) == ("stored", "hu"):
-        out = out * slope + intercept
+        factor, shift = factor * slope, shift * slope + intercept
+    out = values * factor
+    out += shift
     return np.asarray(out, np.float32)
 
 
@@ -202,14 +224,14 @@ def overview(path: PathLike) -> list[str]:
         attributes, image = source.attributes, source["input"]
         complete = "complete" if attributes["complete"] else "NOT complete"
         shapes = [f"{rows} x {columns}" for rows, columns in np.unique(source.shapes, axis=1).T]
-        patients = _abbreviated(source.patients, MAX_PATIENTS)
+        patients = abbreviated(source.patients, MAX_PATIENTS)
         given = {n: v for n, v in source.config.items() if v not in (None, False)}
         facts = {
             "file": f"{path}, {os.path.getsize(path) / 1e6:.1f} MB",
             "format": f"version {source.version}, {complete}",
             "patches": f"{source.patches} in input and target, {image.dtype}, "
             f"shape {image.shape[1:]}",
-            "pairs": f"{source.pairs}, slices of {_abbreviated(shapes, MAX_SHAPES)} pixels",
+            "pairs": f"{source.pairs}, slices of {abbreviated(shapes, MAX_SHAPES)} pixels",
             "patients": f"{len(source.patients)}: {patients}",
             "left out": f"{len(source['left_out/reason'])} entries",
             "scales": ", ".join(f"{scale:g}" for scale in source.scales),
@@ -220,5 +242,6 @@ def overview(path: PathLike) -> list[str]:
     return [f"{name:10} {printable(fact)}" for name, fact in facts.items()]
 
 
-def _abbreviated(values: list[str], limit: int) -> str:
+def abbreviated(values: list[str], limit: int) -> str:
+    """Return the first of some values."""
     return ", ".join([*values[:limit], "..."] if len(values) > limit else values)

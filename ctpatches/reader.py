@@ -1,4 +1,4 @@
-"""Reading patches for training: chosen patients, random orientations, any number of processes.
+"""Reading patches for training: a selection, random orientations, any number of processes.
 
 The loaders for PyTorch, TensorFlow and Keras are built on `PatchReader`, which needs none of them.
 """
@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import multiprocessing.context
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.sharedctypes import RawValue
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.file import provenances
+from ctpatches.file import MAX_PATIENTS, abbreviated, denormalise, positions, provenances
+from ctpatches.messages import printable
 from ctpatches.orientations import Images, draw_orientations, turned
-from ctpatches.schema import REST, ROLES
+from ctpatches.schema import ORIENTATIONS, REST, ROLES
 from ctpatches.validation import PathLike, ValidatedFile
 
-Indices = Sequence[int] | NDArray[np.integer[Any]]
+Indices: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
+Patients: TypeAlias = str | Iterable[str] | None
+Scales: TypeAlias = float | Iterable[float] | None
+Orientations: TypeAlias = int | Iterable[int] | None
+#: Called with input and target, and returns both.
+Transform: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
+UNITS = ("file", "hu")
+#: Rows of `patch/` that are read at once, so that memory stays bounded.
+MAX_ROWS = 1 << 20
 
 
 def patient_names(file: PathLike) -> list[str]:
@@ -29,7 +38,7 @@ def patient_names(file: PathLike) -> list[str]:
 
 
 class PatchReader:
-    """The patches of a file, or of some of its patients, for training.
+    """The patches of a file, or a selection of them, for training.
 
     Each process opens the file itself when it first reads; forking, spawning and pickling are
     supported.
@@ -39,6 +48,18 @@ class PatchReader:
     file : path
     patients : str or iterable of str, optional
         Names of the patients whose patches are read; by default all.
+    scales : float or iterable of float, optional
+        Scales whose patches are read, of 1, 0.8 and 0.6; by default all.
+    orientations : int or iterable of int, optional
+        Indices into `ctpatches.schema.ORIENTATIONS`; by default all. 0 omits the patches that
+        `--rot_augment` added.
+    unit : {'file', 'hu'}
+        As stored in the file, or with the normalisation inverted, each by its own constants.
+    transform : callable, optional
+        Called by the loaders, not by `read`, with input and target, and returns both. In
+        `PatchDataset` these are two tensors of one patch, shape (1, p, p); in `tf_dataset` and
+        `keras_sequence` those of a batch, shape (n, p, p, 1). To be pickled it must be a function
+        of a module.
     provenance : bool
         Whether a sample has a third part, a dict: the fields of `ctpatches.file.Provenance`,
         `patch`, the index in the file, and `turned`, the index into `DIHEDRAL` of the orientation
@@ -53,6 +74,8 @@ class PatchReader:
     path : str
     patients : list of str
         Those that were chosen, in the order of the file.
+    scales : list of float
+    orientations : list of int
     patch_size : int
         Rows and columns of a patch.
 
@@ -61,40 +84,49 @@ class PatchReader:
     OSError
         The file cannot be read.
     ValueError
-        It is not a complete, valid file of ctpatches; no patient is chosen, or one that it does not
-        have, or none with a patch.
+        It is not a complete, valid file of ctpatches; the unit is not valid; no patient, scale or
+        orientation is chosen, or one that it does not have, or none with a patch.
     """
 
     def __init__(
         self,
         file: PathLike,
-        patients: str | Iterable[str] | None = None,
+        patients: Patients = None,
+        *,
+        scales: Scales = None,
+        orientations: Orientations = None,
+        unit: str = "file",
+        transform: Transform | None = None,
         provenance: bool = False,
         augment: bool = False,
         seed: int = 0,
     ) -> None:
         self.path = os.path.abspath(file)
+        self.unit, self.transform = unit, transform
         self.provenance, self.augment, self.seed = provenance, augment, seed
+        if unit not in UNITS:
+            raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
         with ValidatedFile(self.path) as source:
             self.patch_size = source.patch_size
             # It covers the checksums of all blocks: these 16 bytes identify the file.
             self._checksum = source.values(REST).tobytes()
-            names, known = source.texts("pair/patient"), source.patients
-            first, patches = source.blocks
-        if isinstance(patients, str):
-            patients = [patients]
-        chosen = set(known if patients is None else patients)
-        unknown = ", ".join(map(repr, sorted(chosen - set(known))))
-        if unknown or not chosen:
-            found = f"no patient {unknown}" if unknown else "no patient is chosen"
-            raise ValueError(f"{self.path!r}: {found}; there are: {', '.join(map(repr, known))}")
-        self.patients = [name for name in known if name in chosen]
-        used = np.isin(names, self.patients) & (patches > 0)
-        if not used.any():
-            raise ValueError(f"{self.path!r} has no patch of {', '.join(map(repr, self.patients))}")
-        # The patches of a block follow one another: two numbers per block stand for all indices.
-        self._ends = np.cumsum(patches[used])
-        self._shifts = first[used] - (self._ends - patches[used])
+            self.patients = self._chosen("patient", patients, source.patients)
+            self.scales = self._chosen("scale", scales, source.scales)
+            codes = range(len(ORIENTATIONS))
+            self.orientations = self._chosen("orientation", orientations, codes)
+            selected = np.repeat(
+                np.isin(source.texts("pair/patient"), self.patients), source.blocks[1]
+            )
+            if scales is not None or orientations is not None:
+                self._filter(selected, source)
+        # Where a run of selected patches begins, and where it ends. Two numbers per run stand for
+        # all indices: a choice of patients or of scales has few runs.
+        edges = np.flatnonzero(np.diff(selected, prepend=False, append=False))
+        starts, lengths = edges[::2], edges[1::2] - edges[::2]
+        self._in_file, self._ends = len(selected), np.cumsum(lengths)
+        self._shifts = starts - (self._ends - lengths)
+        if not len(starts):
+            raise ValueError(f"{self.path!r} has no patch of {self._selection()}")
         self._source: ValidatedFile | None = None
         self._process = 0
         # Shared with the workers: those that a DataLoader keeps (persistent_workers) would
@@ -112,6 +144,44 @@ class PatchReader:
         if isinstance(self._epoch, int):
             self._epoch = RawValue("q", self._epoch)
 
+    def __repr__(self) -> str:
+        size, name = self.patch_size, getattr(self.transform, "__qualname__", self.transform)
+        facts = (
+            f"{len(self)} of {self._in_file} patches of {size} x {size} pixels",
+            self._selection(),
+            f"unit {self.unit}",
+            *([f"augmented with seed {self.seed}"] if self.augment else []),
+            *([f"transform {name}"] if self.transform else []),
+        )
+        return printable(f"<{type(self).__name__} {self.path!r}: {'; '.join(facts)}>")
+
+    def _selection(self) -> str:
+        patients = abbreviated([repr(name) for name in self.patients], MAX_PATIENTS)
+        scales = ", ".join(f"{scale:g}" for scale in self.scales)
+        return f"{patients}; scales {scales}; orientations {', '.join(map(str, self.orientations))}"
+
+    def _chosen(self, kind: str, given: Any, known: Sequence[Any]) -> list[Any]:
+        """Return the values that were chosen, in the order of the file; None chooses all."""
+        if given is None:
+            return list(known)
+        values = np.ravel(given if np.isscalar(given) else list(given)).tolist()
+        # The scales in `patch/scale` are float32: 0.8 is 0.800000011920929 there.
+        chosen = {round(value, 6) if isinstance(value, float) else value for value in values}
+        unknown = ", ".join(map(repr, sorted(chosen - set(known))))
+        if unknown or not chosen:
+            found = f"no {kind} {unknown}" if unknown else f"no {kind} is chosen"
+            raise ValueError(f"{self.path!r}: {found}; there are: {', '.join(map(repr, known))}")
+        return [value for value in known if value in chosen]
+
+    def _filter(self, selected: NDArray[np.bool_], source: ValidatedFile) -> None:
+        """Deselect patches of other scales and orientations."""
+        scales = np.array(self.scales, np.float32)
+        for first in range(0, len(selected), MAX_ROWS):
+            rows = slice(first, first + MAX_ROWS)
+            columns = source.columns(rows)
+            selected[rows] &= np.isin(columns["scale"], scales)
+            selected[rows] &= np.isin(columns["orientation"], self.orientations)
+
     def set_epoch(self, epoch: int) -> None:
         """Draw other orientations from now on; call it before each pass over the loader."""
         self._epoch.value = epoch
@@ -121,27 +191,30 @@ class PatchReader:
 
     def rows(self, indices: Indices) -> NDArray[np.int64]:
         """Return the indices in the file of patches of this dataset."""
-        given = np.asarray(indices, np.int64).reshape(-1)
-        index = np.where(given < 0, given + len(self), given)
-        invalid = (index < 0) | (index >= len(self))
-        if invalid.any():
-            raise IndexError(f"patch {given[invalid][0]} of {len(self)}")
-        block = np.searchsorted(self._ends, index, side="right")
-        return np.asarray(index + self._shifts[block], np.int64)
+        index = positions(indices, len(self))
+        run = np.searchsorted(self._ends, index, side="right")
+        return np.asarray(index + self._shifts[run], np.int64)
 
     def read(self, indices: Indices) -> tuple[Images, Images]:
         """Return inputs and targets, each of shape (n, p, p)."""
         low, full, *_ = self.samples(indices)
         return low, full
 
-    def samples(self, indices: Indices) -> list[Any]:
-        """Return inputs, targets and, with `provenance`, the list of its dicts."""
+    def samples(self, indices: Indices, epoch: int | None = None) -> list[Any]:
+        """Return inputs, targets and, with `provenance`, the list of its dicts.
+
+        Orientations are drawn for an epoch, by default that of `set_epoch`.
+        """
         rows = self.rows(indices)
         source = self._open()
         codes = np.zeros(len(rows), np.uint8)
         parts: list[Any] = [source.images(role, rows) for role in ROLES]
+        if self.unit == "hu":
+            both = zip(parts, ROLES, strict=True)
+            parts = [denormalise(images, source, rows, role) for images, role in both]
         if self.augment:
-            codes = draw_orientations(self.seed, self._epoch.value, rows)
+            epoch = self._epoch.value if epoch is None else epoch
+            codes = draw_orientations(self.seed, epoch, rows)
             parts = [turned(images, codes) for images in parts]
         if self.provenance:
             each = zip(provenances(source, rows), rows.tolist(), codes.tolist(), strict=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.orientations import Images
-from ctpatches.reader import PatchReader, patient_names
+from ctpatches.reader import Orientations, PatchReader, Patients, Scales, Transform, patient_names
 from ctpatches.validation import PathLike
 
 __all__ = ["keras_sequence", "patient_names", "tf_dataset"]
@@ -22,7 +23,13 @@ def tf_dataset(
     batch: int = 64,
     shuffle: bool = True,
     seed: int = 0,
-    patients: str | Iterable[str] | None = None,
+    patients: Patients = None,
+    *,
+    scales: Scales = None,
+    orientations: Orientations = None,
+    unit: str = "file",
+    transform: Transform | None = None,
+    augment: bool = False,
 ) -> Any:
     """Return a `tf.data.Dataset` of batches (inputs, targets), float32, shape (batch, p, p, 1).
 
@@ -35,9 +42,11 @@ def tf_dataset(
     shuffle : bool
         Whether the order of all patches is drawn again in every epoch.
     seed : int
-        Seed for the order.
-    patients : str or iterable of str, optional
-        Names of the patients whose patches are read; by default all.
+        Seed for the order and the orientations; they depend on the epoch as well.
+    patients, scales, orientations, unit, augment
+        As in `PatchReader`. Every pass over the data set is an epoch.
+    transform : callable, optional
+        Called once, in the graph, with the tensors of a batch, and returns both.
 
     Raises
     ------
@@ -45,23 +54,38 @@ def tf_dataset(
         As `PatchReader`.
     """
     tf: Any = importlib.import_module("tensorflow")
-    patches = PatchReader(file, patients)
+    patches = PatchReader(
+        file,
+        patients,
+        scales=scales,
+        orientations=orientations,
+        unit=unit,
+        augment=augment,
+        seed=seed,
+    )
+    epochs = itertools.count()
 
-    def read(indices: NDArray[np.int64]) -> tuple[Images, ...]:
-        return tuple(images[..., None] for images in patches.read(indices))
+    def orders() -> Iterator[tuple[NDArray[np.int64], int]]:
+        epoch = next(epochs)
+        order = _order(patches, shuffle, epoch)
+        for first in range(0, len(order), batch):
+            yield order[first : first + batch], epoch
 
-    def read_in_graph(indices: Any) -> tuple[Any, ...]:
+    def read(chosen: NDArray[np.int64], epoch: NDArray[np.int64]) -> tuple[Images, ...]:
+        return _batch(patches, chosen, int(epoch))
+
+    def read_in_graph(chosen: Any, epoch: Any) -> tuple[Any, ...]:
         shape = (None, patches.patch_size, patches.patch_size, 1)
-        both = tf.numpy_function(read, [indices], (tf.float32, tf.float32))
+        both = tf.numpy_function(read, [chosen, epoch], (tf.float32, tf.float32))
         return tuple(tf.ensure_shape(images, shape) for images in both)
 
-    # Indices are shuffled, not patches: all of them fit into the buffer, so that the order is
-    # uniformly random, and several threads read (`preadv` releases the interpreter's lock).
-    order = tf.data.Dataset.range(len(patches))
-    if shuffle:
-        order = order.shuffle(len(patches), seed=seed, reshuffle_each_iteration=True)
-    batches = order.batch(batch).map(read_in_graph, num_parallel_calls=tf.data.AUTOTUNE)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    # Several threads read: `preadv` releases the interpreter's lock.
+    signature = tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int64)
+    data = tf.data.Dataset.from_generator(orders, output_signature=signature)
+    data = data.apply(tf.data.experimental.assert_cardinality(math.ceil(len(patches) / batch)))
+    for step in (read_in_graph, transform):
+        data = data if step is None else data.map(step, num_parallel_calls=tf.data.AUTOTUNE)
+    return data.prefetch(tf.data.AUTOTUNE)
 
 
 def keras_sequence(
@@ -69,18 +93,23 @@ def keras_sequence(
     batch: int = 64,
     shuffle: bool = True,
     seed: int = 0,
-    patients: str | Iterable[str] | None = None,
+    patients: Patients = None,
     augment: bool = False,
+    *,
+    scales: Scales = None,
+    orientations: Orientations = None,
+    unit: str = "file",
+    transform: Transform | None = None,
     **options: Any,
 ) -> Any:
     """Return a `keras.utils.PyDataset` (Keras 3, any backend) of batches for `model.fit`.
 
     Parameters
     ----------
-    file, batch, shuffle, seed, patients
+    file, batch, shuffle, seed, patients, augment, scales, orientations, unit
         As in `tf_dataset`; batches are the same, as NumPy arrays.
-    augment : bool
-        Whether input and target are rotated or flipped alike, at random, anew in every epoch.
+    transform : callable, optional
+        Called with the arrays of each batch, and returns both.
     **options
         Of `PyDataset`, such as ``workers=2``: threads that read ahead.
 
@@ -90,7 +119,16 @@ def keras_sequence(
         As `PatchReader`.
     """
     keras: Any = importlib.import_module("keras")
-    patches = PatchReader(file, patients, augment=augment, seed=seed)
+    patches = PatchReader(
+        file,
+        patients,
+        scales=scales,
+        orientations=orientations,
+        unit=unit,
+        transform=transform,
+        augment=augment,
+        seed=seed,
+    )
 
     class Patches(keras.utils.PyDataset):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -98,20 +136,31 @@ def keras_sequence(
             self.start(0)
 
         def start(self, epoch: int) -> None:
-            self.epoch = epoch
-            patches.set_epoch(epoch)
-            self.order = np.arange(len(patches))
-            if shuffle:
-                self.order = np.random.default_rng([seed, epoch]).permutation(self.order)
+            self.epoch, self.order = epoch, _order(patches, shuffle, epoch)
+
+        def __repr__(self) -> str:
+            return f"<{len(self)} batches of up to {batch} patches of {patches!r}>"
 
         def __len__(self) -> int:
             return math.ceil(len(patches) / batch)
 
-        def __getitem__(self, index: int) -> tuple[Images, ...]:
+        def __getitem__(self, index: int) -> tuple[Any, ...]:
             chosen = self.order[index * batch : (index + 1) * batch]
-            return tuple(images[..., None] for images in patches.read(chosen))
+            both = _batch(patches, chosen, self.epoch)
+            return both if transform is None else transform(*both)
 
         def on_epoch_end(self) -> None:
             self.start(self.epoch + 1)
 
     return Patches()
+
+
+def _order(patches: PatchReader, shuffle: bool, epoch: int) -> NDArray[np.int64]:
+    """Return the indices of all patches in the order of an epoch."""
+    if not shuffle:
+        return np.arange(len(patches))
+    return np.random.default_rng([patches.seed % 2**64, epoch]).permutation(len(patches))
+
+
+def _batch(patches: PatchReader, chosen: NDArray[np.int64], epoch: int) -> tuple[Images, ...]:
+    return tuple(images[..., None] for images in patches.samples(chosen, epoch))

@@ -32,4 +32,9 @@ class PatchDataset(PatchReader, Dataset):  # type: ignore[misc]
         """Return samples as `__getitem__` does; torch calls this once for each batch."""
         low, full, *others = self.samples(indices)
         tensors = [torch.from_numpy(images[:, None]) for images in (low, full)]
-        return list(zip(*tensors, *others, strict=True))
+        samples = list(zip(*tensors, *others, strict=True))
+        if self.transform is not None:
+            for at, (one_low, one_full, *rest) in enumerate(samples):
+                changed_low, changed_full = self.transform(one_low, one_full)
+                samples[at] = (changed_low, changed_full, *rest)
+        return samples

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ctpatches.files import Invalid, open_regular
 from ctpatches.schema import (
     ATTRIBUTES,
+    CONSTANTS,
     FORMAT,
     MAX_CHUNK_BYTES,
     MAX_COLUMN_CHUNKS,
@@ -30,6 +31,7 @@ from ctpatches.schema import (
     ORIENTATIONS,
     PATCH_COLUMNS,
     REST_BYTES,
+    ROLES,
     SCHEMA,
     STRING,
     VERSION,
@@ -53,6 +55,8 @@ class ValidatedFile:
         self._handle: Any = _open_hdf5(file) if isinstance(file, str | os.PathLike) else file
         self.path = os.fspath(self._handle.filename)
         self._datasets: dict[str, h5py.Dataset] = {}
+        #: Shape and type of a row, and first byte; h5py takes longer for these than a row to read.
+        self._layouts: dict[str, tuple[tuple[int, ...], np.dtype[Any], int | None]] = {}
         #: Number of rows by what they are for, and "size", pixels of a patch along an edge.
         self._sizes = {"byte": REST_BYTES}
         try:
@@ -85,8 +89,10 @@ class ValidatedFile:
         try:
             if not isinstance(rows, np.ndarray):
                 return np.asarray(dataset[rows])
-            out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
-            offset = dataset.id.get_offset()
+            if name not in self._layouts:
+                self._layouts[name] = dataset.shape[1:], dataset.dtype, dataset.id.get_offset()
+            shape, dtype, offset = self._layouts[name]
+            out = np.empty((len(rows), *shape), dtype)
             if offset is None or self.descriptor < 0 or not hasattr(os, "preadv"):
                 for at, row in enumerate(rows.tolist()):
                     out[at] = dataset[row]
@@ -96,7 +102,7 @@ class ValidatedFile:
         # Not through a memory map: from disk a map reads seven times the bytes, because the kernel
         # reads around every page fault, and a file that is truncated, or lost on a network disk,
         # ends the process with a bus error where `preadv` raises.
-        width = out.itemsize * math.prod(out.shape[1:])
+        width = out.itemsize * math.prod(shape)
         raw = out.reshape(-1).view(np.uint8).data
         for at, row in enumerate(rows.tolist()):
             piece = raw[at * width : (at + 1) * width]
@@ -117,6 +123,18 @@ class ValidatedFile:
         """The columns of `pair/` that are part of the provenance of a patch."""
         names = ("patient", "input_file", "target_file", "position_mm", "degradation")
         return {name: self.values(f"pair/{name}") for name in names}
+
+    @functools.cached_property
+    def constants(self) -> dict[str, NDArray[np.float64]]:
+        """The `CONSTANTS` of every pair by role, shape (4, pairs)."""
+        out = {}
+        for role in ROLES:
+            names = [f"pair/{role}_{name}" for name in CONSTANTS]
+            out[role] = np.stack([self.values(name) for name in names])
+            if not np.isfinite(out[role]).all() or not out[role][CONSTANTS.index("slope")].all():
+                invalid = f"{', '.join(names)} hold NaN, infinity or a slope of 0"
+                raise Invalid(self.path, f"is damaged: {invalid}")
+        return out
 
     def columns(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return rows of all `PATCH_COLUMNS`; each must be a window in a view of its pair."""

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ctpatches.file import provenance
+from ctpatches import reader
+from ctpatches.file import denormalise, provenance
 from ctpatches.orientations import DIHEDRAL, draw_orientations
 from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import REST, VERSION
@@ -134,6 +135,98 @@ def test_a_patient_of_nothing_but_air_is_refused(tmp_path: Path) -> None:
     assert PatchReader(file).patients == ["A", "B"]
     with pytest.raises(ValueError, match="has no patch of 'B'"):
         PatchReader(file, "B")
+
+
+@pytest.mark.parametrize(
+    ("scales", "orientations", "patients"),
+    [
+        (1, None, None),
+        (np.float32(0.8), None, "B02"),
+        ({0.6, 1}, (1, 2), None),
+        (None, 0, ["C03", "A01"]),
+        (None, [5, 0, 3], None),
+    ],
+)
+def test_scales_and_orientations_are_chosen(
+    scales: Any, orientations: Any, patients: Any, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_ROWS", 100)
+    dataset = PatchReader(file, patients, scales=scales, orientations=orientations)
+    with h5py.File(file) as opened:
+        scale, orientation = opened["patch/scale"][:], opened["patch/orientation"][:]
+    chosen = np.ones(len(scale), bool)
+    if scales is not None:
+        each = [scales] if np.isscalar(scales) else list(scales)
+        chosen &= np.any([np.isclose(scale, one) for one in each], axis=0)
+    if orientations is not None:
+        chosen &= np.isin(orientation, orientations)
+    if patients is not None:
+        chosen &= np.isin(patients_of(file), patients)
+    rows = np.flatnonzero(chosen)
+    assert 0 < len(rows) < len(scale)
+    np.testing.assert_array_equal(dataset.rows(range(len(dataset))), rows)
+    np.testing.assert_array_equal(dataset.read([0, -1])[1], contents(file)[1][rows[[0, -1]]])
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"scales": 0.5}, "no scale 0.5; there are: 1.0, 0.8, 0.6"),
+        ({"scales": []}, "no scale is chosen"),
+        ({"orientations": [0, 6]}, "no orientation 6; there are: 0, 1, 2, 3, 4, 5"),
+        ({"unit": "HU"}, "unit 'HU'; expected: 'file' or 'hu'"),
+    ],
+)
+def test_a_choice_that_the_file_does_not_have_is_an_error(
+    choice: Any, words: str, file: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        PatchReader(file, **choice)
+
+
+def test_a_choice_without_a_patch_is_an_error(tree: Tree, tmp_path: Path) -> None:
+    plain = make(tree.root, tmp_path / "plain.h5", "--patch-size", "p24")
+    words = "has no patch of 'B02'; scales 1; orientations 1, 3"
+    with pytest.raises(ValueError, match=words):
+        PatchReader(plain, "B02", orientations=[3, 1])
+
+
+def test_damaged_scales_are_noticed_where_they_decide(file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.h5"
+    shutil.copy(file, copy)
+    with h5py.File(copy, "r+") as opened:
+        opened["patch/scale"][7] = 0.7
+    with pytest.raises(ValueError, match=r"is damaged: patch 7 has pair 0, scale 0\.69"):
+        PatchReader(copy, scales=1)
+
+
+def test_hu_are_those_of_each_image(tree: Tree, tmp_path: Path) -> None:
+    own = ("--patch-size", "p24", "--normalization-type", "std_independent")
+    path = make(tree.root, tmp_path / "own.h5", *own)
+    plain, hu = PatchReader(path, augment=True), PatchReader(path, unit="hu", augment=True)
+    rows = [40, 2, -1]
+    for values, found, role in zip(
+        plain.read(rows), hu.read(rows), ("input", "target"), strict=True
+    ):
+        np.testing.assert_array_equal(found, denormalise(values, path, rows, role))
+        np.testing.assert_allclose(found, found.round(), atol=1e-2)
+
+
+def test_its_repr_describes_what_is_read(file: Path) -> None:
+    n = len(contents(file)[0])
+    assert repr(PatchReader(file)) == (
+        f"<PatchReader '{file}': {n} of {n} patches of 24 x 24 pixels; 'A01', 'B02', 'C03'; "
+        "scales 1, 0.8, 0.6; orientations 0, 1, 2, 3, 4, 5; unit file>"
+    )
+    part = PatchReader(file, "B02", scales=1, unit="hu", augment=True, seed=3, transform=halved)
+    end = "'B02'; scales 1; orientations 0, 1, 2, 3, 4, 5; unit hu; augmented with seed 3"
+    assert repr(part).endswith(f"{end}; transform halved>")
+    assert f"{len(part)} of {n} patches" in repr(part)
+
+
+def halved(low: Any, full: Any) -> tuple[Any, Any]:
+    """Return a pair of which everything is halved, and the target cropped."""
+    return low / 2, full[:, 4:-4, 4:-4] / 2
 
 
 def test_indices_beyond_the_end(file: Path) -> None:
@@ -362,6 +455,20 @@ def test_workers_that_are_kept_follow_the_epoch(
         np.testing.assert_array_equal(found, fresh.read(range(len(fresh)))[0])
 
 
+@pytest.mark.parametrize("context", [None, "fork", "spawn"])
+def test_a_transform_is_called_with_the_pair(context: str | None, file: Path, torch: Any) -> None:
+    choice = {"scales": [1, 0.6], "orientations": 0, "provenance": True}
+    dataset = patch_dataset(file, transform=halved, **choice)
+    assert isinstance(dataset, torch.utils.data.Dataset)
+    rows = dataset.rows(range(len(dataset)))
+    batches = list(loader(torch, dataset, context is not None, context))
+    for side, cropped in ((0, slice(None)), (1, slice(4, -4))):
+        found = torch.cat([batch[side] for batch in batches])[:, 0].numpy()
+        np.testing.assert_array_equal(found, contents(file)[side][rows][:, cropped, cropped] / 2)
+    assert torch.cat([batch[2]["patch"] for batch in batches]).tolist() == rows.tolist()
+    assert [one.shape for one in dataset[0][:2]] == [(1, 24, 24), (1, 16, 16)]
+
+
 def test_subsets_and_chains_of_torch_take_it(file: Path, torch: Any) -> None:
     data = torch.utils.data
     dataset = patch_dataset(file)
@@ -463,6 +570,22 @@ def test_batches_for_tensorflow_and_keras(library: str, file: Path, tf_file: Pat
 
 
 @pytest.mark.filterwarnings("default")
+def test_all_loaders_select_and_convert_alike(library: str, file: Path) -> None:
+    choice: Any = {"patients": "C03", "scales": 0.8, "unit": "hu", "augment": True, "seed": 4}
+    wanted = PatchReader(file, **choice)
+    transform = {"transform": halved, "shuffle": False}
+    shapes, once = passes(library, file, **choice, **transform)
+    np.testing.assert_array_equal(shapes, [[32, 24, 24, 1], [32, 16, 16, 1]])
+    first = 1 if library == "tensorflow" else 0  # the pass for the shapes was one
+    for epoch in (first, first + 1):
+        wanted.set_epoch(epoch)
+        low, full = wanted.read(range(len(wanted)))
+        inputs, targets = once()
+        np.testing.assert_array_equal(inputs[..., 0], low / 2)
+        np.testing.assert_array_equal(targets[..., 0], full[:, 4:-4, 4:-4] / 2)
+
+
+@pytest.mark.filterwarnings("default")
 def test_keras_trains_on_them(library: str, file: Path) -> None:
     keras = importlib.import_module("keras")
     keras.utils.set_random_seed(0)
@@ -472,5 +595,6 @@ def test_keras_trains_on_them(library: str, file: Path) -> None:
         data = tf_dataset(file)
     else:
         data = keras_sequence(file, augment=True, workers=2)
+        assert repr(data).startswith(f"<{len(data)} batches of up to 64 patches of <PatchReader '")
     history = model.fit(data, epochs=3, verbose=0).history["loss"]
     assert history[-1] < history[0]

@@ -62,6 +62,23 @@ def test_provenance_patients_and_configuration(path, tree):
             file.provenance(len(file))
 
 
+def test_its_repr_describes_the_file_also_when_closed(path):
+    with PatchFile(path) as file:
+        expected = (
+            f"<PatchFile '{path}': {len(file)} patches of 24 x 24 pixels; "
+            "10 pairs of 3 patients: A01, B02, C03; scales 1; "
+            "normalization_type std_independent, stored values>"
+        )
+        assert repr(file) == expected
+    assert repr(file) == expected
+
+
+@pytest.mark.parametrize("indices", [[1.5], ["a"], 10**6, [-(10**6)]])
+def test_a_patch_that_there_cannot_be_is_an_error(path, indices):
+    with PatchFile(path) as file, pytest.raises(IndexError):
+        file.read(indices)
+
+
 def first_patch(file: PatchFile) -> bytes:
     return file.read(0)[1].tobytes()
 
