@@ -6,7 +6,6 @@ Figures are drawn inside of `style()`, which makes them independent of the user'
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -54,7 +53,7 @@ MAX_DRAWN_SIZE = 1024
 MIN_WIDTH = 2.0
 #: Sheets of patches: about the side of a patch, pixels of the image; width of the labels, inches,
 #: and characters of a line of them.
-PATCH_PIXELS, LABEL_INCHES, MAX_LABEL = 210, 1.66, 24
+PATCH_PIXELS, LABEL_INCHES, MAX_LABEL = 210, 1.76, 22
 #: Windows drawn on one view; of more, only every k-th row and column.
 MAX_DRAWN_WINDOWS = 700
 
@@ -84,7 +83,8 @@ def label(text: object) -> str:
 def shortened(text: object, most: int) -> str:
     """Return the label of a text, of a long one its first and last characters."""
     line = label(text)
-    return line if len(line) <= most else f"{line[: most // 2]} \u2026 {line[-most // 2 :]}"
+    half = (most - 3) // 2
+    return line if len(line) <= most else f"{line[:half]} \u2026 {line[-half:]}"
 
 
 def _row(
@@ -180,7 +180,7 @@ def patch_rows(
         figure.text(0.15 / width, top / height, text, va="top", fontsize=8, zorder=-1)
     _colour_bar(figure, drawn[0], "HU", (left + 0.2, 0.48, 2 * side + between - 0.4, 0.1))
     place = left + 2 * (side + between) + 0.15, 0.48, side - 0.3, 0.1
-    _colour_bar(figure, drawn[2], "HU", place, [-most, 0, most])
+    _colour_bar(figure, drawn[2], "input minus target, HU", place, [-most, 0, most])
     return figure
 
 
@@ -286,7 +286,9 @@ def _draw_view(axes: Axes, view: WindowedView, inch: float) -> ScalarMappable:
     reduced = augment.downscale(view.image_hu, min(1.0, MAX_DRAWN_SIZE / max(rows, columns)))
     extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
     image = axes.imshow(reduced, vmin=MIN_SLICE_HU, vmax=MAX_SLICE_HU, extent=extent)
-    every = max(1, math.ceil(math.sqrt(view.kept.size / MAX_DRAWN_WINDOWS)))
+    every = 1
+    while view.kept[::every, ::every].size > MAX_DRAWN_WINDOWS:
+        every += 1
     drawn = view.kept[::every, ::every]
     # The rejected ones lie further in: where two windows meet, both lines are visible.
     for keep, inset, colour, dashes in (

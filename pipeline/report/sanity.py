@@ -66,7 +66,7 @@ def sheets(source: ValidatedFile, config: Config) -> Iterator[tuple[str, list[Fa
         facts = [_facts(int(drawn[i]), origins[i]) for i in rows]
         low, full = np.stack([_read_hu(source, one["patch"]) for one in facts], axis=1)
         title = f"Patches of {os.path.basename(source.path)}, sheet {number}"
-        sheet = figures.patch_rows(low, full, [_label(one) for one in facts], title)
+        sheet = figures.patch_rows(low, full, [label(one) for one in facts], title)
         yield f"patches_{number}.png", facts, figures.png(sheet)
 
 
@@ -84,7 +84,8 @@ def _read_hu(source: ValidatedFile, patch: int) -> NDArray[np.float32]:
     return np.stack([augment.downscale(image, scale) for image in images])
 
 
-def _label(facts: Facts) -> list[str]:
+def label(facts: Facts) -> list[str]:
+    """Return the lines beside a patch."""
     lines = [facts["patient"], f"patch {facts['patch']}"]
     if facts["position_mm"] is not None:
         lines.append(f"{facts['position_mm']:g} mm".replace("-", "\u2212"))
