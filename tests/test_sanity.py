@@ -277,15 +277,16 @@ def test_the_outline_of_the_body_is_drawn_at_every_scale(tree):
         (contour,) = (one for one in axes.collections if isinstance(one, ContourSet))
         (path,) = contour.get_paths()
         expected = np.array([(20, 10), (60, 30)]) * view.scale - 0.5
-        found = path.vertices.min(axis=0), path.vertices.max(axis=0)
+        corners = np.asarray(path.vertices)
+        found = corners.min(axis=0), corners.max(axis=0)
         np.testing.assert_allclose(found, expected, atol=1)
 
 
 @pytest.mark.parametrize("shape", [(30, 400), (400, 30)])
 def test_the_axes_of_narrow_slices_have_labels_that_do_not_overlap(shape):
-    starts = [np.arange(0, length - 23, 20) for length in shape]
-    kept = np.ones([len(one) for one in starts], bool)
-    view = figures.WindowedView(1.0, np.zeros(shape, np.float32), *starts, 24, kept)
+    rows, cols = (np.arange(0, length - 23, 20) for length in shape)
+    kept = np.ones((len(rows), len(cols)), bool)
+    view = figures.WindowedView(1.0, np.zeros(shape, np.float32), rows, cols, 24, kept)
     with figures.style():
         figure = figures.coverage([view], "")
         figures.png(figure)
