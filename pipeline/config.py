@@ -191,6 +191,14 @@ class Config:
         "continue an interrupted run of the same job, or start from the beginning if there is "
         "none; a complete output is left unchanged",
     )
+    sheets: int = option(
+        "output",
+        integer(0, "N"),
+        "images for checking, of each kind: sheets of patches, and slices with their windows; 0 "
+        "draws none",
+        "images",
+        default=4,
+    )
     no_report: bool = flag("output", "create neither a report nor sanity-check images")
     mpi_run: bool = flag("run", "distribute the work over the ranks of mpiexec")
     dry_run: bool = flag("run", "end after the plan, and print what would be created")

@@ -55,20 +55,6 @@ def output(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave all images of reports empty in runs of this process: drawing takes most of their time.
-
-    For tests of what else a report holds, where it lies, and what a run does beside it.
-    """
-    from matplotlib.figure import Figure
-
-    from pipeline.report import figures
-
-    for name in ("sheet", "comparison", "noise", "histogram", "coverage"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: Figure((0.1, 0.1)))
-
-
 @pytest.fixture(scope="module")
 def whole(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Return the bytes of the unbroken serial run on the tree."""

@@ -36,13 +36,15 @@ def job(tree: Tree, output: str, **options: Any) -> Config:
 # --- what is created -------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_sample_is_the_same_as_from_the_command_line_and_nothing_is_printed(cwd, capfd):
     sample = str(REPO / "raw_data")
     words = ["--input-folder", sample, "--output-fname", "shell.h5", *SAMPLE]
+    words += ["--sheets", "0"]
     assert called(cwd, *words).status == 0
     capfd.readouterr()
-    config = Config(sample, "api.h5", rot_augment=True, ds_augment=True, air_threshold=True)
+    config = Config(
+        sample, "api.h5", rot_augment=True, ds_augment=True, air_threshold=True, sheets=0
+    )
     summary = make_patches(config)
     assert capfd.readouterr() == ("", "")
     assert (cwd / "api.h5").read_bytes() == (cwd / "shell.h5").read_bytes()

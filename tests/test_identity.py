@@ -70,7 +70,18 @@ WORDS = [
     *("Xaverquist", "Ottilie", "Zk4711x", "Quellklinik", "Lindwurm", "Brunnhuber", "Severin"),
     *("19440229", "041733", "081Y", "20190731", "113355", "987654321"),
 ]
-FORM = ("--input-folder", "scans", "--patch-size", "p24", "--output-fname", "out.h5")
+FILE_ONLY = (
+    "--input-folder",
+    "scans",
+    "--patch-size",
+    "p24",
+    "--output-fname",
+    "out.h5",
+    "--no-report",
+)
+#: With a report, of whose images those of one patient and of one slice are enough.
+FORM = (*FILE_ONLY[:-1], "--sheets", "1")
+UNDRAWN = (*FILE_ONLY[:-1], "--sheets", "0")
 
 
 def found_in(data: bytes) -> list[str]:
@@ -146,17 +157,15 @@ def test_the_same_words_do_not_come_out_of_a_process_of_its_own_either(tmp_path)
     assert leaks(tmp_path, ended) == []
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_verifying_tells_nothing(tmp_path):
     planted(tmp_path)
-    called(tmp_path, *FORM)
+    called(tmp_path, *FILE_ONLY)
     flip(tmp_path / "out.h5", 5000)
     ended = called(tmp_path, "--verify", "out.h5")
     assert ended.status == 1
     assert leaks(tmp_path, ended) == []
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_summary_with_every_remark_tells_nothing(tmp_path):
     root = planted(tmp_path, "AB")
     for name in "CDE":
@@ -166,7 +175,7 @@ def test_a_summary_with_every_remark_tells_nothing(tmp_path):
     edit(root / "D/quarter_3mm/0002.dcm", IrradiationEventUID="1.2.826.0.1.987654321.6")
     swap("ImagePositionPatient", *(root / f"E/full_3mm/{i:04d}.dcm" for i in (1, 2)))
     options = ("--unpaired", "skip", "--anatomy-check", "warn", "--random_N", "3")
-    ended = called(tmp_path, *FORM, *options, "--split", "0.34", "0.33", "0.33")
+    ended = called(tmp_path, *UNDRAWN, *options, "--split", "0.34", "0.33", "0.33")
     assert ended.status == 0, ended.err
     assert all(w in ended.out for w in ("A and B are the same person", "E/quarter", "C/quarter"))
     assert leaks(tmp_path, ended) == []
@@ -348,34 +357,30 @@ def test_anonymised_no_real_name_is_in_file_pictures_or_summary(tmp_path):
     ended = called(tmp_path, *FORM, "--anonymize", "--ds_augment")
     assert ended.status == 0
     assert names_in(tmp_path, ended) == []
-    assert any("P0001" in path.name for path in tmp_path.rglob("*.png"))
+    assert any("coverage_P000" in path.name for path in tmp_path.rglob("*.png"))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_not_anonymised_they_are(tmp_path):
     named(tmp_path)
-    assert set(REAL) <= {n.split(": ")[-1] for n in names_in(tmp_path, called(tmp_path, *FORM))}
+    assert set(REAL) <= {n.split(": ")[-1] for n in names_in(tmp_path, called(tmp_path, *UNDRAWN))}
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_anonymised_the_options_that_name_folders_are_not_in_the_file(tmp_path):
     named(tmp_path)
     folders = ("--input-gen-folder", "low_viertel", "--target-gen-folder", "full_voll")
-    ended = called(tmp_path, *FORM, "--anonymize", *folders)
+    ended = called(tmp_path, *UNDRAWN, "--anonymize", *folders)
     assert ended.status == 0
     assert names_in(tmp_path, ended) == []
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_anonymised_three_sides_have_no_real_name(tmp_path):
     root = named(tmp_path)
     write_patient(root, "Hubertus_2", 1, folders=("low_viertel", "full_voll"))
-    ended = called(tmp_path, *FORM, "--anonymize", "--split", "0.34", "0.33", "0.33")
+    ended = called(tmp_path, *UNDRAWN, "--anonymize", "--split", "0.34", "0.33", "0.33")
     assert ended.status == 0
     assert names_in(tmp_path, ended) == []
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_anonymised_the_remarks_of_the_summary_have_no_real_name(tmp_path):
     root = named(tmp_path)
     for name in ("Hubertus_2", "Hubertus_3"):
@@ -384,16 +389,15 @@ def test_anonymised_the_remarks_of_the_summary_have_no_real_name(tmp_path):
     files = sorted((root / "Hubertus/full_voll").iterdir())
     swap("ImagePositionPatient", files[0], files[1])
     options = ("--unpaired", "skip", "--anatomy-check", "warn", "--random_N", "3")
-    ended = called(tmp_path, *FORM, "--anonymize", *options, "--split", "0.34", "0.33", "0.33")
+    ended = called(tmp_path, *UNDRAWN, "--anonymize", *options, "--split", "0.34", "0.33", "0.33")
     assert ended.status == 0, ended.err
     assert "same person" in ended.out
     assert names_in(tmp_path, ended) == []
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_pseudonyms_have_the_form_that_is_documented(tmp_path):
     named(tmp_path)
-    called(tmp_path, *FORM, "--anonymize")
+    called(tmp_path, *FILE_ONLY, "--anonymize")
     with h5py.File(tmp_path / "out.h5") as file:
         table = {n: [v.decode() for v in file[f"pair/{n}"]] for n in ("patient", "input_file")}
     assert table["patient"] == ["P0001"] * 3 + ["P0002"] * 3
@@ -401,30 +405,27 @@ def test_pseudonyms_have_the_form_that_is_documented(tmp_path):
     assert table["input_file"] == expected
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_key_is_readable_by_its_owner_alone(tmp_path):
     named(tmp_path)
-    called(tmp_path, *FORM, "--anonymize")
+    called(tmp_path, *FILE_ONLY, "--anonymize")
     assert stat.S_IMODE((tmp_path / "out_key.csv").stat().st_mode) == 0o600
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_key_that_is_replaced_is_readable_by_its_owner_alone(tmp_path):
     named(tmp_path)
     (tmp_path / "out_key.csv").write_text("older")
     (tmp_path / "out_key.csv").chmod(0o644)
-    ended = called(tmp_path, *FORM, "--anonymize")
+    ended = called(tmp_path, *FILE_ONLY, "--anonymize")
     assert ended.status == 2
     assert "out_key.csv" in ended.err
-    assert called(tmp_path, *FORM, "--anonymize", "--overwrite").status == 0
+    assert called(tmp_path, *FILE_ONLY, "--anonymize", "--overwrite").status == 0
     assert stat.S_IMODE((tmp_path / "out_key.csv").stat().st_mode) == 0o600
     assert key_of(tmp_path)["P0001"] == "Hubertus"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_key_leads_back_to_the_pixels(tmp_path):
     root = named(tmp_path)
-    called(tmp_path, *FORM, "--anonymize")
+    called(tmp_path, *FILE_ONLY, "--anonymize")
     key = key_of(tmp_path)
     with h5py.File(tmp_path / "out.h5") as file:
         for i in range(len(file["input"])):
@@ -437,22 +438,20 @@ def test_the_key_leads_back_to_the_pixels(tmp_path):
                 np.testing.assert_array_equal(file[side][i, 0], there)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_key_holds_names_of_folders_and_files_and_nothing_else(tmp_path):
     planted(tmp_path)
-    called(tmp_path, *FORM, "--anonymize")
+    called(tmp_path, *FILE_ONLY, "--anonymize")
     key = key_of(tmp_path)
     assert all(re.fullmatch(r"P\d{4}(/(in|target)_\d{4})?", name) for name in key)
     assert all((tmp_path / "scans" / real).exists() for real in key.values())
     assert len(key) == 2 * (1 + 3 + 3)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_anonymised_patches_are_those_of_a_run_with_names(tmp_path):
     named(tmp_path)
     augmented = ("--rot_augment", "--blurr_n_noise")
-    called(tmp_path, *FORM, *augmented)
-    called(tmp_path, *FORM, *augmented, "--anonymize", "--output-fname", "hidden.h5")
+    called(tmp_path, *FILE_ONLY, *augmented)
+    called(tmp_path, *FILE_ONLY, *augmented, "--anonymize", "--output-fname", "hidden.h5")
     with h5py.File(tmp_path / "out.h5") as one, h5py.File(tmp_path / "hidden.h5") as other:
         for name in ("input", "target", "patch/orientation"):
             np.testing.assert_array_equal(one[name][...], other[name][...])

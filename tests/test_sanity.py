@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import cv2
-import h5py
 import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 
-from pipeline.report import figures
+from ctpatches.file import PatchFile
+from ctpatches.schema import ORIENTATIONS
+from pipeline.report import figures, sanity
 from tests import naive
 from tests.conftest import Tree
-from tests.provenance import squeezed
 from tests.running import called
 from tests.scans import INTERCEPT, write_patient, write_slice
 
@@ -39,15 +43,9 @@ def folder(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("images"), tree.root, *AUGMENTED)
 
 
-def sheets(folder: Path) -> dict[int, Path]:
-    """Return the sheets by the patch that they begin with."""
-    return {int(path.stem.removeprefix("sheet_")): path for path in folder.glob("sheet_*.png")}
-
-
-def patches(folder: Path) -> tuple[Any, Any]:
-    """Return all patches of the file that a report is on, of both roles."""
-    with h5py.File(folder.parents[1] / "out.h5") as file:
-        return squeezed(file["input"]), squeezed(file["target"])
+def facts(folder: Path) -> Any:
+    """Return the values of a report."""
+    return json.loads((folder / "report.json").read_text())
 
 
 def images(figure: Figure) -> list[Any]:
@@ -56,68 +54,135 @@ def images(figure: Figure) -> list[Any]:
     return [np.ma.filled(image, np.nan) for image in found]
 
 
-# --- sheets ----------------------------------------------------------------------------------
+# --- sheets of patches -----------------------------------------------------------------------
 
 
 def test_the_folder_holds_the_report_and_its_images(folder):
     kinds = [re.sub(r"_.*", "", path.name) for path in sorted(folder.iterdir())]
-    assert kinds == [*["coverage"] * 4, "report.html", "report.json", *["sheet"] * 5]
+    assert kinds == [*["coverage"] * 4, *["patches"] * 4, "report.html", "report.json"]
 
 
-def test_sheets_show_consecutive_patches_of_the_file(folder):
-    both = patches(folder)
-    with figures.style():
-        for first, path in sheets(folder).items():
-            title = f"Patches {first} to {first + 11} of out.h5"
-            low, full = (values[first : first + 12] for values in both)
-            expected = figures.sheet(low, full, title, "stored values")
-            assert path.read_bytes() == figures.png(expected)
+def test_sheets_show_patches_of_the_file_in_hu_with_their_provenance(folder):
+    sheets = facts(folder)["sheets"]
+    assert [one["file"] for one in sheets] == [f"patches_{i}.png" for i in range(1, 5)]
+    with figures.style(), PatchFile(folder.parents[1] / "out.h5") as file:
+        for number, one in enumerate(sheets, 1):
+            rows = one["patches"]
+            labels = []
+            for row in rows:
+                origin = file.provenance(row["patch"])
+                assert row == {"patch": row["patch"], **vars(origin)}
+                orientation = ORIENTATIONS[origin.orientation]
+                labels.append(
+                    [
+                        origin.patient,
+                        f"patch {row['patch']}",
+                        f"{origin.position_mm:g} mm".replace("-", "\u2212"),
+                        f"row {origin.row}, column {origin.col}",
+                        f"scale {origin.scale:g}",
+                        orientation if origin.orientation else "not rotated or flipped",
+                    ]
+                )
+            both = file.read([row["patch"] for row in rows], unit="hu")
+            sheet = figures.patch_rows(*both, labels, f"Patches of out.h5, sheet {number}")
+            assert (folder / one["file"]).read_bytes() == figures.png(sheet)
 
 
-@pytest.mark.parametrize("size", [5, 24, 96])
-def test_a_sheet_has_three_rows_of_four_patches_in_one_grey_range(size):
+def test_sheets_are_of_all_patients_and_scales_alike_and_show_no_patch_twice(folder):
+    rows = [row for sheet in facts(folder)["sheets"] for row in sheet["patches"]]
+    assert [len(sheet["patches"]) for sheet in facts(folder)["sheets"]] == [6] * 4
+    assert len({row["patch"] for row in rows}) == 24
+    for sheet in facts(folder)["sheets"]:
+        patients = [row["patient"] for row in sheet["patches"]]
+        assert {name: patients.count(name) for name in patients} == {"A01": 2, "B02": 2, "C03": 2}
+    scales = [row["scale"] for row in rows]
+    assert {scale: scales.count(scale) for scale in scales} == {1.0: 8, 0.8: 8, 0.6: 8}
+    assert {row["orientation"] for row in rows} >= {0, 4, 5}
+
+
+def test_labels_name_what_was_done_to_the_input_and_leave_out_an_unknown_position():
+    row = {"patient": "P", "patch": 1, "row": 2, "col": 3, "scale": 0.8, "orientation": 1}
+    lines = sanity.label({**row, "position_mm": None, "degradation": "blur"})
+    ends = ["scale 0.8", "turned by 90 degrees", "input blurred"]
+    assert lines == ["P", "patch 1", "row 2, column 3", *ends]
+
+
+def pixels(png: bytes) -> Any:
+    return (matplotlib.image.imread(io.BytesIO(png))[..., :3] * 255).round().astype(int)
+
+
+@pytest.mark.parametrize("size", [1, 5, 12, 55, 96, 150, 256])
+def test_every_pixel_of_a_patch_is_a_square_of_its_grey(size):
     rng = np.random.default_rng(0)
-    both = rng.normal(0, 100, (2, 12, size, size)).astype(np.float32)
-    figure = figures.sheet(both[0], both[1], "a title", "HU")
-    gap = max(1, size // 24)
-    for values, image in zip(both, images(figure), strict=True):
-        assert image.shape == (3 * size + 2 * gap, 4 * size + 3 * gap)
-        for i, patch in enumerate(values):
-            top, left = (place * (size + gap) for place in divmod(i, 4))
-            np.testing.assert_array_equal(image[top : top + size, left : left + size], patch)
-        assert np.isfinite(image).sum() == values.size
-    ranges = [axes.images[0].get_clim() for axes in figure.axes if axes.images]
-    expected = np.quantile(both, (0.005, 0.995))
-    assert ranges == [pytest.approx(tuple(expected))] * 2
+    low, full = rng.uniform(-1000, 600, (2, 3, size, size)).astype(np.float32)
+    low[0], full[0] = -1000, 600
+    side = size * max(1, round(figures.PATCH_PIXELS / size))
+    with figures.style():
+        figure = figures.patch_rows(low, full, [["a"]] * 3, "")
+        drawn = pixels(figures.png(figure))
+    least, most = figure.axes[0].images[0].get_clim()
+    gap = side // size * max(1, size // 24)
+    for column, values in enumerate((low, full)):
+        grey = np.clip((values - least) / (most - least), 0, 1) * 255
+        for row in range(3):
+            top, left = 99 + row * (side + gap), 264 + column * (side + 12)
+            found = drawn[top : top + side, left : left + side]
+            expected = grey[row].repeat(side // size, 0).repeat(side // size, 1)
+            assert np.abs(found - expected[..., None]).max() < 2
+
+
+def test_grey_has_the_range_of_both_roles_and_the_difference_is_symmetric():
+    rng = np.random.default_rng(0)
+    low, full = rng.normal(0, 100, (2, 6, 24, 24)).astype(np.float32)
+    figure = figures.patch_rows(low, full, [], "")
+    limits = [axes.images[0].get_clim() for axes in figure.axes[:3]]
+    expected = np.quantile([low, full], (0.005, 0.995))
+    assert limits == [pytest.approx(tuple(expected))] * 2 + [(-300, 300)]
+    difference = images(figure)[2]
+    np.testing.assert_array_equal(difference[:24], low[0] - full[0])
+    units = [axes.get_xlabel() for axes in figure.axes[3:]]
+    assert units == ["HU", "input minus target, HU"]
 
 
 def test_the_patches_shown_are_drawn_by_the_seed(tree, tmp_path):
-    drawn = [set(sheets(run(tmp_path, tree.root, "--seed", seed))) for seed in ("1", "2", "1")]
+    drawn = [facts(run(tmp_path, tree.root, "--seed", seed))["sheets"] for seed in ("1", "2", "1")]
     assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_the_number_of_images_is_an_option_that_does_not_change_file_or_first_image(tree, tmp_path):
+    made = {n: run(tmp_path / n, tree.root, "--sheets", n) for n in ("0", "1", "4")}
+    names = {n: sorted(path.name for path in made[n].glob("*.png")) for n in made}
+    assert names["0"] == facts(made["0"])["sheets"] == facts(made["0"])["coverage"] == []
+    assert [re.sub(r"_.*", "", name) for name in names["1"]] == ["coverage", "patches"]
+    first = [(made[n] / "patches_1.png").read_bytes() for n in ("1", "4")]
+    assert first[0] == first[1]
+    files = {(tmp_path / n / "out.h5").read_bytes() for n in made}
+    assert len(files) == 1
+    assert "None drawn" in (made["0"] / "report.html").read_text("utf-8")
 
 
 def test_a_second_run_replaces_the_images_of_the_first_and_nothing_else(tree, tmp_path):
     made = run(tmp_path, tree.root, "--ds_augment", "--seed", "1")
     (made / "my notes.txt").write_text("keep")
-    run(tmp_path, tree.root, "--seed", "2")
-    alone = run(tmp_path / "alone", tree.root, "--seed", "2")
+    (made / "sheet_12.png").write_text("of an earlier version")
+    run(tmp_path, tree.root, "--seed", "2", "--sheets", "1")
+    alone = run(tmp_path / "alone", tree.root, "--seed", "2", "--sheets", "1")
     found = {path.name: path.read_bytes() for path in made.iterdir()}
     assert found.pop("my notes.txt") == b"keep"
     assert found == {path.name: path.read_bytes() for path in alone.iterdir()}
 
 
 @pytest.mark.parametrize(
-    ("shape", "count", "rows", "columns"),
-    [((24, 24), 1, 1, 1), ((24, 64), 3, 1, 3), ((44, 64), 6, 2, 4), ((44, 104), 10, 3, 4)],
+    ("shape", "rows"), [((24, 24), [1]), ((24, 64), [3]), ((44, 64), [6]), ((44, 104), [6, 4])]
 )
-def test_fewer_than_twelve_patches_give_a_smaller_sheet(tmp_path, shape, count, rows, columns):
+def test_few_patches_give_smaller_sheets(tmp_path, shape, rows):
     write_patient(tmp_path / "scans", "P1", 1, shape=shape)
     made = run(tmp_path, tmp_path / "scans")
-    both = patches(made)
-    assert len(both[0]) == count
-    assert list(sheets(made)) == [0]
-    for image in images(figures.sheet(*both, "", "")):
-        assert image.shape == (rows * 25 - 1, columns * 25 - 1)
+    sheets = facts(made)["sheets"]
+    assert [len(sheet["patches"]) for sheet in sheets] == rows
+    for sheet, count in zip(sheets, rows, strict=True):
+        height = pixels((made / sheet["file"]).read_bytes()).shape[0]
+        assert height == 99 + count * 216 + (count - 1) * 9 + 114
 
 
 @pytest.mark.parametrize("kind", ["std_independent", "hu_window", "dataset_std"])
@@ -126,7 +191,13 @@ def test_images_of_constant_values_are_drawn(tmp_path, kind):
         flat = np.full((30, 30), value, np.uint16)
         write_slice(tmp_path / "scans" / "P1" / name / "1.dcm", flat)
     made = run(tmp_path, tmp_path / "scans", "--normalization-type", kind)
-    assert len(sheets(made)) == 1
+    assert len(list(made.glob("patches_*"))) == 1
+
+
+def test_large_patches_are_reduced(tmp_path):
+    write_patient(tmp_path / "scans", "P1", 1, shape=(400, 400))
+    made = run(tmp_path, tmp_path / "scans", "--overlap", "0", size="p400")
+    assert pixels((made / "patches_1.png").read_bytes()).shape[0] == 99 + 256 + 114
 
 
 # --- slices with their windows ---------------------------------------------------------------
@@ -198,13 +269,43 @@ def test_every_window_is_outlined_at_its_place_kept_and_rejected_ones_apart(tree
         np.testing.assert_array_equal(image, view.image_hu)
 
 
+def test_the_outline_of_the_body_is_drawn_at_every_scale(tree):
+    views = naive_views(tree, 0, 24, 4)
+    body = np.zeros(views[0].image_hu.shape, bool)
+    body[10:30, 20:60] = True
+    for view, axes in zip(views, figures.coverage(views, "", body).axes, strict=False):
+        (contour,) = (one for one in axes.collections if isinstance(one, ContourSet))
+        (path,) = contour.get_paths()
+        expected = np.array([(20, 10), (60, 30)]) * view.scale - 0.5
+        corners = np.asarray(path.vertices)
+        found = corners.min(axis=0), corners.max(axis=0)
+        np.testing.assert_allclose(found, expected, atol=1)
+
+
+@pytest.mark.parametrize("shape", [(30, 400), (400, 30)])
+def test_the_axes_of_narrow_slices_have_labels_that_do_not_overlap(shape):
+    rows, cols = (np.arange(0, length - 23, 20) for length in shape)
+    kept = np.ones((len(rows), len(cols)), bool)
+    view = figures.WindowedView(1.0, np.zeros(shape, np.float32), rows, cols, 24, kept)
+    with figures.style():
+        figure = figures.coverage([view], "")
+        figures.png(figure)
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+        low, high = sorted(axis.get_view_interval())
+        boxes = [text.get_window_extent() for at, text in ticks if low <= at <= high]
+        assert boxes
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.overlaps(other)
+
+
 def test_of_many_windows_only_some_are_drawn(tree):
     starts = np.arange(500)
     view = figures.WindowedView(
         1.0, np.zeros((511, 511), np.float32), starts, starts, 12, np.ones((500, 500), bool)
     )
     ((_, kept),) = outlines(figures.coverage([view], ""))
-    assert 2000 < len(kept) <= figures.MAX_DRAWN_WINDOWS
+    assert 500 < len(kept) <= figures.MAX_DRAWN_WINDOWS
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (30, 400), (400, 30)])
@@ -237,17 +338,19 @@ def test_any_text_is_one_plain_line(text, expected):
     assert figures.label(text) == expected
     with figures.style():
         patch = np.zeros((1, 4, 4), np.float32)
-        figure = figures.sheet(patch, patch, text, "")
+        figure = figures.patch_rows(patch, patch, [[text, "b"]], text)
         assert figures.png(figure)
-        assert [one.get_text() for one in figure.texts] == [expected]
+        assert [one.get_text() for one in figure.texts] == [expected, f"{expected}\nb"]
 
 
 def test_a_long_title_is_shortened():
     patch = np.zeros((1, 4, 4), np.float32)
-    figure = figures.sheet(patch, patch, "a" * 300 + "b" * 300, "")
+    figure = figures.patch_rows(patch, patch, [["a" * 300 + "b" * 300]], "a" * 300 + "b" * 300)
     with figures.style():
         figures.png(figure)
-    (title,) = figure.texts
+    title, label = figure.texts
+    assert re.fullmatch(r"a+ … b+", label.get_text())
+    assert label.get_window_extent().x1 < 264  # where the patches begin
     assert re.fullmatch(r"a+ … b+", title.get_text())
     assert title.get_window_extent().x1 < figure.bbox.x1
 

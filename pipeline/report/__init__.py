@@ -39,7 +39,8 @@ def write_report(
     try:
         with opened(file) as source, figures.style():
             contents = _contents(source, plan, subset, config, warnings)
-        for pattern in ("sheet_*.png", "coverage_*.png"):  # nothing else there is deleted
+        # Nothing else there is deleted; earlier versions drew sheet_*.png.
+        for pattern in ("patches_*.png", "coverage_*.png", "sheet_*.png"):
             for path in folder.glob(pattern):
                 if path.name not in contents:
                     path.unlink(missing_ok=True)
@@ -59,7 +60,7 @@ def _contents(
     source: ValidatedFile, plan: Plan, subset: str, config: Config, warnings: Sequence[str]
 ) -> dict[str, bytes]:
     """Return all files of the report by name."""
-    sheets = dict(sanity.sheets(source, config))
+    sheets = list(sanity.sheets(source, config))
     coverage = list(sanity.coverage(source, plan, config))
     sample = statistics.read_sample(source, plan, config)
     noise, noise_by_degradation = statistics.measure_noise(sample, plan)
@@ -67,7 +68,6 @@ def _contents(
     for name, rows in statistics.rows_by_patient(plan).items():
         counts = statistics.count_pairs([plan.parts[i] for i in rows], config)
         patients.append({"patient": name, **counts, "noise": noise.get(name)})
-    examples = list(sanity.examples(source, sample, plan, config))
     histograms = statistics.histograms(sample, config)
     unit = statistics.unit_of(config)
     facts = {
@@ -87,7 +87,7 @@ def _contents(
             "patches": len(sample.index),
             "patients": len({plan.names[i].patient for i in sample.pair}),
         },
-        "examples": [one for one, _ in examples],
+        "sheets": [{"file": name, "patches": patches} for name, patches, _ in sheets],
         "coverage": [one for _, one, _ in coverage],
         "subset": subset,
         "tool_version": __version__,
@@ -98,7 +98,7 @@ def _contents(
     }
     images: dict[str, Any] = {
         "noise": None,
-        "examples": [png for _, png in examples],
+        "sheet": sheets[0][2] if sheets else None,
         "coverage": [png for _, _, png in coverage],
         "histograms": [figures.png(figures.histogram(one, unit)) for one in histograms],
     }
@@ -108,8 +108,7 @@ def _contents(
     defaults = [name for name, option in FILE_OPTIONS.items() if job.is_default(config, option)]
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {
-        **sheets,
-        **{name: png for name, _, png in coverage},
+        **{name: png for name, _, png in [*sheets, *coverage]},
         "report.json": text.encode(),
         "report.html": page.render(facts, images, defaults).encode(),
     }

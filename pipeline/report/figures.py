@@ -6,7 +6,6 @@ Figures are drawn inside of `style()`, which makes them independent of the user'
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -40,19 +39,23 @@ STYLE = {
     "legend.frameon": False,
     "savefig.dpi": "figure",
 }
+DPI = 150
 #: Blue and orange: distinct for colour-blind readers, and in grey.
 COLOURS = {"input": "#b4530a", "target": "#1c63ad"}
-KEPT_COLOUR, AIR_COLOUR = "#3cbeff", "#ff8c1e"
+KEPT_COLOUR, AIR_COLOUR, BODY_COLOUR = "#3cbeff", "#ff8c1e", "#ff66cc"
 #: Grey range of whole slices, HU: lung to bone.
 MIN_SLICE_HU, MAX_SLICE_HU = -1000.0, 600.0
 #: Part of the pixels of a sheet that may be darker or lighter than its grey range.
 CLIPPED_PART = 0.005
 #: Rows and columns at which a view is drawn: more would use memory without being visible.
 MAX_DRAWN_SIZE = 1024
-#: Width of axes with the room for their title, inches.
+#: Width of a slice with the room for its title, inches.
 MIN_WIDTH = 2.0
+#: Sheets of patches: about the side of a patch, pixels of the image; width of the labels, inches,
+#: and characters of a line of them.
+PATCH_PIXELS, LABEL_INCHES, MAX_LABEL = 210, 1.76, 22
 #: Windows drawn on one view; of more, only every k-th row and column.
-MAX_DRAWN_WINDOWS = 2500
+MAX_DRAWN_WINDOWS = 700
 
 
 def style() -> AbstractContextManager[None]:
@@ -77,24 +80,32 @@ def label(text: object) -> str:
     )
 
 
+def shortened(text: object, most: int) -> str:
+    """Return the label of a text, of a long one its first and last characters."""
+    line = label(text)
+    half = (most - 3) // 2
+    return line if len(line) <= most else f"{line[:half]} \u2026 {line[-half:]}"
+
+
 def _row(
-    sizes: Sequence[tuple[float, float]], margins: Sequence[float], gap: float = 0, title: str = ""
+    sizes: Sequence[tuple[float, float]],
+    margins: Sequence[float],
+    gap: float = 0,
+    title: str = "",
+    min_width: float = 0,
 ) -> Figure:
     """Return a figure with axes in a row, aligned at the top; a title is shortened to fit.
 
     In inches: width and height of each of the axes, the margins left, right, below and above them,
-    and the gap between them.
+    the gap between them, and the room for one that is narrower.
     """
     left, right, below, above = margins
-    lefts = np.cumsum([left, *(max(wide, MIN_WIDTH) + gap for wide, _ in sizes)])
+    lefts = np.cumsum([left, *(max(wide, min_width) + gap for wide, _ in sizes)])
     width, height = lefts[-1] - gap + right, below + max(high for _, high in sizes) + above
-    figure = Figure((width, height), dpi=150)
+    figure = Figure((width, height), dpi=DPI)
     for x, (wide, high) in zip(lefts[:-1], sizes, strict=True):
         figure.add_axes((x / width, 1 - (above + high) / height, wide / width, high / height))
-    text, most = label(title), int(8 * width)
-    if len(text) > most:
-        text = f"{text[: most // 2]} \u2026 {text[-most // 2 :]}"
-    if text:
+    if text := shortened(title, int(8 * width)):
         place = 0.15 / width, 1 - 0.2 / height
         figure.text(*place, text, va="center", fontsize=10, fontweight="bold")
     return figure
@@ -107,56 +118,69 @@ def _image(axes: Axes, image: Floats, title: str, **limits: Any) -> ScalarMappab
     return axes.imshow(image, interpolation="nearest", **limits)
 
 
-def _colour_bar(figure: Figure, image: ScalarMappable, unit: str, place: Sequence[float]) -> None:
+def _colour_bar(
+    figure: Figure,
+    image: ScalarMappable,
+    unit: str,
+    place: Sequence[float],
+    ticks: Sequence[float] | None = None,
+) -> None:
     """Add a colour bar; its place is left, lower edge, width and height, inches."""
     left, below, width, height = np.divide(place, np.tile(figure.get_size_inches(), 2))
     axes = figure.add_axes((left, below, width, height))
-    ticks = MaxNLocator(4)
-    figure.colorbar(image, axes, orientation="horizontal", extend="both", ticks=ticks, label=unit)
+    figure.colorbar(
+        image,
+        axes,
+        orientation="horizontal",
+        extend="both",
+        ticks=MaxNLocator(4) if ticks is None else ticks,
+        label=unit,
+    )
 
 
-def tiles(patches: Floats, columns: int) -> Floats:
-    """Arrange patches, shape (n, p, p), in rows, with NaN between them and where there are none."""
-    count, size, _ = patches.shape
-    columns = min(count, columns)
-    rows = -(-count // columns)
-    gap = max(1, size // 24)
-    step = size + gap
-    out = np.full((rows * columns, step, step), np.nan, np.float32)
-    out[:count, :size, :size] = patches
-    out = out.reshape(rows, columns, step, step).swapaxes(1, 2)
-    return out.reshape(rows * step, columns * step)[:-gap, :-gap]
-
-
-def sheet(input_patches: Floats, target_patches: Floats, title: str, unit: str) -> Figure:
-    """Draw at most 12 patches of both roles, each of shape (n, p, p), in one grey range."""
-    both = [tiles(patches, 4) for patches in (input_patches, target_patches)]
-    low, high = np.nanquantile(np.stack(both), (CLIPPED_PART, 1 - CLIPPED_PART))
-    size = 4.6, 4.6 * both[0].shape[0] / both[0].shape[1]
-    figure = _row([size, size], (0.15, 0.15, 0.7, 0.65), 0.2, title)
-    for axes, image, name in zip(figure.axes, both, ("Input", "Target"), strict=True):
-        drawn = _image(axes, image, name, vmin=low, vmax=max(high, low + 1e-6))
-    _colour_bar(figure, drawn, unit, (2.55, 0.48, 4.6, 0.12))
-    return figure
-
-
-def comparison(
-    input_hu: Floats, target_hu: Floats, grey: tuple[float, float], difference: float
+def patch_rows(
+    input_hu: Floats, target_hu: Floats, labels: Sequence[Sequence[str]], title: str
 ) -> Figure:
-    """Draw one patch: input, target, and input minus target.
+    """Draw patches, shape (n, p, p), HU: a row of input, target and input minus target for each.
 
-    The HU of black and white are `grey`; those at the ends of the colours are plus and minus
-    `difference`.
+    All have one grey range, and all differences one range of colours. The lines of a label stand
+    beside their row.
     """
-    figure = _row([(2.0, 2.0)] * 3, (0.05, 0.05, 0.6, 0.28), 0.06)
-    left, middle, right = figure.axes
-    limits = {"vmin": grey[0], "vmax": grey[1]}
-    _image(left, input_hu, "Input", **limits)
-    drawn = _image(middle, target_hu, "Target", **limits)
-    _colour_bar(figure, drawn, "HU", (1.08, 0.45, 2.0, 0.1))
-    limits = {"vmin": -difference, "vmax": difference}
-    drawn = _image(right, input_hu - target_hu, "Input minus target", cmap="PuOr_r", **limits)
-    _colour_bar(figure, drawn, "HU", (4.27, 0.45, 1.8, 0.1))
+    size = input_hu.shape[1]
+    gap = max(1, size // 24)
+    columns = {
+        name: np.pad(patches, ((0, 0), (0, gap), (0, 0)), constant_values=np.nan).reshape(-1, size)[
+            :-gap
+        ]
+        for name, patches in (
+            ("Input", input_hu),
+            ("Target", target_hu),
+            ("Input minus target", input_hu - target_hu),
+        )
+    }
+    low, high = np.nanquantile([*columns.values()][:2], (CLIPPED_PART, 1 - CLIPPED_PART))
+    # A round number that 98 % of the differences do not exceed by much.
+    most = float(f"{np.nanquantile(np.abs(columns['Input minus target']), 0.98):.0e}") or 1.0
+    grey = {"vmin": low, "vmax": max(high, low + 1)}
+    limits = [grey, grey, {"vmin": -most, "vmax": most, "cmap": "PuOr_r"}]
+    # A whole number of pixels per pixel of a patch, or some would be wider than others.
+    pixel = max(1, round(PATCH_PIXELS / size)) / DPI
+    side, left, between = pixel * size, LABEL_INCHES, 0.08
+    axes_size = side, pixel * len(columns["Input"])
+    figure = _row([axes_size] * 3, (left, 0.16, 0.76, 0.66), between, title)
+    drawn = [
+        _image(axes, column, name, **limit)
+        for axes, (name, column), limit in zip(figure.axes, columns.items(), limits, strict=True)
+    ]
+    width, height = figure.get_size_inches()
+    for row, lines in enumerate(labels):
+        text = "\n".join(shortened(line, MAX_LABEL) for line in lines)
+        top = height - 0.66 - row * (size + gap) * pixel
+        # Below the images, which hide the end of a line of the widest letters.
+        figure.text(0.15 / width, top / height, text, va="top", fontsize=8, zorder=-1)
+    _colour_bar(figure, drawn[0], "HU", (left + 0.2, 0.48, 2 * side + between - 0.4, 0.1))
+    place = left + 2 * (side + between) + 0.15, 0.48, side - 0.3, 0.1
+    _colour_bar(figure, drawn[2], "input minus target, HU", place, [-most, 0, most])
     return figure
 
 
@@ -206,7 +230,7 @@ def histogram(panel: Mapping[str, Any], unit: str) -> Figure:
 class WindowedView(NamedTuple):
     """A view of a target, HU, with its windows: their first rows and columns, and which are kept.
 
-    Windows that are not kept, in `kept` of shape (len(rows), len(cols)), were left out as air.
+    Windows that are not kept, in `kept` of shape (len(rows), len(cols)), were left out.
     """
 
     scale: float
@@ -217,28 +241,54 @@ class WindowedView(NamedTuple):
     kept: NDArray[np.bool_]
 
 
-def coverage(views: Sequence[WindowedView], title: str) -> Figure:
-    """Draw a slice at every scale, the largest first, with its kept and rejected windows."""
+def coverage(
+    views: Sequence[WindowedView], title: str, body: NDArray[np.bool_] | None = None
+) -> Figure:
+    """Draw a slice at every scale, the largest first, with its kept and rejected windows.
+
+    The body is a mask of the slice at scale 1, of which the outline is drawn.
+    """
     views = [view for view in views if view.image_hu.size]
     inch = 3.4 / max(views[0].image_hu.shape)
     sizes = [(inch * v.image_hu.shape[1], inch * v.image_hu.shape[0]) for v in views]
-    figure = _row(sizes, (0.65, 0.35, 1.1, 0.95), 0.75, title)
+    figure = _row(sizes, (0.65, 0.35, 1.1, 0.95), 0.75, title, MIN_WIDTH)
     for axes, view in zip(figure.axes, views, strict=True):
-        drawn = _draw_view(axes, view)
+        drawn = _draw_view(axes, view, inch)
+        if body is not None:
+            _outline(axes, body, view.scale)
     _colour_bar(figure, drawn, "HU", (0.65, 0.42, 2.0, 0.1))
     keys = [Line2D([], [], color=KEPT_COLOUR, lw=2, label="kept")]
     if not all(view.kept.all() for view in views):
-        keys.append(Line2D([], [], color=AIR_COLOUR, lw=2, ls=(0, (2, 1)), label="left out as air"))
+        keys.append(Line2D([], [], color=AIR_COLOUR, lw=2, ls=(0, (2, 1)), label="left out"))
+    if body is not None:
+        keys.append(Line2D([], [], color=BODY_COLOUR, lw=1.5, ls=":", label="body"))
     figure.legend(handles=keys, loc="lower left", bbox_to_anchor=(2.9 / figure.get_figwidth(), 0))
     return figure
 
 
-def _draw_view(axes: Axes, view: WindowedView) -> ScalarMappable:
+def _outline(axes: Axes, mask: NDArray[np.bool_], scale: float) -> None:
+    """Draw the outline of a mask of the slice at scale 1."""
+    rows, columns = augment.view_shape((mask.shape[0], mask.shape[1]), scale)
+    reduced = augment.downscale(mask.astype(np.float32), min(1.0, MAX_DRAWN_SIZE / max(mask.shape)))
+    axes.contour(
+        reduced,
+        [0.5],
+        extent=(-0.5, columns - 0.5, -0.5, rows - 0.5),
+        colors=BODY_COLOUR,
+        linewidths=1.5,
+        linestyles=":",
+    )
+
+
+def _draw_view(axes: Axes, view: WindowedView, inch: float) -> ScalarMappable:
+    """Draw one view; a pixel of it is `inch` wide."""
     rows, columns = view.image_hu.shape
     reduced = augment.downscale(view.image_hu, min(1.0, MAX_DRAWN_SIZE / max(rows, columns)))
     extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
     image = axes.imshow(reduced, vmin=MIN_SLICE_HU, vmax=MAX_SLICE_HU, extent=extent)
-    every = max(1, math.ceil(math.sqrt(view.kept.size / MAX_DRAWN_WINDOWS)))
+    every = 1
+    while view.kept[::every, ::every].size > MAX_DRAWN_WINDOWS:
+        every += 1
     drawn = view.kept[::every, ::every]
     # The rejected ones lie further in: where two windows meet, both lines are visible.
     for keep, inset, colour, dashes in (
@@ -250,10 +300,14 @@ def _draw_view(axes: Axes, view: WindowedView) -> ScalarMappable:
         outline = (view.size - 2 * inset) * np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
         squares = [*(corners[:, None] + outline)]
         axes.add_collection(LineCollection(squares, colors=colour, lw=1.0, linestyles=[dashes]))
-    counts = f"{view.kept.sum()} windows kept, {(~view.kept).sum()} air"
+    counts = f"windows: {view.kept.sum()} kept, {(~view.kept).sum()} left out"
+    if not view.kept.size:
+        counts = "smaller than a patch"
     thinned = f"\n(drawn: 1 in {every} rows and columns)" if every > 1 else ""
     axes.set_title(f"scale {view.scale:g}\n{counts}{thinned}", loc="left")
     axes.set(xlabel="column, pixels", ylabel="row, pixels")
     axes.spines[:].set_visible(False)
-    axes.locator_params(nbins=5)
+    for axis, length in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        labels = max(1, min(5, int(2 * inch * length)))  # one per half inch at most
+        axis.set_major_locator(MaxNLocator(labels, steps=[1, 2, 5, 10], integer=True))
     return image

@@ -40,8 +40,8 @@ def all_printable(value: Any) -> Any:
 def render(facts: Facts, images: dict[str, Any], defaults: Sequence[str]) -> str:
     """Return the whole page.
 
-    The facts are those of the JSON; `images` has PNG by name, those of examples, histograms and
-    coverage in the order of the facts; `defaults` are the options that have their default.
+    The facts are those of the JSON; `images` has PNG by name, those of histograms and coverage
+    in the order of the facts; `defaults` are the options that have their default.
     """
     here = Path(__file__).parent
     environment = jinja2.Environment(

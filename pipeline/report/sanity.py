@@ -1,4 +1,4 @@
-"""The sanity-check images: sheets of patches, single patches, and slices with their windows."""
+"""The sanity-check images: sheets of patches, and slices with their windows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 import augment
-from ctpatches.file import provenance, read_patches
+from ctpatches.file import Provenance, denormalise, provenances, read_patches
+from ctpatches.schema import ORIENTATIONS, ROLES
 from ctpatches.validation import ValidatedFile
 from patching import Grid
 from pipeline.config import Config
@@ -19,57 +21,80 @@ from pipeline.model import Plan
 from utils import AIR_HU, generator, printable
 
 from . import figures
-from .statistics import SOFT_TISSUE_HU, Facts, Sample, unit_of
+from .statistics import Facts
 
-SHEETS, SHEET_PATCHES = 5, 12
-MAX_EXAMPLES, MAX_COVERAGE_PAIRS = 8, 4
-#: Examples have a mean above this where there are such patches: body, neither table nor air.
-BODY_HU = -700.0
-#: Grey ranges of patches, HU, by the median of the target that they are for: up to that of lung, of
-#: soft tissue, and of bone.
-GREY_RANGES = ((-500, (-1350, 150)), (300, SOFT_TISSUE_HU), (math.inf, (-450, 1050)))
+#: Patches of a sheet, and their rows and columns there: more would not be visible.
+SHEET_ROWS, MAX_DRAWN_SIZE = 6, 256
+DEGRADATIONS = {"blur": "input blurred", "noise": "noise added to input"}
+#: Patches and pairs among which those that are drawn are chosen.
+CANDIDATES = 1000
 
 
-def spread(groups: Sequence[str], count: int, rng: np.random.Generator) -> list[int]:
-    """Draw positions at random, from as many different groups as possible, ascending."""
-    turns: Counter[str] = Counter()
-    ranked: list[tuple[int, int, int]] = []
-    for i in rng.permutation(len(groups)).tolist():
-        ranked.append((turns[groups[i]], len(ranked), i))
-        turns[groups[i]] += 1
-    return sorted(i for *_, i in sorted(ranked)[:count])
+def spread(groups: Sequence[tuple[object, ...]], count: int) -> list[int]:
+    """Choose positions so that each value of the first column occurs equally often, and so on.
+
+    Ties go to the first; of `count` positions, the first are those of a smaller count.
+    """
+    chosen: list[int] = []
+    used: Counter[tuple[int, object]] = Counter()
+    left = list(range(len(groups)))
+    while left and len(chosen) < count:
+        best = min(left, key=lambda i: [used[value] for value in enumerate(groups[i])])
+        used.update(enumerate(groups[best]))
+        left.remove(best)
+        chosen.append(best)
+    return chosen
 
 
-def sheets(source: ValidatedFile, config: Config) -> Iterator[tuple[str, bytes]]:
-    """Yield name and PNG of sheets of consecutive patches, drawn by the seed."""
-    possible = max(1, source.patches - SHEET_PATCHES + 1)
-    rng = generator(config.seed, "sheets")
-    for first in rng.choice(possible, min(SHEETS, possible), replace=False):
-        stop = min(source.patches, first + SHEET_PATCHES)
-        both = read_patches(source, slice(first, stop))
-        title = f"Patches {first} to {stop - 1} of {os.path.basename(source.path)}"
-        yield f"sheet_{first}.png", figures.png(figures.sheet(*both, title, unit_of(config)))
+def candidates(total: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw positions among which to choose `count`, in random order."""
+    return rng.choice(total, min(total, max(CANDIDATES, count)), replace=False)
 
 
-def examples(
-    source: ValidatedFile, sample: Sample, plan: Plan, config: Config
-) -> Iterator[tuple[Facts, bytes]]:
-    """Yield provenance and PNG of single patches of the sample, preferably of the body."""
-    body = np.flatnonzero(sample.hu[1].mean(axis=(1, 2)) > BODY_HU)
-    possible = body if len(body) else np.arange(len(sample.index))
-    patients = [plan.names[i].patient for i in sample.pair[possible]]
-    rng = generator(config.seed, "report examples")
-    chosen = possible[spread(patients, MAX_EXAMPLES, rng)]
-    low, full = sample.hu[:, chosen]
-    # A round number that 98 % of the differences do not exceed by much.
-    difference = float(f"{np.quantile(np.abs(low - full), 0.98):.0e}") or 1.0
-    for patch, one, other in zip(sample.index[chosen].tolist(), low, full, strict=True):
-        there = vars(provenance(source, patch))
-        grey = next(limits for below, limits in GREY_RANGES if np.median(other) < below)
-        position = None if math.isnan(there["position_mm"]) else there["position_mm"]
-        facts = {"patch": patch, "position_mm": position, "difference_hu": difference}
-        facts |= {k: there[k] for k in ("patient", "row", "col", "scale", "degradation")}
-        yield facts, figures.png(figures.comparison(one, other, grey, difference))
+def sheets(source: ValidatedFile, config: Config) -> Iterator[tuple[str, list[Facts], bytes]]:
+    """Yield sheets of patches of as many patients and scales as possible, drawn by the seed.
+
+    Each as name of the image, provenance of its patches, and PNG.
+    """
+    count = SHEET_ROWS * config.sheets
+    drawn = candidates(source.patches, count, generator(config.seed, "sheets"))
+    origins = provenances(source, drawn)
+    chosen = spread([(one.patient, one.scale) for one in origins], count)
+    for start in range(0, len(chosen), SHEET_ROWS):
+        number = start // SHEET_ROWS + 1
+        rows = chosen[start : start + SHEET_ROWS]
+        facts = [_facts(int(drawn[i]), origins[i]) for i in rows]
+        low, full = np.stack([_read_hu(source, one["patch"]) for one in facts], axis=1)
+        title = f"Patches of {os.path.basename(source.path)}, sheet {number}"
+        sheet = figures.patch_rows(low, full, [label(one) for one in facts], title)
+        yield f"patches_{number}.png", facts, figures.png(sheet)
+
+
+def _facts(patch: int, origin: Provenance) -> Facts:
+    """Return the number and the provenance of a patch; JSON has no NaN."""
+    position = None if math.isnan(origin.position_mm) else origin.position_mm
+    return {"patch": patch, **vars(origin), "position_mm": position}
+
+
+def _read_hu(source: ValidatedFile, patch: int) -> NDArray[np.float32]:
+    """Read input and target of a patch, HU, as large as they are drawn."""
+    both = zip(read_patches(source, patch), ROLES, strict=True)
+    images = [denormalise(values, source, patch, role)[0] for values, role in both]
+    scale = min(1.0, MAX_DRAWN_SIZE / source.patch_size)
+    return np.stack([augment.downscale(image, scale) for image in images])
+
+
+def label(facts: Facts) -> list[str]:
+    """Return the lines beside a patch."""
+    lines = [facts["patient"], f"patch {facts['patch']}"]
+    if facts["position_mm"] is not None:
+        lines.append(f"{facts['position_mm']:g} mm".replace("-", "\u2212"))
+    lines += [f"row {facts['row']}, column {facts['col']}", f"scale {facts['scale']:g}"]
+    code = facts["orientation"]
+    lines.append(ORIENTATIONS[code] if code else "not rotated or flipped")
+    if facts["degradation"] != "none":
+        lines.append(DEGRADATIONS[facts["degradation"]])
+    return lines
 
 
 def coverage(
@@ -80,7 +105,9 @@ def coverage(
     Each as name of the image, name of the slice with the counts of its windows, and PNG.
     """
     rng = generator(config.seed, "coverage")
-    for index in spread([names.patient for names in plan.names], MAX_COVERAGE_PAIRS, rng):
+    drawn = candidates(len(plan.names), config.sheets, rng).tolist()
+    chosen = spread([(plan.names[i].patient,) for i in drawn], config.sheets)
+    for index in sorted(drawn[i] for i in chosen):
         columns = source.columns(slice(*plan.starts[index : index + 2]))
         image = Reader(config.input_folder).hu(plan.pairs[index].target)
         views = []
