@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 FORMAT = "paired CT patches"
 #: The newest `format_version` that this module knows.
-VERSION = 2
+VERSION = 3
 ROLES = ("input", "target")
 #: Datasets with one value per patch, in the order of a block's checksum.
 PATCH_COLUMNS = {
@@ -44,6 +44,13 @@ ATTRIBUTES = {
 #: Columns of `pair/` per role: normalised = (value - offset) / divisor, values in the unit of the
 #: file, and HU = slope x stored value + intercept.
 CONSTANTS = ("offset", "divisor", "slope", "intercept")
+#: Columns of `pair/` with what `pipeline.model.Difference` describes.
+DIFFERENCE_COLUMNS = {
+    "difference_pixels": "<u8",
+    "difference_sum": "<f8",
+    "difference_squares": "<f8",
+    **{f"{role}_{side}": "<u8" for role in ROLES for side in ("below", "above")},
+}
 LEFT_OUT_COLUMNS = ("patient", "files", "reason", "kind")
 
 
@@ -69,6 +76,7 @@ SCHEMA = {
     "pair/degradation": Field(STRING, "pair"),
     **{f"pair/{role}_{name}": Field("<f8", "pair") for role in ROLES for name in CONSTANTS},
     **{f"pair/{role}_digest": Field("<u8", "pair", since=2) for role in ROLES},
+    **{f"pair/{name}": Field(dtype, "pair", since=3) for name, dtype in DIFFERENCE_COLUMNS.items()},
     **{f"left_out/{name}": Field(STRING, "left out") for name in LEFT_OUT_COLUMNS},
     REST: Field("|u1", "byte"),
 }

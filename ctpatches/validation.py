@@ -215,21 +215,32 @@ class ValidatedFile:
             raise Invalid(self.path, "contains no configuration of ctpatches")
 
     def _attribute(self, name: str) -> Any:
-        """Return the value of an attribute; None where it is missing or of another type."""
-        if not h5a.exists(self._handle.id, name.encode()):
+        """Return the value of an attribute; None where it is missing or of another type.
+
+        A text of variable length is not read: HDF5 would reserve and fill up to 4 GB, whatever
+        length it claims. The group `pair` has the same text of fixed length.
+        """
+        place = self._handle
+        if _is_variable_text(place, name):
+            self._check_link("pair")
+            place = place["pair"]
+        if not h5a.exists(place.id, name.encode()):
             return None
-        found = h5a.open(self._handle.id, name.encode())
+        found = h5a.open(place.id, name.encode())
         scalar = found.get_space().get_simple_extent_type() == h5s.SCALAR
         valid = scalar and _has_type(found.get_type(), ATTRIBUTES[name])
-        return self._handle.attrs[name] if valid else None
+        return place.attrs[name] if valid else None
 
-    def _checked(self, name: str, field: Field) -> h5py.Dataset:
-        """Return a dataset; the first one with a row for something decides how many rows it has."""
+    def _check_link(self, name: str) -> None:
         links = self._handle.id.links
         for part in (name.partition("/")[0], name):
             link = part.encode()
             if not links.exists(link) or links.get_info(link).type != h5l.TYPE_HARD:
                 raise Invalid(self.path, f"has no {part}, or a link in its place")
+
+    def _checked(self, name: str, field: Field) -> h5py.Dataset:
+        """Return a dataset; the first one with a row for something decides how many rows it has."""
+        self._check_link(name)
         found = h5d.open(self._handle.id, name.encode())
         layout = found.get_create_plist()
         # Before its shape is read: a virtual dataset opens other files to find it.
@@ -291,6 +302,13 @@ class ValidatedFile:
         self.shapes = self.shapes.astype(np.int64)
         if ((self.shapes < 1) | (self.shapes > MAX_IMAGE_SIDE)).any():
             raise Invalid(self.path, f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
+
+
+def _is_variable_text(file: h5py.File, name: str) -> bool:
+    if not h5a.exists(file.id, name.encode()):
+        return False
+    kind = h5a.open(file.id, name.encode()).get_type()
+    return isinstance(kind, h5t.TypeStringID) and bool(kind.is_variable_str())
 
 
 def _has_type(found: h5t.TypeID, dtype: str) -> bool:

@@ -62,7 +62,7 @@ def _seconds_per_pair(plan: Plan, config: Config) -> float:
     few = min(TRIALS, len(plan.pairs))
     begin = time.perf_counter()
     for task in filling.pair_tasks(0, plan, done=range(few, len(plan.pairs))):
-        _, block, _ = filling.prepare_block(task, config)
+        _, block, *_ = filling.prepare_block(task, config)
         for role, piece in itertools.product(block.views, block.pieces()):
             patches = np.empty((piece.stop - piece.start, block.size, block.size), np.float32)
             block.cut(role, piece, patches)

@@ -12,11 +12,11 @@ import numpy as np
 
 import patching
 from ctpatches.checksums import pixel_digest
-from pipeline import prefetch
+from pipeline import difference, prefetch
 from pipeline.config import Config
 from pipeline.dicom import pixels
 from pipeline.errors import naming
-from pipeline.model import Pair, PairPlan, Plan, Slice
+from pipeline.model import Difference, Pair, PairPlan, Plan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
@@ -40,8 +40,9 @@ class PairTask:
     fixed: Affine | None
 
 
-#: A task, its block, and `ctpatches.checksums.pixel_digest` of the input and the target.
-PreparedBlock: TypeAlias = tuple[PairTask, patching.Block, tuple[int, int]]
+#: A task, its block, `ctpatches.checksums.pixel_digest` of the input and the target, and what
+#: `difference.measure` returns.
+PreparedBlock: TypeAlias = tuple[PairTask, patching.Block, tuple[int, int], Difference]
 
 
 def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
@@ -66,13 +67,14 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     threads = prefetch.threads_for(task.pair for task in tasks)
 
     def write(prepared: PreparedBlock) -> tuple[int, int, int, BlockRecord]:
-        task, block, digests = prepared
+        task, block, digests, measured = prepared
         writer, layout = writers[task.file], layouts[task.file]
         assert writer
         assert layout
         with naming(task.pair.input.file):
             checksum = blocks.write_block(writer, layout, block, task.index, task.start)
-        record = BlockRecord(block.input_affine, block.target_affine, checksum, digests)
+        affines = block.input_affine, block.target_affine
+        record = BlockRecord(*affines, checksum, digests, measured)
         return task.file, task.index, len(block), record
 
     def add(file: int, index: int, patches: int, record: BlockRecord) -> None:
@@ -122,19 +124,26 @@ def _open(
 def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
     """Read the images of a pair and create its block, without cutting patches."""
     with naming(task.pair.input.file):
+        slices = task.pair.input, task.pair.target
         with step("read"):
-            read = [_read(one, config) for one in (task.pair.input, task.pair.target)]
-        digests = read[0][1], read[1][1]
+            stored = [pixels.read_pixels(config.input_folder, one) for one in slices]
+            in_hu = [pixels.to_hu(image, one) for image, one in zip(stored, slices, strict=True)]
+            digests = pixel_digest(in_hu[0]), pixel_digest(in_hu[1])
+        with step("noise"):
+            measured = measure_pair(task, in_hu[0], in_hu[1], config)
         with step("scale"):  # the images are handed over, and freed once they are normalised
-            block = make_block(task, read.pop(0)[0], read.pop()[0], config)
-    return task, block, digests
+            images = in_hu if config.in_hu else stored
+            del stored, in_hu
+            block = make_block(task, images.pop(0), images.pop(), config)
+    return task, block, digests, measured
 
 
-def _read(one: Slice, config: Config) -> tuple[Image, int]:
-    """Return a slice as it is to be normalised, and its digest."""
-    stored = pixels.read_pixels(config.input_folder, one)
-    hu = pixels.to_hu(stored, one)
-    return hu if config.in_hu else stored, pixel_digest(hu)
+def measure_pair(task: PairTask, input_hu: Image, target_hu: Image, config: Config) -> Difference:
+    """Measure the difference of a pair on its kept windows at scale 1."""
+    shape = target_hu.shape
+    grid = patching.Grid.of(shape, config.patch_size, config.overlap, config.edge)
+    window = config.hu_window if config.normalization_type == "hu_window" else None
+    return difference.measure(input_hu, target_hu, grid, task.part.kept_masks()[0], window)
 
 
 def make_block(

@@ -79,6 +79,22 @@ class PairPlan(NamedTuple):
         return [np.unpackbits(packed, count=count).astype(bool) for packed, count in pairs]
 
 
+class Difference(NamedTuple):
+    """Input minus target of a pair, HU, before normalisation, clipping and degradation.
+
+    Over the pixels of all kept windows at scale 1; each counts in every window that it is in.
+    """
+
+    difference_pixels: int = 0
+    difference_sum: float = 0.0
+    difference_squares: float = 0.0  # sum of the squares
+    #: Pixels below and above a window that the normalisation clips to.
+    input_below: int = 0
+    input_above: int = 0
+    target_below: int = 0
+    target_above: int = 0
+
+
 class Names(NamedTuple):
     """The names of a patient and of the two files of a pair in the output."""
 

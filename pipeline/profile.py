@@ -14,7 +14,19 @@ spent_ahead: dict[str, float] = {}
 _MAIN, _LOCK = threading.get_ident(), threading.Lock()
 
 #: Steps in the order of the table; `wait` is for work, `rank 0` for what rank 0 does alone.
-STEPS = "headers", "read", "plan", "scale", "cut", "sum", "write", "receive", "wait", "rank 0"
+STEPS = (
+    "headers",
+    "read",
+    "plan",
+    "noise",
+    "scale",
+    "cut",
+    "sum",
+    "write",
+    "receive",
+    "wait",
+    "rank 0",
+)
 
 
 class step:

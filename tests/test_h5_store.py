@@ -21,7 +21,7 @@ from pipeline.cohort.selection import find
 from pipeline.config import Config
 from pipeline.dicom.pixels import read_pixels
 from pipeline.filling import make_block, pair_tasks
-from pipeline.model import Plan
+from pipeline.model import Difference, Plan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks, file_header
 from pipeline.output.checkpoint import BlockRecord
@@ -78,7 +78,9 @@ def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
         for i in order:
             checksums[i] = blocks.write_block(file, layout, made[i], i, plan.starts[i])
     records = [
-        BlockRecord(block.input_affine, block.target_affine, checksums[i], (2 * i, 2 * i + 1))
+        BlockRecord(
+            block.input_affine, block.target_affine, checksums[i], (2 * i, 2 * i + 1), Difference(i)
+        )
         for i, block in enumerate(made)
     ]
     with open(layout.path, "r+b") as whole:

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ctpatches.schema import decoded
+from ctpatches.schema import VERSION, decoded
 from pipeline.config import Config
-from pipeline.model import Plan
+from pipeline.model import Difference, Plan
 from utils import Affine, CallError, printable, quoted
 
 #: What a run is to write: the configuration as JSON, and lists of what decides the blocks.
@@ -38,6 +38,7 @@ class BlockRecord:
     checksum: int
     #: `ctpatches.checksums.pixel_digest` of the input and the target slice.
     digests: tuple[int, int]
+    difference: Difference
 
 
 def job_of(config: Config, plans: Mapping[str, Plan]) -> Job:
@@ -130,11 +131,12 @@ class Checkpoint:
                 kind, *content = json.loads(body)
                 if kind == "job":
                     (job,) = content
-                elif kind == "done":
-                    number, index, *affines, block, digests = content
+                elif kind == f"block {VERSION}":  # not of a version that recorded less
+                    number, index, *affines, block, digests, measured = content
                     input_affine, target_affine = (Affine(*affine) for affine in affines)
-                    record = BlockRecord(input_affine, target_affine, block, tuple(digests))
-                    done[number][index] = record
+                    done[number][index] = BlockRecord(
+                        input_affine, target_affine, block, tuple(digests), Difference(*measured)
+                    )
         os.ftruncate(self._descriptor, intact_bytes)
         return job, done
 
@@ -145,7 +147,7 @@ class Checkpoint:
 
     def add(self, file: int, index: int, record: BlockRecord) -> None:
         """Append a finished block."""
-        self._append("done", file, index, *dataclasses.astuple(record))
+        self._append(f"block {VERSION}", file, index, *dataclasses.astuple(record))
 
     def _append(self, *content: object) -> None:
         body = json.dumps(content)

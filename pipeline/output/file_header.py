@@ -2,8 +2,7 @@
 
 Every dataset of `ctpatches.schema` is contiguous and has its size from the start, so the place of a
 block is known before the block is created, and any process may write it with a plain write at a
-byte offset. HDF5 itself never writes to the disk, where it crashes when the disk is full. All
-strings have a fixed length: HDF5 would keep others in a heap whose bytes are not always the same.
+byte offset. HDF5 itself never writes to the disk, where it crashes when the disk is full.
 """
 
 from __future__ import annotations
@@ -19,10 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.checksums import rest_digest
-from ctpatches.schema import FORMAT, ORIENTATIONS, PATCH_COLUMNS, REST, REST_BYTES, VERSION
+from ctpatches.schema import (
+    DIFFERENCE_COLUMNS,
+    FORMAT,
+    ORIENTATIONS,
+    PATCH_COLUMNS,
+    REST,
+    REST_BYTES,
+    VERSION,
+)
 from ctpatches.validation import opened
 from pipeline.config import Config
-from pipeline.model import Plan
+from pipeline.model import Difference, Plan
 from pipeline.output import checkpoint
 from pipeline.output.blocks import write_at
 from pipeline.output.checkpoint import BlockRecord
@@ -31,7 +38,7 @@ from utils import Affine
 #: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
 ALIGNMENT = 4096
 #: Ends of the names of the columns of `pair/` that are known only when the block has been written.
-FILLED = ("checksum", "offset", "divisor", "digest")
+FILLED = ("checksum", "offset", "divisor", "digest", *DIFFERENCE_COLUMNS)
 
 
 class RecordedFile(io.RawIOBase):
@@ -128,13 +135,16 @@ def header(plan: Plan, config: Config, records: Sequence[BlockRecord] = ()) -> H
         for name, values in tables(plan, records).items():
             file.create_dataset(name, data=values)
         for name, value in attributes.items():
-            file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+            file.attrs[name] = value
+            if isinstance(value, str):  # see `ctpatches.validation`
+                file["pair"].attrs[name] = np.bytes_(value.encode())
     return Header(memory.size, rows, extents, memory.writes)
 
 
 def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray[Any]]:
     """Return the columns of `pair/` and `left_out/`; those `FILLED` are 0 without records."""
-    records = records or [BlockRecord(Affine(0, 0), Affine(0, 0), 0, (0, 0))] * len(plan.pairs)
+    nothing = BlockRecord(Affine(0, 0), Affine(0, 0), 0, (0, 0), Difference())
+    records = records or [nothing] * len(plan.pairs)
     targets = [pair.target for pair in plan.pairs]
     positions = [np.nan if s.position_mm is None else s.position_mm for s in targets]
     out: dict[str, NDArray[Any]] = {
@@ -149,6 +159,9 @@ def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray
         "pair/degradation": _text(one or "none" for one in plan.degradations),
         "pair/checksum": np.array([record.checksum for record in records], "<u8"),
     }
+    measured = zip(*(record.difference for record in records), strict=True)
+    for (name, dtype), values in zip(DIFFERENCE_COLUMNS.items(), measured, strict=True):
+        out[f"pair/{name}"] = np.array(values, dtype)
     for number, role in enumerate(("input", "target")):
         slices = [getattr(pair, role) for pair in plan.pairs]
         affines = [getattr(record, f"{role}_affine") for record in records]
@@ -183,7 +196,7 @@ def difference(path: str, plan: Plan, config: Config) -> str:
     try:
         with opened(path) as file:
             if file.version != VERSION:
-                return f"it has format version {file.version}, which does not identify its scans"
+                return f"it has format version {file.version}, expected {VERSION}"
             then = {name: file.values(name).tolist() for name in known}
             configuration = file.attributes["configuration"].decode()
             digests = (file.values(f"pair/{role}_digest").tolist() for role in ("input", "target"))
