@@ -135,7 +135,7 @@ def body_mask(target_hu: Image) -> NDArray[np.uint8]:
             body |= region
     rest = 1 - body
     rest[_is_padding(target_hu)] = 0
-    lung = cv2.inRange(target_hu, LUNG_HU, BODY_HU)
+    lung = np.asarray(cv2.inRange(target_hu, LUNG_HU, BODY_HU), np.uint8)
     for filled, _ in _regions(rest):
         region = filled & rest
         if 2 * np.count_nonzero(region & lung) > np.count_nonzero(region):

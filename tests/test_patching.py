@@ -133,10 +133,11 @@ def positions(grid: Grid) -> list[tuple[int, int]]:
     return [(int(r), int(c)) for r, c in zip(*grid.windows, strict=True)]
 
 
-def naive_mask(view: Any, grid: Grid) -> list[bool]:
+def naive_mask(view: Any, grid: Grid, *limits: float) -> list[bool]:
     large = np.full((400, 400), -1024, np.float32)
     large[: view.shape[0], : view.shape[1]] = view
-    return [naive.is_kept(large[r : r + grid.size, c : c + grid.size]) for r, c in positions(grid)]
+    windows = (large[r : r + grid.size, c : c + grid.size] for r, c in positions(grid))
+    return [naive.is_kept(window, *limits) for window in windows]
 
 
 #: The thresholds, the next floats above them, and some on either side.
@@ -154,12 +155,15 @@ AT_THE_THRESHOLDS = [
     ),
     st.integers(1, 6).flatmap(lambda s: st.tuples(st.just(s), st.integers(0, s // 2))),
     st.sampled_from(["shift", "pad"]),
+    st.sampled_from([(-824.0, 0.1), (-824.0, 0.0), (-900.0, 0.5), (0.0, 0.25), (-1024.0, 0.9)]),
 )
-def test_the_air_mask_equals_a_loop_over_patches(view, size_overlap, edge):
+def test_the_air_mask_equals_a_loop_over_patches(view, size_overlap, edge, limits):
     size, overlap = size_overlap
     grid = grid_of(view.shape, size, overlap, edge)
+    rule = Config("", air_threshold=True, air_threshold_hu=limits[0], air_fraction=limits[1])
     if len(grid):
-        assert patching.kept_windows(view, grid, PATCH_RULE).tolist() == naive_mask(view, grid)
+        found = patching.kept_windows(view, grid, rule).tolist()
+        assert found == naive_mask(view, grid, *limits)
 
 
 @pytest.mark.parametrize(
