@@ -221,7 +221,7 @@ def _count(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.int32]:
 def air_rule(config: Config) -> str:
     """Return in words what windows that `--air_threshold` keeps contain."""
     if config.air_rule == "body":
-        return f"more than {100 * config.min_body:g} % of its pixels in the target's body"
+        return f"more than {100 * config.min_body:g} % of the pixels in the target's body"
     mean_hu = config.air_threshold_hu - MEAN_BELOW_HU
     return (
         f"more than {100 * config.air_fraction:g} % of the target's pixels above "

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +21,9 @@ from patching import Grid, body_mask
 from pipeline.config import Config
 from pipeline.survey import plan_pair
 from tests import naive
+from tests.faults import one_error
+from tests.running import called
+from tests.scans import write_slice
 from utils import Image
 
 AIR, FOAM, LUNG, TISSUE, BONE = -1000, -930, -860, 40, 800
@@ -278,3 +285,53 @@ def test_lung_is_kept_by_the_body_and_left_out_by_its_pixels():
     (here,) = np.flatnonzero((grid.windows[0] == 100) & (grid.windows[1] == 80))
     assert not kept["patch"][here]
     assert kept["body"][here]
+
+
+# --- runs ------------------------------------------------------------------------------------
+
+
+def write_pair(root: Path, target: Image, number: int) -> None:
+    """Write a pair: a target, and its input with more noise."""
+    for role, image in (("quarter", blurred(target, 30)), ("full", target)):
+        stored = np.clip(image + 1024, 0, 4095).astype(np.uint16)
+        write_slice(root / f"P/{role}_3mm/{number}.dcm", stored, z=3.0 * number, instance=number)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_names_the_rule_in_its_summary_file_and_report(tmp_path):
+    image = air()
+    draw_table(image)
+    draw_chest(image)
+    write_pair(tmp_path / "scans", image, 1)
+    words = ["--input-folder", "scans", "--output-fname", "x.h5", "--patch-size", "p24"]
+    words += ["--air_threshold", "--air-rule", "body", "--min-body", "0.25", "--verbose"]
+    ended = called(tmp_path, *words)
+    assert (ended.status, ended.err) == (0, "")
+    outside = int(re.search(r"^windows outside the body +(\d+)$", ended.out, re.M)[1])  # type: ignore[index]
+    kept = 169 - outside
+    assert re.search(
+        rf"^patient +pairs +kept +outside +patches\nP +1 +{kept} +{outside} ", ended.out, re.M
+    )
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert len(file["input"]) == kept
+        stored = json.loads(file.attrs["configuration"])
+        assert (stored["air_rule"], stored["min_body"]) == ("body", 0.25)
+    page = (tmp_path / "sanity_check/x/report.html").read_text()
+    assert "Kept are windows with more than 25 % of the pixels in the target" in page
+    assert f"{outside} windows outside the body" in page
+    planned = called(tmp_path, *words, "--dry-run")
+    assert f"windows outside the body     {outside}\n" in planned.out
+
+
+def test_scans_without_a_body_are_an_error(tmp_path):
+    image = air()
+    draw_table(image)
+    write_pair(tmp_path / "scans", image, 1)
+    words = ("--input-folder", "scans", "--output-fname", "x.h5", "--patch-size", "p24")
+    ended = called(tmp_path, *words, "--air_threshold", "--air-rule", "body")
+    one_error(
+        ended,
+        "no patch: --air_threshold left out all 169 windows, none with more than 10 % of the "
+        "pixels in the target's body; are these the right slices?",
+        status=1,
+    )

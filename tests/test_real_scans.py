@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from tests import provenance
+import patching
+from tests import naive, provenance
 from tests.running import called, ranks
 
 P55 = "--patch-size p55 --rot_augment --ds_augment --air_threshold"
@@ -71,6 +72,28 @@ def test_the_windows_are_those_of_the_naive_reference(p55, ldct, edge):
     assert {codes[0] for codes in found.values()} == {0}
     assert {codes[1] for codes in found.values()} == {1, 2, 3}
     assert {codes[2] for codes in found.values()} == {4, 5}
+
+
+@pytest.mark.parametrize(("edge", "expected"), [("shift", 1419), ("pad", 1406)])
+def test_the_body_rule_keeps_all_windows_with_more_than_a_tenth_of_body(ldct, made, edge, expected):
+    how = f"--ds_augment --air_threshold --air-rule body --edge {edge}"
+    assert called(made.parent, *options(ldct, made, how)).status == 0
+    with h5py.File(made) as file:
+        names = [name.decode() for name in file["pair/target_file"][...]]
+    found = provenance.windows(made)
+    assert len(found) == expected
+    for index, name in enumerate(names):
+        mask = patching.body_mask(provenance.stored_pixels(ldct / name) - 1024).astype(np.float32)
+        for scale in (1.0, 0.8, 0.6):
+            view = naive.downscale(mask, scale) >= 0.5
+            starts = naive.starts(len(view), 55, 8, edge)
+            view = np.pad(view, (0, 55))
+            body = {
+                (index, scale, row, col): view[row : row + 55, col : col + 55].mean()
+                for row in starts
+                for col in starts
+            }
+            assert {at for at, part in body.items() if part > 0.1} == body.keys() & found.keys()
 
 
 def test_the_pairs_are_those_of_equal_names(p55):
