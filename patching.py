@@ -18,12 +18,18 @@ from utils import AIR_HU, PIECE_BYTES, Affine, Image, generator
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-#: A pixel above this is tissue; 200 in stored values with an intercept of -1024.
-TISSUE_HU = -824.0
-#: A patch whose mean is not above this is air; 100 in stored values with an intercept of -1024.
-MEAN_HU = -924.0
-#: A patch is kept if more than this part of its pixels is tissue.
-TISSUE_PART = 0.1
+#: So far below `--air-threshold-hu` lies the mean that a window must exceed: by default at 200 and
+#: 100 in stored values with an intercept of -1024.
+MEAN_BELOW_HU = 100.0
+#: A pixel above this may be body; air, foam, and most cloth are darker, and so is lung.
+BODY_HU = -500.0
+#: A component is body if it covers at least these parts of the image and of the square around it:
+#: an arm does; table tops, head holders and rails are thin and long, or small.
+MIN_COMPONENT, MIN_SOLIDITY = 0.002, 0.1
+#: A region that is open to the edge of the field of view is lung if more than half of its pixels
+#: lie between this and BODY_HU. In eight scans of chests, medians of lung are -885 to -829 HU, of
+#: what lies below the body -939 to -926, of what lies above it -1001 to -994.
+LUNG_HU = -910.0
 
 
 def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np.int64]:
@@ -94,40 +100,133 @@ class Grid:
         return out
 
 
-def kept_windows(view_hu: Image, grid: Grid) -> NDArray[np.bool_]:
-    """Return which windows contain more than air.
+def body_mask(target_hu: Image) -> NDArray[np.uint8]:
+    """Segment the body: with lungs and bowel gas, without air, table and blankets.
+
+    Pixels above -500 HU are opened by 5 x 5 pixels, which removes blankets and detaches the table.
+    Large, solid components are body, with all that they enclose. A region that the edge of the
+    image, or of a circular field of view, cuts off from the air around the body is body too if it
+    is as bright as lung.
 
     Parameters
     ----------
-    view_hu : ndarray of float32, shape (rows, columns)
-        A view of the target before normalisation, HU.
+    target_hu : ndarray of float32, shape (rows, columns)
+        A target slice at scale 1, HU.
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, columns)
+        1 in the body, 0 elsewhere; 0 everywhere if there is none.
+
+    Examples
+    --------
+    >>> scan = np.full((64, 64), -1000, np.float32)
+    >>> scan[16:48, 16:48] = 40  # a body
+    >>> scan[24:40, 24:40] = -850  # its lung
+    >>> scan[56:58] = 100  # a table
+    >>> int(body_mask(scan).sum()) == 32 * 32
+    True
+    """
+    tissue = _opened(target_hu > np.float32(BODY_HU))
+    body = np.zeros_like(tissue)
+    for region, side in _regions(tissue):
+        least = max(MIN_COMPONENT * tissue.size, MIN_SOLIDITY * min(side**2, tissue.size))
+        if np.count_nonzero(region & tissue) >= least:
+            body |= region
+    rest = 1 - body
+    rest[_is_padding(target_hu)] = 0
+    lung = np.asarray(cv2.inRange(target_hu, LUNG_HU, BODY_HU), np.uint8)
+    for filled, _ in _regions(rest):
+        region = filled & rest
+        if 2 * np.count_nonzero(region & lung) > np.count_nonzero(region):
+            body |= region
+    return body
+
+
+def _opened(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return a mask without the parts into which no 5 x 5 pixels fit."""
+    square = np.ones((5, 5), np.uint8)
+    return np.asarray(cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, square), np.uint8)
+
+
+def _regions(mask: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """Yield the large components of a mask, filled, and the longer side of their box."""
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    for outline in outlines:
+        *_, width, height = cv2.boundingRect(outline)
+        if width * height >= MIN_COMPONENT * mask.size:
+            filled = np.zeros_like(mask)
+            cv2.drawContours(filled, [outline], 0, 1, cv2.FILLED)
+            yield filled, max(width, height)
+
+
+def _is_padding(image_hu: Image) -> NDArray[np.bool_]:
+    """Return where an image is padded around a circular field of view."""
+    rows, columns = image_hu.shape
+    dark = _opened(image_hu <= AIR_HU)  # without dark pixels of noise
+    cv2.circle(dark, (columns // 2, rows // 2), min(rows, columns) // 2, 0, cv2.FILLED)
+    return dark.view(bool)
+
+
+def kept_windows(view: Image, grid: Grid, config: Config) -> NDArray[np.bool_]:
+    """Return which windows `--air_threshold` keeps.
+
+    Parameters
+    ----------
+    view : ndarray of float32, shape (rows, columns)
+        A view of the target before normalisation, HU; with `--air-rule body`, of its `body_mask`.
     grid : Grid
         The windows of that view.
+    config : Config
+        The rule and its limits.
 
     Returns
     -------
     ndarray of bool, shape (n,)
-        True where more than int(0.1 p^2) pixels lie above -824 HU and the mean above -924 HU.
+        By the rule `patch`, True where more than int(f p^2) pixels lie above the threshold t, and
+        the mean above t - 100 HU. By the rule `body`, True where more than the fraction
+        `--min-body` of the pixels is at least half in the body.
     """
-    view_hu = grid.pad(view_hu, AIR_HU)
-    # Summed-area table (Crow, 1984): four values give the number of tissue pixels of a window.
-    table = cv2.integral((view_hu > np.float32(TISSUE_HU)).view(np.uint8))
-    upper, lower = table[grid.rows], table[grid.rows + grid.size]
-    left, right = grid.cols, grid.cols + grid.size
-    tissue = (lower[:, right] - lower[:, left] - upper[:, right] + upper[:, left]).ravel()
-    area = grid.size**2
-    kept = np.asarray(tissue > int(TISSUE_PART * area))
+    if config.air_rule == "body":
+        view = grid.pad(view, 0)
+        return np.asarray(_count(view >= 0.5, grid) / grid.size**2 > config.min_body)
+    view = grid.pad(view, AIR_HU)
+    area, tissue_hu = grid.size**2, config.air_threshold_hu
+    mean_hu = tissue_hu - MEAN_BELOW_HU
+    tissue = _count(view > np.float32(tissue_hu), grid)
+    kept = np.asarray(tissue > int(config.air_fraction * area))
     # Most windows have so much tissue that their mean is above the limit even if all other pixels
     # were as dark as the darkest. The mean of the others is computed.
-    least = (tissue * TISSUE_HU + (area - tissue) * float(view_hu.min())) / area
+    least = (tissue * tissue_hu + (area - tissue) * float(view.min())) / area
     rows, cols = grid.windows
-    for i in np.flatnonzero(kept & (least <= MEAN_HU + 1)).tolist():
-        window = view_hu[rows[i] : rows[i] + grid.size, cols[i] : cols[i] + grid.size]
+    for i in np.flatnonzero(kept & (least <= mean_hu + 1)).tolist():
+        window = view[rows[i] : rows[i] + grid.size, cols[i] : cols[i] + grid.size]
         mean = cv2.sumElems(window)[0] / area  # twice as fast as NumPy, in another order of sums
-        if abs(mean - MEAN_HU) < 1e-3:
+        if abs(mean - mean_hu) < 1e-3:
             mean = window.sum(dtype=np.float64) / area
-        kept[i] = mean > MEAN_HU
+        kept[i] = mean > mean_hu
     return kept
+
+
+def _count(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.int32]:
+    """Return how many pixels of a mask every window contains, shape (n,)."""
+    # Summed-area table (Crow, 1984): four values give the number of a window.
+    table = cv2.integral(mask.view(np.uint8))
+    upper, lower = table[grid.rows], table[grid.rows + grid.size]
+    left, right = grid.cols, grid.cols + grid.size
+    count = lower[:, right] - lower[:, left] - upper[:, right] + upper[:, left]
+    return np.asarray(count, np.int32).ravel()
+
+
+def air_rule(config: Config) -> str:
+    """Return in words what windows that `--air_threshold` keeps contain."""
+    if config.air_rule == "body":
+        return f"more than {100 * config.min_body:g} % of the pixels in the target's body"
+    mean_hu = config.air_threshold_hu - MEAN_BELOW_HU
+    return (
+        f"more than {100 * config.air_fraction:g} % of the target's pixels above "
+        f"{config.air_threshold_hu:g} HU and a mean above {mean_hu:g} HU"
+    )
 
 
 def draw_orientations(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from ctpatches import __version__
 from ctpatches.messages import CallError, printable, quoted
-from pipeline.config import FILE_OPTIONS, GROUPS, OPTIONS, Config
+from pipeline.config import AIR_OPTIONS, FILE_OPTIONS, GROUPS, OPTIONS, Config
 
 _DOCUMENTED = {option.flag.replace("_", "-"): option.flag for option in OPTIONS.values()}
 MAX_CONFIG_BYTES = 1 << 20
@@ -90,7 +90,8 @@ def parse(argv: Sequence[str]) -> Request:
         return FilesToVerify(files, given.get("input_folder"))
     stored = _read_config(path) if path is not None else {}
     # Options that belong together are not taken from two places.
-    for name, other in (("patch_size", "overlap"), ("split_file", "split")):
+    pairs = [("patch_size", "overlap"), ("split_file", "split")]
+    for name, other in pairs + [("air_rule", limit) for limit in AIR_OPTIONS]:
         if name in given:
             stored.pop(other, None)
     if given.get("normalization_type", "hu_window") != "hu_window":

@@ -21,6 +21,7 @@ from pipeline.options import (
     choice,
     flag,
     integer,
+    number,
     numbers,
     option,
 )
@@ -39,6 +40,13 @@ NORMALIZATIONS = (
 MAX_HU, MIN_HU_WIDTH = 1e6, 1.0
 #: The groups of `--help`. Options of the first three determine the content of the file.
 GROUPS = ("data", "patches", "augmentation", "output", "run")
+#: Options that require `--air_threshold`, and which rule.
+AIR_OPTIONS = {
+    "air_rule": "",
+    "min_body": "body",
+    "air_threshold_hu": "patch",
+    "air_fraction": "patch",
+}
 _SIZES = ", ".join(f"p{size} ({overlap})" for size, overlap in PATCH_OVERLAPS.items())
 
 
@@ -166,10 +174,33 @@ class Config:
     hu_window: tuple[float, float] = option(
         "patches", numbers("LO", "HI"), "range of hu_window", "HU", default=(-1024.0, 3072.0)
     )
-    air_threshold: bool = flag(
+    air_threshold: bool = flag("patches", "leave out windows of air, judged by --air-rule")
+    air_rule: str = option(
         "patches",
-        "leave out windows of air: kept are those with more than 10 % of the target's pixels above "
-        "-824 HU and a mean above -924 HU",
+        choice("patch", "body"),
+        "with --air_threshold, how windows are judged. patch: by their pixels in the target, as in "
+        "older data sets; body: by how much of them lies in the body, which includes lungs, but "
+        "neither table nor blankets",
+    )
+    min_body: float = option(
+        "patches",
+        number(0, 1, "F"),
+        "with --air-rule body, the fraction of a window that must be exceeded by body",
+        default=0.1,
+    )
+    air_threshold_hu: float = option(
+        "patches",
+        number(-1024, 3072, "HU"),
+        "with --air-rule patch, windows are kept if more than --air-fraction of the target's "
+        "pixels lie above this, and the mean above this minus 100 HU",
+        "HU",
+        default=-824.0,
+    )
+    air_fraction: float = option(
+        "patches",
+        number(0, 1, "F"),
+        "with --air-rule patch, see --air-threshold-hu",
+        default=0.1,
     )
     tensor_format: str = option(
         "patches", choice("torch", "tf"), "torch: (N, 1, p, p); tf: (N, p, p, 1)"
@@ -240,6 +271,7 @@ class Config:
         default = OPTIONS["hu_window"].default
         if self.hu_window != default and self.normalization_type != "hu_window":
             raise CallError(f"--hu-window {low:g} {high:g} requires --normalization-type hu_window")
+        self._check_air()
         parts = self.split or (1.0,)
         if self.split and self.split_file is not None:
             raise CallError("--split and --split-file exclude each other; give one of them")
@@ -249,6 +281,14 @@ class Config:
                 f"--split {found}; expected: three fractions that add up to 1, none below 0, the "
                 "first above 0"
             )
+
+    def _check_air(self) -> None:
+        """Raise CallError for options of an air rule that is not in use."""
+        for name, rule in AIR_OPTIONS.items():
+            value, one = getattr(self, name), OPTIONS[name]
+            if value != one.default and not (self.air_threshold and rule in ("", self.air_rule)):
+                needed = "--air_threshold" + (f" --air-rule {rule}" if rule else "")
+                raise CallError(f"{one.flag} {one.text(value)} requires {needed}")
 
     @property
     def in_hu(self) -> bool:

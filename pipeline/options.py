@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import reprlib
@@ -31,11 +32,13 @@ class Kind:
     arguments: dict[str, Any]
     default: Any = None
     choices: tuple[str, ...] = ()
-    least: int = 0
-    most: int = 10**18 - 1
+    least: float = 0
+    most: float = 10**18 - 1
 
     def is_valid(self, value: Any) -> bool:
         """Return whether Python or JSON may give an option this value."""
+        if self.type is float and "nargs" not in self.arguments:
+            return type(value) in (int, float) and self.least <= value <= self.most
         if self.type is float:
             return (
                 isinstance(value, list | tuple)
@@ -89,6 +92,13 @@ def integer(least: int, metavar: str, **arguments: Any) -> Kind:
     return Kind(int, f"an integer from {least} up, of at most 18 digits", arguments, least=least)
 
 
+def number(least: float, below: float, metavar: str) -> Kind:
+    """Return the kind of a number from `least` up, below `below`."""
+    arguments = {"type": _read_number, "metavar": metavar}
+    expected = f"a number from {least:g} up, below {below:g}"
+    return Kind(float, expected, arguments, least=least, most=math.nextafter(below, least))
+
+
 def numbers(*metavar: str) -> Kind:
     """Return the kind of a few finite numbers."""
     arguments = {"type": _read_number, "nargs": len(metavar), "metavar": metavar}
@@ -134,7 +144,9 @@ class Option:
         if isinstance(value, bool):
             return "on" if value else "off"
         if isinstance(value, tuple):
-            return " ".join(str(one).removesuffix(".0") for one in value)
+            return " ".join(map(self.text, value))
+        if isinstance(value, float):
+            return str(value).removesuffix(".0")
         return f"p{value}" if self.kind is PATCH_SIZE else str(value)
 
     def checked(self, value: Any, where: str = "") -> Any:
@@ -147,7 +159,9 @@ class Option:
             where = where or f"argument {self.flag}"
             found, expected = reprlib.repr(value), self.kind.expected
             raise CallError(f"{where}: {found}; expected: {expected} (see --help)")
-        return tuple(map(float, value)) if isinstance(value, list | tuple) else value
+        if isinstance(value, list | tuple):
+            return tuple(map(float, value))
+        return float(value) if self.kind.type is float else value
 
 
 def option(group: str, kind: Kind, description: str, unit: str = "", **default: Any) -> Any:

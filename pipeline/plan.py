@@ -127,7 +127,6 @@ def _check_patches(subset: str, plan: Plan, config: Config) -> None:
         )
     if not plan.patches:
         raise RunError(
-            f"{where}no patch: --air_threshold left out all {windows} windows, none with more "
-            f"than {patching.TISSUE_PART:.0%} of its pixels above {patching.TISSUE_HU:g} HU and a "
-            f"mean above {patching.MEAN_HU:g} HU; are these the right slices?"
+            f"{where}no patch: --air_threshold left out all {windows} windows, none with "
+            f"{patching.air_rule(config)}; are these the right slices?"
         )

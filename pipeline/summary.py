@@ -71,9 +71,11 @@ def _counts(cohort: Cohort, plans: Mapping[str, Plan]) -> dict[str, int]:
 
 def print_counts(cohort: Cohort, plans: Mapping[str, Plan], config: Config) -> None:
     """Print counts, what was left out, and warnings; with `--quiet` the last two alone."""
+    body = config.air_rule == "body"
     for name, number in _counts(cohort, plans).items():
         if not config.quiet and (number or name in ("patients", "pairs", "patches")):
-            print(f"{name:28} {number}")
+            label = name.replace("of air left out", "outside the body") if body else name
+            print(f"{label:28} {number}")
     for plan in plans.values():
         for one in plan.left_out:
             print(printable(f"left out: {one}"))
@@ -104,9 +106,10 @@ def print_plan(cohort: Cohort, plans: Mapping[str, Plan], config: Config) -> Non
     for name in columns[0]:
         print(f"{name:28} {columns[0][name]:24} {columns[1][name]}")
     print()
+    left_out = "outside" if config.air_rule == "body" else "air"
     for subset, plan in plans.items():
         title = f"patient ({subset})" if subset else "patient"
-        print(f"{title:28} {'pairs':>8} {'kept':>10} {'air':>10} {'patches':>10}")
+        print(f"{title:28} {'pairs':>8} {'kept':>10} {left_out:>10} {'patches':>10}")
         sums: dict[str, NDArray[np.int64]] = {}
         for names, part in zip(plan.names, plan.parts, strict=True):
             kept = part.kept_windows

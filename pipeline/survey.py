@@ -109,6 +109,8 @@ def survey_tasks(tasks: Sequence[SurveyTask], config: Config) -> list[Survey]:
         if config.air_threshold:
             images = [readers[i].hu(tasks[i].pair.target) for i in chosen]
             readers.clear()  # and with them the input images
+            if config.air_rule == "body":
+                images = [patching.body_mask(image).astype(np.float32) for image in images]
             views = augment.downscale_all(images, config.scales)
         for i, of_one in zip(chosen, views, strict=True):
             target = tasks[i].pair.target
@@ -148,18 +150,18 @@ def _survey(task: SurveyTask, reader: Reader, config: Config) -> Survey:
 
 
 def plan_pair(
-    shape: tuple[int, int], config: Config, target_hu: Sequence[NDArray[np.float32]] | None = None
+    shape: tuple[int, int], config: Config, views: Sequence[NDArray[np.float32]] | None = None
 ) -> PairPlan:
     """Find the windows of a pair of images of that shape.
 
-    With `target_hu`, the target at every scale before normalisation, windows of air are not kept.
+    With `views`, what `patching.kept_windows` needs at every scale, windows of air are not kept.
     """
     masks = []
     for index, scale in enumerate(config.scales):
         view_shape = augment.view_shape(shape, scale)
         grid = patching.Grid.of(view_shape, config.patch_size, config.overlap, config.edge)
-        if target_hu is not None and len(grid):
-            masks.append(patching.kept_windows(target_hu[index], grid))
+        if views is not None and len(grid):
+            masks.append(patching.kept_windows(views[index], grid, config))
         else:
             masks.append(np.ones(len(grid), bool))
     return PairPlan(

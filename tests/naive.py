@@ -54,11 +54,71 @@ def starts(length: int, size: int, overlap: int, edge: str) -> list[int]:
     return found
 
 
-def is_kept(patch_hu: Image) -> bool:
+def is_kept(patch_hu: Image, tissue_hu: float = -824, fraction: float = 0.1) -> bool:
     """Tell whether a patch of HU holds more than air."""
     values = patch_hu.ravel().tolist()
-    tissue = sum(value > -824 for value in values)
-    return tissue > int(0.1 * len(values)) and math.fsum(values) / len(values) > -924
+    tissue = sum(value > tissue_hu for value in values)
+    return (
+        tissue > int(fraction * len(values)) and math.fsum(values) / len(values) > tissue_hu - 100
+    )
+
+
+Mask = NDArray[np.bool_]
+_BESIDE = ((-1, 0), (1, 0), (0, -1), (0, 1))
+_AROUND = (*_BESIDE, (-1, -1), (-1, 1), (1, -1), (1, 1))
+
+
+def components(mask: Mask, steps: tuple[tuple[int, int], ...]) -> list[Mask]:
+    """Return the components of a mask, pixel by pixel."""
+    left = set(zip(*(at.tolist() for at in np.nonzero(mask)), strict=True))
+    found = []
+    while left:
+        one = np.zeros(mask.shape, bool)
+        to_visit = [left.pop()]
+        while to_visit:
+            row, col = to_visit.pop()
+            one[row, col] = True
+            near = {(row + down, col + right) for down, right in steps} & left
+            left -= near
+            to_visit += near
+        found.append(one)
+    return found
+
+
+def filled(mask: Mask) -> Mask:
+    """Return a mask with what it encloses."""
+    around = np.pad(mask, 1)
+    outside = next(one for one in components(~around, _BESIDE) if one[0, 0])
+    return ~outside[1:-1, 1:-1]
+
+
+def opened(mask: Mask) -> Mask:
+    """Return all squares of 5 x 5 pixels that lie in a mask, or in its part of the image."""
+    found = np.zeros(mask.shape, bool)
+    for row, col in np.ndindex(mask.shape):
+        square = np.s_[max(row - 2, 0) : row + 3, max(col - 2, 0) : col + 3]
+        found[square] |= mask[square].all()
+    return found
+
+
+def body_mask(hu: Image) -> Mask:
+    """Return the body in an image without padding."""
+    tissue = opened(hu > -500)
+    body = np.zeros(hu.shape, bool)
+    for one in components(tissue, _AROUND):
+        height, width = (int(np.ptp(at)) + 1 for at in np.nonzero(one))
+        square_pixels = min(max(height, width) ** 2, hu.size)
+        pixels = (filled(one) & tissue).sum()
+        inside_another = (filled(tissue & ~one) & one).any()
+        if pixels >= max(0.002 * hu.size, 0.1 * square_pixels) and not inside_another:
+            body |= filled(one)
+    rest = ~body
+    for one in components(rest, _AROUND):
+        height, width = (int(np.ptp(at)) + 1 for at in np.nonzero(one))
+        lung = (hu[one] >= -910) & (hu[one] <= -500)
+        if height * width >= 0.002 * hu.size and 2 * lung.sum() > one.sum():
+            body |= one
+    return body
 
 
 def downscale(image: Image, scale: float) -> Image:
@@ -110,6 +170,7 @@ def patches_of_pair(
     kind: str = "None",
     scales: tuple[float, ...] = (1.0,),
     air_threshold: bool = False,
+    min_body: float | None = None,
     slope: float = 1,
     intercept: float = -1024,
     blur: bool = False,
@@ -117,6 +178,7 @@ def patches_of_pair(
     """Return every patch of a pair before it is turned: normalise, downscale, blur, cut."""
     images = [stored_input.astype(np.float32), stored_target.astype(np.float32)]
     hu = (images[1].astype(np.float64) * slope + intercept).astype(np.float32)
+    body = (hu if min_body is None else body_mask(hu)).astype(np.float32)
     air = np.float32((AIR_HU - intercept) / slope)
     fills: list[Any] = [air, air]
     if kind != "None":
@@ -130,6 +192,7 @@ def patches_of_pair(
         if blur:
             views[0] = cv2.blur(views[0], (3, 3))
         hu_view = downscale(hu, scale)
+        body_view = downscale(body, scale)
         at = [starts(length, size, overlap, edge) for length in hu_view.shape]
         if not at[0] or not at[1]:
             continue
@@ -137,6 +200,10 @@ def patches_of_pair(
             for col in at[1]:
                 if air_threshold and not is_kept(_window(hu_view, row, col, size, AIR_HU)):
                     continue
+                if min_body is not None:
+                    inside = _window(body_view, row, col, size, 0) >= 0.5
+                    if inside.sum() <= min_body * size**2:
+                        continue
                 cut = [
                     _window(view, row, col, size, fill)
                     for view, fill in zip(views, fills, strict=True)

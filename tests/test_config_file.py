@@ -65,6 +65,9 @@ def test_options_beside_the_file_win(tmp_path):
     assert config_of(tmp_path, STORED, "--overlap", "8").overlap == 8
     other = config_of(tmp_path, STORED, "--normalization-type", "None")
     assert (other.normalization_type, other.hu_window) == ("None", (-1024, 3072))
+    body = {"air_threshold": True, "air_rule": "body", "min_body": 0.3}
+    assert config_of(tmp_path, body).min_body == 0.3
+    assert config_of(tmp_path, body, "--air-rule", "patch").min_body == 0.1
     same = config_of(tmp_path, STORED, "--normalization-type", "hu_window")
     assert same.hu_window == (-160, 240.5)
 
@@ -83,6 +86,10 @@ REJECTED = [
     ("hu_window", None, "a list of 2 numbers"),
     ("split", ["--verify", "/etc/passwd"], "a list of 3 numbers"),
     ("split", [[0.5], [0.5], [0]], "a list of 3 numbers"),
+    ("min_body", "0.2", "a number from 0 up, below 1"),
+    ("min_body", None, "a number from 0 up, below 1"),
+    ("air_threshold_hu", 10**400, "a number from -1024 up, below 3072"),
+    ("air_threshold_hu", float("nan"), "a number from -1024 up, below 3072"),
     ("edge", "--output-fname=other.h5", "one of shift, pad"),
     ("edge", ["pad"], "one of shift, pad"),
     ("normalization_type", {"a": 1}, "one of None, unity"),

@@ -26,6 +26,16 @@ VALUES = {
     "overlap": ["3"],
     "hu_window": ["-1000", "400"],
     "split": ["0.5", "0.25", "0.25"],
+    "min_body": ["0.25"],
+    "air_fraction": ["0.25"],
+}
+#: Options that others require.
+REQUIRED = {
+    "hu_window": ["--normalization-type", "hu_window"],
+    "air_rule": ["--air_threshold"],
+    "min_body": ["--air_threshold", "--air-rule", "body"],
+    "air_threshold_hu": ["--air_threshold"],
+    "air_fraction": ["--air_threshold"],
 }
 
 
@@ -49,8 +59,7 @@ def test_an_option_answers_to_dashes_and_to_underscores(option):
     values = values_of(option)
     bare = option.flag[2:]
     base = [] if option.name == "input_folder" else ["--input-folder", "in"]
-    if option.name == "hu_window":
-        base += ["--normalization-type", "hu_window"]
+    base += REQUIRED.get(option.name, [])
     default = config_of("--input-folder", "in")
     spelled = [
         config_of(*base, f"--{name}", *values)
@@ -362,6 +371,10 @@ def test_without_an_overlap_it_is_that_for_the_patch_size():
         ("--seed -1", {"seed": -1}),
         ("--random_N 0", {"random_N": 0}),
         ("--hu-window -160 240", {"hu_window": (-160, 240)}),
+        ("--air-rule body", {"air_rule": "body"}),
+        ("--air-threshold-hu -1024.5", {"air_threshold_hu": -1024.5}),
+        ("--air_threshold --air-fraction 1", {"air_threshold": True, "air_fraction": 1.0}),
+        ("--air_threshold --min-body nan", {"air_threshold": True, "min_body": float("nan")}),
         *((f"{o.flag} nonsense", {o.name: "nonsense"}) for o in CHOICES),
     ],
     ids=str,
@@ -376,6 +389,22 @@ def test_an_invalid_configuration_raises_the_error_of_the_command_line(tmp_path,
 
 
 @pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ("--air-rule body", "--air_threshold"),
+        ("--min-body 0.2", "--air_threshold --air-rule body"),
+        ("--air_threshold --min-body 0.2", "--air_threshold --air-rule body"),
+        ("--air-threshold-hu -700", "--air_threshold --air-rule patch"),
+        ("--air_threshold --air-rule body --air-fraction 0.2", "--air_threshold --air-rule patch"),
+    ],
+)
+def test_an_option_of_an_air_rule_that_is_not_in_use_is_an_error(options, needed):
+    option = options[options.rindex("--") :]
+    with pytest.raises(CallError, match=f"^{option} requires {needed}$"):
+        config_of("--input-folder", "in", *options.split())
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"rot_augment": 1},
@@ -384,6 +413,8 @@ def test_an_invalid_configuration_raises_the_error_of_the_command_line(tmp_path,
         {"patch_size": 0},
         {"patch_size": "p55"},
         {"edge": ["pad"]},
+        {"min_body": True},
+        {"min_body": [0.2]},
     ],
     ids=str,
 )

@@ -124,17 +124,20 @@ def test_windows_go_row_by_row(height, width, size_overlap, edge):
     assert list(zip(rows, cols, strict=True)) == list(itertools.product(by_row, by_col))
 
 
-# --- the air mask ----------------------------------------------------------------------------
+# --- the air rule `patch` --------------------------------------------------------------------
+
+PATCH_RULE = Config("")
 
 
 def positions(grid: Grid) -> list[tuple[int, int]]:
     return [(int(r), int(c)) for r, c in zip(*grid.windows, strict=True)]
 
 
-def naive_mask(view: Any, grid: Grid) -> list[bool]:
+def naive_mask(view: Any, grid: Grid, *limits: float) -> list[bool]:
     large = np.full((400, 400), -1024, np.float32)
     large[: view.shape[0], : view.shape[1]] = view
-    return [naive.is_kept(large[r : r + grid.size, c : c + grid.size]) for r, c in positions(grid)]
+    windows = (large[r : r + grid.size, c : c + grid.size] for r, c in positions(grid))
+    return [naive.is_kept(window, *limits) for window in windows]
 
 
 #: The thresholds, the next floats above them, and some on either side.
@@ -152,12 +155,15 @@ AT_THE_THRESHOLDS = [
     ),
     st.integers(1, 6).flatmap(lambda s: st.tuples(st.just(s), st.integers(0, s // 2))),
     st.sampled_from(["shift", "pad"]),
+    st.sampled_from([(-824.0, 0.1), (-824.0, 0.0), (-900.0, 0.5), (0.0, 0.25), (-1024.0, 0.9)]),
 )
-def test_the_air_mask_equals_a_loop_over_patches(view, size_overlap, edge):
+def test_the_air_mask_equals_a_loop_over_patches(view, size_overlap, edge, limits):
     size, overlap = size_overlap
     grid = grid_of(view.shape, size, overlap, edge)
+    rule = Config("", air_threshold=True, air_threshold_hu=limits[0], air_fraction=limits[1])
     if len(grid):
-        assert patching.kept_windows(view, grid).tolist() == naive_mask(view, grid)
+        found = patching.kept_windows(view, grid, rule).tolist()
+        assert found == naive_mask(view, grid, *limits)
 
 
 @pytest.mark.parametrize(
@@ -166,12 +172,12 @@ def test_the_air_mask_equals_a_loop_over_patches(view, size_overlap, edge):
 def test_more_than_a_tenth_of_the_pixels_must_be_tissue(tissue, kept):
     view = np.full((10, 10), -900, np.float32)
     view.ravel()[:tissue] = -823
-    assert patching.kept_windows(view, grid_of((10, 10), 10, 0)).tolist() == [kept]
+    assert patching.kept_windows(view, grid_of((10, 10), 10, 0), PATCH_RULE).tolist() == [kept]
 
 
 def test_a_pixel_of_just_minus_824_hu_is_no_tissue():
     view = np.full((10, 10), -824, np.float32)
-    assert patching.kept_windows(view, grid_of((10, 10), 10, 0)).tolist() == [False]
+    assert patching.kept_windows(view, grid_of((10, 10), 10, 0), PATCH_RULE).tolist() == [False]
 
 
 @pytest.mark.parametrize(
@@ -182,16 +188,16 @@ def test_the_mean_must_lie_above_minus_924_hu(lift, kept):
     view = np.full((10, 10), -1024, np.float32)
     view.ravel()[:20] = -524
     view[-1, -1] += lift
-    assert patching.kept_windows(view, grid_of((10, 10), 10, 0)).tolist() == [kept]
+    assert patching.kept_windows(view, grid_of((10, 10), 10, 0), PATCH_RULE).tolist() == [kept]
 
 
 def test_the_tissue_limit_is_rounded_down():
     # int(0.1 x 7 x 7) = 4: five pixels are more.
     view = np.full((7, 7), -900, np.float32)
     view.ravel()[:5] = 0
-    assert patching.kept_windows(view, grid_of((7, 7), 7, 0)).tolist() == [True]
+    assert patching.kept_windows(view, grid_of((7, 7), 7, 0), PATCH_RULE).tolist() == [True]
     view.ravel()[4] = -900
-    assert patching.kept_windows(view, grid_of((7, 7), 7, 0)).tolist() == [False]
+    assert patching.kept_windows(view, grid_of((7, 7), 7, 0), PATCH_RULE).tolist() == [False]
 
 
 def config_of(**options: Any) -> Config:

@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from tests import provenance
-from tests.running import called, ranks
+import patching
+from tests import naive, provenance
+from tests.running import REPO, called, ranks
 
 P55 = "--patch-size p55 --rot_augment --ds_augment --air_threshold"
 
@@ -71,6 +72,35 @@ def test_the_windows_are_those_of_the_naive_reference(p55, ldct, edge):
     assert {codes[0] for codes in found.values()} == {0}
     assert {codes[1] for codes in found.values()} == {1, 2, 3}
     assert {codes[2] for codes in found.values()} == {4, 5}
+
+
+@pytest.mark.parametrize(
+    ("folder", "edge", "expected"),
+    [("ldct", "shift", 1419), ("ldct", "pad", 1406), ("raw", "shift", 1533), ("raw", "pad", 1529)],
+)
+def test_the_body_rule_keeps_all_windows_with_more_than_a_tenth_of_body(
+    ldct, made, folder, edge, expected
+):
+    root = ldct if folder == "ldct" else REPO / "raw_data"
+    how = f"--ds_augment --air_threshold --air-rule body --edge {edge}"
+    assert called(made.parent, *options(root, made, how)).status == 0
+    with h5py.File(made) as file:
+        names = [name.decode() for name in file["pair/target_file"][...]]
+    with_body = set()
+    for index, name in enumerate(names):
+        mask = patching.body_mask(provenance.stored_pixels(root / name) - 1024).astype(np.float32)
+        for scale in (1.0, 0.8, 0.6):
+            view = naive.downscale(mask, scale) >= 0.5
+            starts = naive.starts(len(view), 55, 8, edge)
+            view = np.pad(view, (0, 55))
+            with_body |= {
+                (index, scale, row, col)
+                for row in starts
+                for col in starts
+                if view[row : row + 55, col : col + 55].mean() > 0.1
+            }
+    assert with_body == provenance.windows(made).keys()
+    assert len(with_body) == expected
 
 
 def test_the_pairs_are_those_of_equal_names(p55):

@@ -466,6 +466,8 @@ def test_pseudonyms_hide_every_name(tmp_path):
         "--patch-size p33 --overlap 0 --random_N 7 --tensor-format tf --intensity hu",
         "--split 0.5 0.25 0.25 --unpaired skip --bad-files skip --anatomy-check warn",
         "--input-gen-folder 'low dose' --target-gen-folder=-full --blurr_n_noise --air_threshold",
+        "--air_threshold --air-threshold-hu=-700 --air-fraction 0.25",
+        "--air_threshold --air-rule body --min-body 0",
         "--split-file a/b.csv --mpi_run --overwrite --quiet --hand-over messages",
     ],
 )

@@ -173,6 +173,7 @@ def refused(output: Path, scans: Tree, *options: str) -> str:
     ("options", "words"),
     [
         (["--seed", "3"], ["seed was 0, is 3"]),
+        (["--air_threshold", "--air-rule", "body"], ["air_rule was 'patch', is 'body'"]),
         (["--rot_augment"], ["rot_augment was False, is True"]),
         (
             ["--overlap", "5", "--edge", "pad"],

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import patching
 from ctpatches.files import Invalid
 from ctpatches.schema import REST
 from ctpatches.validation import ValidatedFile, opened
@@ -93,6 +94,7 @@ def _contents(
         "tool_version": __version__,
         "command": job.command(config),
         "configuration": json.loads(config.as_json()),
+        "air_rule": patching.air_rule(config),
         "left_out": [{**vars(one), "files": list(one.files)} for one in plan.left_out],
         "warnings": job.warnings(warnings, config),
     }

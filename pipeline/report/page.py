@@ -12,7 +12,6 @@ import jinja2
 import numpy as np
 
 from ctpatches.schema import ORIENTATIONS
-from patching import MEAN_HU, TISSUE_HU, TISSUE_PART
 from pipeline.config import FILE_OPTIONS
 from utils import printable
 
@@ -63,8 +62,5 @@ def render(facts: Facts, images: dict[str, Any], defaults: Sequence[str]) -> str
         verify=shlex.join(["python", "main.py", "--verify", printable(facts["file"])]),
         options=FILE_OPTIONS,
         orientations="; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
-        TISSUE_PART=TISSUE_PART,
-        TISSUE_HU=TISSUE_HU,
-        MEAN_HU=MEAN_HU,
         max_rows=MAX_TABLE_ROWS,
     )
