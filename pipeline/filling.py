@@ -21,6 +21,7 @@ from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
 from pipeline.output.commit import Output
+from pipeline.output.writer import Writer
 from pipeline.profile import step
 from pipeline.progress import Progress
 from utils import AIR_HU, Affine, Image, RunError, img_pair_normalization, printable
@@ -77,7 +78,7 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     def add(file: int, index: int, patches: int, record: BlockRecord) -> None:
         assert output
         output.add(file, index, record)
-        progress.advance(patches * config.bytes_per_patch)
+        progress.advance(size=patches * config.bytes_per_patch)
 
     with contextlib.ExitStack() as stack:
         background = threads > 0 and not ranks.parallel
@@ -100,16 +101,16 @@ def _open(
     ranks: Ranks,
     stack: contextlib.ExitStack,
     background: bool,
-) -> list[blocks.Writer | None]:
+) -> list[Writer | None]:
     """Open the files that this rank writes to itself: the bytes for others go through rank 0."""
-    out: list[blocks.Writer | None] = []
+    out: list[Writer | None] = []
     for layout in layouts:
         file = None
         if layout and ranks.rank == 0:
             file = blocks.PartialFile(layout)
         elif layout and config.hand_over != "messages" and ranks.beside_root:
             file = blocks.PartialFile.seen(layout)
-        writer: blocks.Writer | None = file
+        writer: Writer | None = file
         if file:
             stack.callback(file.close)
         if file and background:

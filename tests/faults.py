@@ -314,7 +314,8 @@ def main(description: str, arguments: Sequence[str]) -> int:
         function = getattr(owner, last)
         other = broken(function, fault) if here else delayed(function, fault)
         setattr(owner, last, other)
-    return tool.main(arguments)
+    sys.argv[1:] = arguments  # as from a shell, so that Ctrl-C ends it as there
+    return tool.main()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ctpatches import streams
 from pipeline.mpi import launch, task_farm
 from pipeline.mpi.messages import Tag
 from pipeline.mpi.ranks import Ranks
-from pipeline.output.blocks import Writer
+from pipeline.output.writer import Writer
 from utils import RunError
 
 TASKS = 40

@@ -13,7 +13,8 @@ from pipeline import prefetch, profile
 from pipeline.dicom.header import read_slice
 from pipeline.model import Pair
 from pipeline.mpi.ranks import Ranks
-from pipeline.output.blocks import BackgroundWriter, Writer
+from pipeline.output.blocks import BackgroundWriter
+from pipeline.output.writer import Writer
 from tests.scans import phantom, write_slice
 from utils import RunError
 

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline import profile
-from pipeline.output.blocks import Writer
+from pipeline.output.writer import Writer
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.mpi.messages import Messages, Tag
-from utils import RunError
 
 if TYPE_CHECKING:
-    from pipeline.output.blocks import Writer
+    from pipeline.output.writer import Writer
 
 #: Tasks that a worker may hold: one in work, and others so that it need not wait for rank 0, which
 #: polls for messages between two tasks of its own.

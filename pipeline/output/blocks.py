@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from ctpatches.schema import PATCH_COLUMNS, bulk_names
+from pipeline.output.writer import Writer
 from pipeline.profile import laps, step
 from utils import RunError, quoted
 
@@ -61,21 +62,6 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     while rest:
         done = os.pwrite(descriptor, rest[:WRITE_BYTES], offset)
         rest, offset = rest[done:], offset + done
-
-
-class Writer:
-    """Writes bytes at an offset of a partial file."""
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at that byte, now or later: it must not change afterwards."""
-        raise NotImplementedError
-
-    def when_written(self, function: Callable[[], None]) -> None:
-        """Call a function once everything before it has been written."""
-        function()
-
-    def flush(self) -> None:
-        """Wait until everything has been written, or raise the error that prevented it."""
 
 
 class PartialFile(Writer):
