@@ -77,6 +77,10 @@ def shared(error: BaseException, where: str = "") -> SharedFailure:
 
 def _trace_of(error: BaseException) -> str:
     """Return the traceback of the first cause of an error; '' if that is for the user to act on."""
-    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+    while not isinstance(error, SharedFailure) and (
+        cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    ):
         error = cause
+    if isinstance(error, SharedFailure):
+        return error.trace
     return "" if isinstance(error, ToolError) else "".join(traceback.format_exception(error))
