@@ -305,6 +305,7 @@ def main(description: str, arguments: Sequence[str]) -> int:
 
     import main as tool
 
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as main.py, but here numpy is loaded before
     fault = Fault(**json.loads(description))
     here = launch.launcher_ranks(os.environ)[0] == fault.rank
     if here or (fault.rank == 0 and fault.mark and fault.step in SHARED_STEPS):

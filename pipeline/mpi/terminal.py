@@ -76,9 +76,9 @@ class Interruption:
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
         def restore() -> None:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             for number in signals:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
         os.register_at_fork(after_in_child=restore)
         threading.Thread(target=self._wait, args=[signals], name="signals", daemon=True).start()
