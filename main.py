@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 
 import pipeline
@@ -17,9 +15,7 @@ from ctpatches.messages import ToolError
 from pipeline import Config, errors
 from pipeline.command_line import FilesToVerify, Request, parse, verify
 from pipeline.mpi import launch
-
-#: How long ranks without a connection give the first one to print the error, seconds.
-FIRST_RANK_S = 1.0
+from pipeline.mpi.terminal import FIRST_RANK_S, Interruption
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,19 +24,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     # that other ranks need.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     words = sys.argv[1:] if argv is None else argv
+    first = launch.launcher_ranks(os.environ)[0] == 0
+    interruption = Interruption(first)
+    if argv is None:  # callers from Python have their own
+        interruption.start()
     try:
         mpi_run = any(word.replace("_", "-") == "--mpi-run" for word in words)
         ranks = launch.connect(mpi_run, os.environ)
     except ToolError as error:  # of all ranks, which cannot send it to each other
-        if launch.launcher_ranks(os.environ)[0] == 0:
+        if first:
             streams.print_error(error)
         else:  # some launchers end all others as soon as one has failed
             time.sleep(FIRST_RANK_S)
         return error.status
-    if ranks.parallel:  # with a handler of Python's own, MPICH was seen to hang on SIGTERM
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    ranks.interruption = interruption
     mine: Request | ToolError | None = None
     try:
         mine = _request(words)
@@ -54,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ranks.on_root(lambda: print(request, end=""))
         ranks.close()
     except BaseException as error:
-        if isinstance(mine, Config) and mine.verbose:
-            print(streams.escaped(traceback.format_exc()), end="", file=sys.stderr)
-        return ranks.fail(error)
+        return ranks.fail(error, isinstance(mine, Config) and mine.verbose)
     return status
 
 

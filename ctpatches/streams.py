@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from ctpatches.messages import printable
 
@@ -47,6 +47,12 @@ def run(main: Callable[[], int], program: str = "main.py") -> int:
     return status
 
 
+def opened(path: str) -> io.TextIOWrapper:
+    """Open a terminal for writing, which is not to become that of this process."""
+    terminal = _Stream(path, "w", opener=lambda name, flags: os.open(name, flags | os.O_NOCTTY))
+    return _text(terminal, sys.stderr)
+
+
 def _text(raw: _Stream, replaced: Any) -> io.TextIOWrapper:
     # Whatever the encoding of the terminal, a file name that it lacks is not an error.
     encoding = replaced.encoding if replaced else "utf-8"
@@ -59,6 +65,6 @@ def escaped(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def print_error(message: object, program: str = "main.py") -> None:
+def print_error(message: object, program: str = "main.py", file: TextIO | None = None) -> None:
     """Print an error message; a name in it from a file may hold sequences for the terminal."""
-    print(f"{program}: error: {escaped(str(message))}", file=sys.stderr, flush=True)
+    print(f"{program}: error: {escaped(str(message))}", file=file or sys.stderr, flush=True)

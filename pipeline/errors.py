@@ -12,11 +12,14 @@ from ctpatches.messages import RunError, ToolError, printable
 
 
 class SharedFailure(ToolError):
-    """A failure that every rank knows of: rank 0 prints it, and all leave with its status."""
+    """A failure that every rank knows of: rank 0 prints it, and all leave with its status.
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message, status)  # both, so that it survives pickling
-        self.status = status
+    `trace` is the traceback of what caused it, for `--verbose`: '' where the user can act on it.
+    """
+
+    def __init__(self, message: str, status: int, trace: str = "") -> None:
+        super().__init__(message, status, trace)  # all, so that it survives pickling
+        self.status, self.trace = status, trace
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -41,6 +44,8 @@ def failure_of(error: BaseException) -> ToolError:
     """Turn an unforeseen error into one line."""
     if isinstance(error, ToolError):
         return error
+    if isinstance(error, KeyboardInterrupt):
+        return RunError("interrupted")
     if isinstance(error, ImportError):
         return not_loaded(error)
     no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
@@ -67,4 +72,15 @@ def shared(error: BaseException, where: str = "") -> SharedFailure:
     if isinstance(error, SharedFailure):
         return error
     failure = failure_of(error)
-    return SharedFailure(f"{where}{failure}", failure.status)
+    return SharedFailure(f"{where}{failure}", failure.status, _trace_of(error))
+
+
+def _trace_of(error: BaseException) -> str:
+    """Return the traceback of the first cause of an error; '' if that is for the user to act on."""
+    while not isinstance(error, SharedFailure) and (
+        cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    ):
+        error = cause
+    if isinstance(error, SharedFailure):
+        return error.trace
+    return "" if isinstance(error, ToolError) else "".join(traceback.format_exception(error))

@@ -80,7 +80,7 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     def add(file: int, index: int, patches: int, record: BlockRecord) -> None:
         assert output
         output.add(file, index, record)
-        progress.advance(patches * config.bytes_per_patch)
+        progress.advance(size=patches * config.bytes_per_patch)
 
     with contextlib.ExitStack() as stack:
         background = threads > 0 and not ranks.parallel

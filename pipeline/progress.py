@@ -7,37 +7,47 @@ import time
 
 from tqdm import tqdm
 
-#: Seconds between two lines where there is no terminal.
-INTERVAL_S = 10.0
+from pipeline.mpi.terminal import open_terminal
+
+#: Seconds until the first line where there is no terminal, and between two lines.
+FIRST_S, INTERVAL_S = 1.0, 10.0
 
 
 class Progress:
     """How far one step, such as ``planning``, has come with all pairs; on rank 0."""
 
-    def __init__(self, what: str, pairs: int, quiet: bool) -> None:
-        self.what, self.pairs, self.quiet = what, pairs, quiet
+    def __init__(self, what: str, total: int, quiet: bool, unit: str = "pairs") -> None:
+        self.what, self.total, self.quiet, self.unit = what, total, quiet, unit
         self.done = self.bytes = 0
-        self.begin = self.printed = time.monotonic()
+        self.begin = time.monotonic()
+        self.due = self.begin + FIRST_S
         self.bar: tqdm | None = None
-        if pairs and not quiet and sys.stderr and sys.stderr.isatty():
+        if total and not quiet and (terminal := open_terminal()):
             self.bar = tqdm(
-                total=pairs, desc=what, unit=" pairs", dynamic_ncols=True, mininterval=0.2
+                total=total,
+                desc=what,
+                unit=f" {unit}",
+                file=terminal,
+                dynamic_ncols=True,
+                mininterval=0.2,
             )
 
-    def advance(self, size: int = 0) -> None:
-        """Count one more pair, and the bytes of its patches."""
-        self.done += 1
+    def advance(self, count: int = 1, size: int = 0) -> None:
+        """Count what was done, and the bytes of its patches."""
+        self.done += count
         self.bytes += size
         now = time.monotonic()
-        rate = f"{self.bytes / 1e6 / max(now - self.begin, 1e-9):.0f} MB/s" if self.bytes else ""
+        seconds = max(now - self.begin, 1e-9)
+        rate = f"{self.bytes / 1e6 / seconds:.0f} MB/s" if self.bytes else ""
         if self.bar:
             self.bar.set_postfix_str(rate, refresh=False)
-            self.bar.update()
-        elif not self.quiet and now - self.printed >= INTERVAL_S:
-            self.printed = now
-            left = (now - self.begin) / self.done * (self.pairs - self.done)
-            done = f"{self.what}: {self.done} of {self.pairs} pairs{rate and ', '}{rate}"
-            print(f"{done}, {left:.0f} s left", file=sys.stderr, flush=True)
+            self.bar.update(count)
+        elif not self.quiet and now >= self.due:
+            self.due = now + INTERVAL_S
+            done = f"{self.what}: {self.done} of {self.total} {self.unit}"
+            rates = f"{self.done / seconds:.3g} {self.unit}/s{rate and ', '}{rate}"
+            left = tqdm.format_interval(seconds / self.done * (self.total - self.done))
+            print(f"{done}, {rates}, {left} left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -29,7 +29,8 @@ from utils import CallError, RunError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-
+#: How a run ends that is interrupted before it has anything to resume.
+NOTHING_DONE = "no pair was completed; run the same command again"
 #: glibc uses the largest block that was ever freed, up to 32 MB, as the size below which freed
 #: memory is kept for reuse (mallopt(3), M_MMAP_THRESHOLD). Otherwise every image is created in new
 #: pages of the system, each of which costs a fault: 15 % of the processor time of 160 pairs.
@@ -90,6 +91,7 @@ def _run(config: Config, ranks: Ranks, verbose: bool) -> Summary:
     begin = time.perf_counter()
     np.empty(KEPT_BYTES, np.uint8)
     if not config.dry_run:
+        ranks.interruption.note = lambda: NOTHING_DONE
         ranks.on_root(lambda: paths.check(config))
     cohort = find(config, ranks)
     plans = make_plans(cohort, config, ranks)
@@ -122,11 +124,14 @@ def _create(plans: Mapping[str, Plan], config: Config, ranks: Ranks) -> None:
     """Create the files: allocate them or continue partial ones, fill them, finish them."""
 
     def allocate() -> Output:
+        continues = paths.may_resume(config)
         output = Output(plans, config)
-        if output.pairs_done and not config.quiet:
+        ranks.interruption.note = lambda: output.release() or NOTHING_DONE
+        if continues and not config.quiet:
             print(f"{output.pairs_done} of {output.pairs} pairs were already complete", flush=True)
         return output
 
+    ranks.interruption.note = lambda: f"{NOTHING_DONE} with --resume"
     output = ranks.on_root(allocate)
     try:
         fill(output, config, ranks)
@@ -135,6 +140,7 @@ def _create(plans: Mapping[str, Plan], config: Config, ranks: Ranks) -> None:
         if output and (note := output.release()):
             error.add_note(note)
         raise
+    ranks.interruption.note = lambda: "the data set is complete; --resume completes the report"
 
 
 def _write_reports(

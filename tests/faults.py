@@ -308,6 +308,7 @@ def main(description: str, arguments: Sequence[str]) -> int:
 
     import main as tool
 
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as main.py, but here numpy is loaded before
     fault = Fault(**json.loads(description))
     here = launch.launcher_ranks(os.environ)[0] == fault.rank
     if here or (fault.rank == 0 and fault.mark and fault.step in SHARED_STEPS):
@@ -317,7 +318,8 @@ def main(description: str, arguments: Sequence[str]) -> int:
         function = getattr(owner, last)
         other = broken(function, fault) if here else delayed(function, fault)
         setattr(owner, last, other)
-    return tool.main(arguments)
+    sys.argv[1:] = arguments  # as from a shell, so that Ctrl-C ends it as there
+    return tool.main()
 
 
 if __name__ == "__main__":

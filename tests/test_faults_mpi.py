@@ -115,7 +115,8 @@ def test_a_signal_to_the_launcher_ends_all(tmp_path, tree, output, number):
         ended = running.ended()
         assert time.monotonic() - sent < 5
     assert ended.status != 0
-    assert len(ended.errors) <= 1
+    # Where stderr is no terminal, mpiexec of Open MPI may not forward it any more.
+    assert len(ended.errors) == 1 or (mpi_is_open() and not ended.errors)
     assert "Traceback" not in ended.err
     assert output.read_bytes() == EARLIER
     no_process_left(output)
@@ -145,7 +146,10 @@ def test_a_rank_that_leaves_early_ends_the_others_with_a_message(tmp_path, tree,
     ended = run(command(2, argv(tree.root, output, "--overwrite"), fault), tmp_path)
     assert since(mark) < SOON
     if how == "exit":
-        one_error(ended, status=1)
+        # Open MPI sends SIGTERM to rank 0, which adds what is complete.
+        causes = [error for error in ended.errors if "interrupted" not in error]
+        assert (len(causes), ended.status) == (1, 1)
+        assert f"rank {rank}: SystemExit" in causes[0]
     elif mpi_is_open():  # not so MPICH's mpiexec, which ends the others without a word
         assert ended.status != 0
         assert ended.err.strip()

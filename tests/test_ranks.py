@@ -72,11 +72,6 @@ def test_an_error_in_a_serial_ranks_is_printed_once_and_gives_its_status(capsys)
     assert capsys.readouterr().err == "main.py: error: no such thing\n"
 
 
-def test_an_interruption_ends_with_130(capsys):
-    assert Ranks().fail(KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == "main.py: error: interrupted\n"
-
-
 # --- real ranks ------------------------------------------------------------------------------
 
 
@@ -147,7 +142,7 @@ def test_a_rank_that_fails_on_its_own_takes_the_others_along(tmp_path, at):
 
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_rank_that_exits_amid_the_work_takes_the_others_along(tmp_path, at):
-    failed_once(ranks_of(2, "rank_scenarios.py", tmp_path, "exits", str(at)), "ended by a signal")
+    failed_once(ranks_of(2, "rank_scenarios.py", tmp_path, "exits", str(at)), "SystemExit at")
 
 
 def test_failures_of_all_ranks_at_once_are_one_message(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pipeline.dicom.slice_file import BAD
 from pipeline.model import LeftOut, Pair, Slice
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
+from pipeline.progress import Progress
 from utils import RunError, generator, join_lines, printable
 
 #: The option for each kind of slice that cannot be used.
@@ -59,7 +61,12 @@ def find(config: Config, ranks: Ranks) -> Cohort:
     listings = list(ranks.imap_unordered(list_series, folders))
     parts = [part for listing in listings for part in listing.parts]
     read_headers = functools.partial(patients.read_headers, config.input_folder)
-    headers = dict(ranks.imap_unordered(read_headers, parts))
+    headers: dict[patients.SeriesPart, patients.Headers] = {}
+    files = sum(len(part.files) for part in parts)
+    with contextlib.closing(Progress("reading headers", files, config.quiet, "files")) as progress:
+        for part, read in ranks.imap_unordered(read_headers, parts):
+            headers[part] = read
+            progress.advance(len(part.files))
 
     def choose() -> Cohort:
         found = {  # headers are dropped once they are paired

@@ -17,6 +17,7 @@ from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.mpi import task_farm
 from pipeline.mpi.messages import Messages, RemoteWriter, Tag
+from pipeline.mpi.terminal import LAST_WORDS_S, Interruption
 from pipeline.prefetch import prefetched
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from pipeline.output.writer import Writer
 
 Result = TypeVar("Result")
-
-#: How long a launcher gets to forward what was printed before all ranks are ended.
-LAST_WORDS_S = 0.3
 
 
 class Ranks:
@@ -42,6 +40,8 @@ class Ranks:
         self.size = comm.size if comm else 1
         self.parallel = comm is not None
         self.beside_root = True
+        #: What Ctrl-C does; of `main`, which starts it.
+        self.interruption = Interruption()
         self._messages: Messages | None = None
         self._writers: Sequence[Writer | None] = []
         #: Whether other ranks may wait for this one, and would do so forever if it left.
@@ -152,29 +152,27 @@ class Ranks:
 
     # --- failing together ---------------------------------------------------------------------
 
-    def fail(self, error: BaseException) -> int:
+    def fail(self, error: BaseException, verbose: bool = False) -> int:
         """Print an error, once for all ranks, and return this process's exit status.
 
-        If the other ranks may wait for this one, the error ends them too.
+        If the other ranks may wait for this one, the error ends them too. With `verbose` the
+        traceback of an unforeseen error is printed before.
         """
         alone, self._awaited = self._awaited, False
-        if isinstance(error, KeyboardInterrupt):
-            message, status = "interrupted", 130
-        elif isinstance(error, SystemExit):
-            message, status = "ended by a signal", int(error.code or 1)
-        else:
-            failure = shared(error, f"rank {self.rank}: " if alone else "")
-            message, status = str(failure), failure.status
-        message += "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        failure = shared(error, f"rank {self.rank}: " if alone else "")
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        self.interruption.last_message.acquire()
         if self.rank == 0 or alone:
-            streams.print_error(message)
+            if verbose:
+                print(streams.escaped(failure.trace), end="", file=sys.stderr)
+            streams.print_error(f"{failure}{notes}")
         if alone and self._messages:
             # MPICH's mpiexec was seen to end before it had forwarded the message.
             sys.stdout.flush()
             time.sleep(LAST_WORDS_S)
-            self._messages.comm.Abort(status)
+            self._messages.comm.Abort(failure.status)
         # The same on every rank: MPICH's mpiexec was seen to lose the status of a single one.
-        return status
+        return failure.status
 
 
 def _unlink_shared_memory() -> None:
