@@ -21,6 +21,9 @@ from pipeline.options import Option
 _DOCUMENTED = {option.flag.replace("_", "-"): option.flag for option in OPTIONS.values()}
 #: Largest file for `--config`: a report.json on thousands of patients, and a YAML written by hand.
 MAX_CONFIG_BYTES, MAX_YAML_BYTES = 64 << 20, 1 << 16
+_CONFIG_FILE = (
+    "an h5 file or a report.json of this tool, or options in YAML or JSON, such as patch-size: p64"
+)
 
 
 class FilesToVerify(NamedTuple):
@@ -38,6 +41,7 @@ class _Parser(argparse.ArgumentParser):
     """Raises an error instead of printing the usage and leaving."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "takes no value; found:")
         raise CallError(f"{printable(message)} (see --help)")
 
 
@@ -135,7 +139,7 @@ def _read_config(path: str) -> dict[str, Any]:
             text = file.read(MAX_CONFIG_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or error
-        raise CallError(f"{where}: {reason}") from None
+        raise CallError(f"{where}: {reason}; expected: {_CONFIG_FILE}") from None
     try:
         stored = _parsed(path, text)
         found = reprlib.repr(stored)
@@ -146,8 +150,7 @@ def _read_config(path: str) -> dict[str, Any]:
         stored = stored["configuration"]  # a report.json
     if not isinstance(stored, dict):
         raise CallError(
-            f"{where} holds no configuration ({printable(found)}); expected: an h5 file or a "
-            "report.json of this tool, or options in YAML or JSON, such as patch-size: p64"
+            f"{where} holds no configuration; found: {printable(found)}; expected: {_CONFIG_FILE}"
         )
     values: dict[str, Any] = {}
     problems = []
@@ -199,7 +202,9 @@ def verify(files: Sequence[str], input_folder: str | None) -> int:
     if input_folder is None:
         return verify_command.run(files, "main.py")
     if not os.path.isdir(input_folder):
-        raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
+        raise CallError(
+            f"--input-folder {quoted(input_folder)} is not a folder; expected: that of the scans"
+        )
     from pipeline.verification import check_scans
 
     check = functools.partial(check_scans, root=input_folder)

@@ -99,7 +99,10 @@ def _choose_subsets(cohort: Cohort, pairs: Sequence[Pair], config: Config) -> di
         cohort.warnings.append(f"{names} are the same person: same {tags}")
     empty = set(subsets.values()) - {subsets[pair.patient] for pair in pairs}
     if empty:
-        raise RunError(f"the split leaves {', '.join(sorted(empty))} without a pair")
+        raise RunError(
+            f"the split leaves {', '.join(sorted(empty))} without a pair; expected: at least one; "
+            "choose another --seed, or the patients with --split-file"
+        )
     return subsets
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ import pytest
 from pipeline.command_line import parse
 from pipeline.config import FILE_OPTIONS, Config
 from tests.faults import argv, left, one_error
-from tests.running import Ended, called, serial
+from tests.running import REPO, Ended, called, serial
 from utils import CallError
 
 BIG = int("9" * 400)
@@ -79,6 +80,14 @@ seed: 999999999999999999
 
 def test_yaml_with_the_names_of_the_documentation_gives_the_same_configuration(tmp_path):
     assert config_of(tmp_path, YAML) == config_of(tmp_path, STORED)
+
+
+def test_the_example_of_the_documentation_is_read(tmp_path):
+    page = (REPO / "docs" / "options.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    config = config_of(tmp_path, example)
+    assert (config.patch_size, config.overlap, config.hu_window) == (64, 8, (-160, 240))
+    assert (config.split, config.incomplete, config.seed) == ((0.8, 0.1, 0.1), "skip", 7)
 
 
 def test_yaml_words_that_are_not_strings_have_the_meaning_of_the_option(tmp_path):
@@ -209,7 +218,7 @@ def test_all_that_is_wrong_is_listed(tmp_path):
 def test_a_file_that_cannot_be_parsed_names_the_place(tmp_path, text, found):
     with pytest.raises(CallError) as raised:
         config_of(tmp_path, text)
-    assert f"stored.json' holds no configuration ({found}" in str(raised.value)
+    assert f"stored.json' holds no configuration; found: {found}" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
 
 

@@ -199,6 +199,7 @@ def test_a_wrong_choice_names_the_choices(tmp_path, option):
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--seed", "1.5"], ["--seed", "1.5"]),
         (["--output-fname"], ["--output-fname"]),
+        (["--rot_augment=yes"], ["argument --rot_augment: takes no value; found: 'yes'"]),
         (["a", "stray", "word"], ["'a' belongs to no option; expected: --option value"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
@@ -253,7 +254,7 @@ def test_a_patient_without_one_of_its_folders(tmp_path, missing, option):
     folder.rename(folder.with_name("other"))
     ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
     left = {"low": "full", "full": "low"}[missing]
-    one_line(ended, "'P2'", option, f"found: P2/{left}, P2/other; expected: a folder named")
+    one_line(ended, "'P2'", option, f"found: {left}, other; expected: a folder named")
     assert "--incomplete skip" in ended.err
 
 
@@ -268,8 +269,14 @@ def test_of_many_folders_a_few_are_named_and_the_others_counted(tmp_path):
     for number in range(10):
         (tmp_path / "scans" / "P1" / "12-23-2021" / f"series {number}").mkdir(parents=True)
     ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
-    one_line(ended, "found: P1/12-23-2021/series 0, ", "series 5 and 4 more; expected")
+    one_line(ended, "found: 12-23-2021/series 0, ", "series 5 and 4 more; expected")
     assert "series 6" not in ended.err
+
+
+def test_the_folder_of_one_patient_as_input_folder_is_recognised(tmp_path):
+    write_patient(tmp_path / "scans", "P1", 1)
+    ended = refused(tmp_path, "--input-folder", tmp_path / "scans" / "P1")
+    one_line(ended, "P1' holds full_3mm, quarter_3mm, as the folder of a patient does; expected:")
 
 
 def test_a_misspelled_name_of_a_folder_is_corrected(tmp_path):

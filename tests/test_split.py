@@ -122,8 +122,8 @@ def test_a_split_that_few_patients_cannot_have_is_a_warning(tmp_path, quiet):
     ended = run(root, "--split", "0.9", "0.05", "0.05", *quiet)
     assert ended.status == 0
     assert (
-        "warning: --split 0.9 / 0.05 / 0.05 differs from the split, 2 / 1 / 1 of 4 patients: every "
-        "subset has at least one, and one person's folders are not separated\n"
+        "warning: --split 0.9 0.05 0.05 assigns 2 / 1 / 1 of 4 patients: every subset receives at "
+        "least one, and the folders of one person are not separated\n"
     ) in ended.out
 
 

@@ -104,8 +104,21 @@ def find_patients(config: Config) -> list[PatientFolders]:
     problems: list[str] = []
     found = [_find_series(root, patient, config, problems) for patient in patients]
     if problems:
+        if all(_matching(patients, _patterns(config, role)) for role in SERIES):
+            raise CallError(
+                f"{option} holds {_some(patients)}, as the folder of a patient does; expected: the "
+                "folder above it, with one sub-folder per patient"
+            )
+        if any(problem.kind == INCOMPLETE for one in found for problem in one.problems):
+            option += " (to leave incomplete patients out: --incomplete skip)"
         raise CallError(join_lines(option, problems))
     return found
+
+
+def _patterns(config: Config, role: str) -> tuple[str, ...]:
+    """Return the patterns of the names of a role's folders."""
+    pattern = getattr(config, f"{role}_gen_folder")
+    return (pattern,) if pattern else SERIES[role][1]
 
 
 def _list(folder: Path) -> tuple[list[str], list[str]]:
@@ -141,9 +154,7 @@ def _find_series(root: Path, patient: str, config: Config, problems: list[str]) 
     found: dict[str, str] = {}
     missing: dict[str, str] = {}
     for role, (dose, defaults) in SERIES.items():
-        option = f"--{role}-gen-folder"
-        pattern = getattr(config, f"{role}_gen_folder")
-        patterns = (pattern,) if pattern else defaults
+        option, patterns = f"--{role}-gen-folder", _patterns(config, role)
         expected = " or ".join(map(repr, patterns))
         fits = _matching(folders, patterns)
         found[role] = fits[0] if fits else ""
@@ -154,7 +165,7 @@ def _find_series(root: Path, patient: str, config: Config, problems: list[str]) 
             )
         elif not fits and not unlisted:
             similar = sorted({os.path.basename(folder) for folder in folders[:MAX_COMPARED]})
-            hint = did_you_mean(pattern, similar) if pattern else ""
+            hint = "" if patterns == defaults else did_you_mean(patterns[0], similar)
             missing[f"{role} ({dose}) folder"] = f"{expected} (see {option}){hint}"
     if found["input"] == found["target"] != "":
         problems.append(
@@ -165,12 +176,13 @@ def _find_series(root: Path, patient: str, config: Config, problems: list[str]) 
         return PatientFolders(patient, **found, problems=tuple(unlisted))
     both = itertools.pairwise([*folders, ""])
     leaves = [folder for folder, following in both if not following.startswith(f"{folder}/")]
+    names = _some([leaf.removeprefix(f"{patient}/") for leaf in leaves]) or "no folder"
     reason = (
-        f"has no {' and no '.join(missing)}; found: {_some(leaves) or 'no folder'}; expected: a "
-        f"folder named {' and '.join(missing.values())}"
+        f"has no {' and no '.join(missing)}; found: {names}; expected: a folder named "
+        f"{' and '.join(missing.values())}"
     )
     if config.incomplete == "error":
-        problems.append(f"patient {quoted(patient)} {reason}; or --incomplete skip")
+        problems.append(f"patient {quoted(patient)} {reason}")
     return PatientFolders(patient, "", "", (LeftOut(patient, (patient,), reason, INCOMPLETE),))
 
 

@@ -55,7 +55,7 @@ def draw_subsets(
     if len(groups) < len(expected):
         raise RunError(
             f"--split leaves a subset empty: {patients} patients, {len(groups)} different persons, "
-            f"for {' and '.join(expected)}; expected: one per subset; give the fraction 0 to a "
+            f"for {', '.join(expected)}; expected: one per subset; give the fraction 0 to a "
             "subset that you do not need, or add patients"
         )
     drawn = sorted(groups, key=lambda group: key(seed, "split", group[0]))
@@ -77,9 +77,9 @@ def deviations(subsets: Mapping[str, str], parts: Sequence[float]) -> list[str]:
     actual = [counts[subset] for subset in SUBSETS]
     if all(abs(n - part * len(subsets)) < 1 for n, part in zip(actual, parts, strict=True)):
         return []
-    requested, found = (" / ".join(f"{part:g}" for part in some) for some in (parts, actual))
-    text = f"--split {requested} differs from the split, {found} of {len(subsets)} patients"
-    return [f"{text}: every subset has at least one, and one person's folders are not separated"]
+    requested, found = " ".join(f"{part:g}" for part in parts), " / ".join(map(str, actual))
+    reason = "every subset receives at least one, and the folders of one person are not separated"
+    return [f"--split {requested} assigns {found} of {len(subsets)} patients: {reason}"]
 
 
 def read_subsets(
@@ -97,7 +97,8 @@ def read_subsets(
             text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
-        raise CallError(f"{option}: {reason}") from None
+        hint = "expected: a text file with a line per patient, such as train L067"
+        raise CallError(f"{option}: {reason}; {hint}") from None
     if len(text) > MAX_CHARACTERS:
         raise CallError(
             f"{option} has more than {MAX_CHARACTERS} characters; expected: a line per patient"
