@@ -29,6 +29,7 @@ from importlib.util import find_spec
 MODULES = {
     "mpich": None,
     "opencv-python-headless": "cv2",
+    "PyYAML": "yaml",
     "pyjpegls": "jpeg_ls",
     "pylibjpeg-openjpeg": "openjpeg",
     "python-gdcm": "gdcm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from ctpatches import __version__
 from ctpatches.files import atomic_write
-from ctpatches.messages import CallError, RunError, ToolError, printable, quoted
+from ctpatches.messages import (
+    CallError,
+    RunError,
+    ToolError,
+    did_you_mean,
+    join_lines,
+    printable,
+    quoted,
+)
 
 #: What both packages use is defined in `ctpatches`, which imports nothing from here.
 __all__ = [
@@ -22,6 +30,8 @@ __all__ = [
     "ToolError",
     "__version__",
     "atomic_write",
+    "did_you_mean",
+    "join_lines",
     "printable",
     "quoted",
 ]
@@ -36,14 +46,6 @@ SUM_PIXELS = 512 * 512
 #: Bytes of patches that are cut at once: with their view they fit into the second-level cache of a
 #: core, where their checksum and the write find them.
 PIECE_BYTES = 512 << 10
-
-
-def join_lines(headline: str, problems: Iterable[str]) -> str:
-    """Return one message: the headline with the only problem, or with a line per problem below."""
-    lines = list(problems)
-    if len(lines) == 1:
-        return f"{headline}: {lines[0]}"
-    return "\n".join([f"{headline}:", *(f"  {line}" for line in lines)])
 
 
 @dataclass(frozen=True)

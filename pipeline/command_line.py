@@ -8,15 +8,22 @@ import functools
 import io
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from ctpatches import __version__
-from ctpatches.messages import CallError, printable, quoted
+from ctpatches.messages import CallError, did_you_mean, join_lines, printable, quoted
 from pipeline.config import AIR_OPTIONS, FILE_OPTIONS, GROUPS, OPTIONS, Config
+from pipeline.errors import reason_of
+from pipeline.options import Option
 
 _DOCUMENTED = {option.flag.replace("_", "-"): option.flag for option in OPTIONS.values()}
-MAX_CONFIG_BYTES = 1 << 20
+#: Largest file for `--config`: a report.json on thousands of patients, and a YAML written by hand.
+MAX_CONFIG_BYTES, MAX_YAML_BYTES = 64 << 20, 1 << 16
+_CONFIG_FILE = (
+    "an h5 file or a report.json of this tool, or options in YAML or JSON, such as patch-size: p64"
+)
 
 
 class FilesToVerify(NamedTuple):
@@ -34,6 +41,7 @@ class _Parser(argparse.ArgumentParser):
     """Raises an error instead of printing the usage and leaving."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "takes no value; found:")
         raise CallError(f"{printable(message)} (see --help)")
 
 
@@ -60,8 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     groups["run"].add_argument(
         "--config",
         metavar="FILE",
-        help="read all options that determine the content of the file from an h5 file of this tool "
-        "or from JSON; options on the command line take precedence; default: none",
+        help="read options that determine the content of the file from an h5 file or a report.json "
+        "of this tool, or from YAML or JSON; options on the command line take precedence; default: "
+        "none",
     )
     version = f"%(prog)s {__version__}"
     groups["run"].add_argument("--version", action="version", version=version)
@@ -76,14 +85,27 @@ def _documented(argument: str) -> str:
     return _DOCUMENTED.get(name.replace("_", "-"), name) + equals + value
 
 
+def _unknown(words: Sequence[str]) -> str:
+    """Return what is wrong with words that argparse found no use for."""
+    for word in words:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            known = [*_DOCUMENTED.values(), "--verify", "--config", "--version", "--help"]
+            return f"unknown option {printable(name)}{did_you_mean(name, known)}"
+    return f"{quoted(words[0])} belongs to no option; expected: --option value"
+
+
 def parse(argv: Sequence[str]) -> Request:
     """Return what the command line asks for, or raise CallError."""
     text = io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
-            given = vars(build_parser().parse_args([_documented(word) for word in argv]))
+            parsed, unknown = build_parser().parse_known_args([_documented(word) for word in argv])
     except SystemExit:  # --help, --version
         return text.getvalue()
+    if unknown:
+        raise CallError(f"{_unknown(unknown)} (see --help)")
+    given = vars(parsed)
     files, path = given.pop("verify", None), given.pop("config", None)
     given = {name: OPTIONS[name].checked(value) for name, value in given.items()}
     if files:
@@ -108,44 +130,70 @@ def parse(argv: Sequence[str]) -> Request:
 
 
 def _read_config(path: str) -> dict[str, Any]:
-    """Return the options in the file given with `--config`: JSON, or an h5 file of this tool.
+    """Return the options in the file given with `--config`.
 
     Values are checked as those of `Config`, never parsed: one could pose as an option.
     """
+    where = f"--config {quoted(path)}"
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_CONFIG_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or error
-        raise CallError(f"--config {quoted(path)}: {reason}") from None
+        raise CallError(f"{where}: {reason}; expected: {_CONFIG_FILE}") from None
     try:
-        stored = json.loads(
-            _configuration_of(path) if text.startswith(b"\x89HDF\r\n\x1a\n") else text
-        )
-    except (ValueError, RecursionError):
-        stored = None
+        stored = _parsed(path, text)
+        found = reprlib.repr(stored)
+    except Exception as error:  # h5py and PyYAML raise errors of many kinds
+        stored, mark = None, getattr(error, "problem_mark", None)
+        found = f"line {mark.line + 1}: {error.problem}" if mark else reason_of(error)  # type: ignore[attr-defined]
+    if isinstance(stored, dict) and isinstance(stored.get("configuration"), dict):
+        stored = stored["configuration"]  # a report.json
     if not isinstance(stored, dict):
         raise CallError(
-            f"--config {quoted(path)} holds no configuration; "
-            "expected: an h5 file of this tool, or a JSON object of options"
+            f"{where} holds no configuration; found: {printable(found)}; expected: {_CONFIG_FILE}"
         )
-    values = {}
+    values: dict[str, Any] = {}
+    problems = []
     for key, value in stored.items():
-        where = f"--config {quoted(path)}: {quoted(key)}"
-        if key not in FILE_OPTIONS:
-            raise CallError(f"{where} is not one of the options in a configuration")
-        values[key] = FILE_OPTIONS[key].checked(value, where)
+        name = str(key).lstrip("-").replace("-", "_")
+        try:
+            if name in values:
+                raise CallError(f"{quoted(key)} occurs twice; expected: once")
+            values[name] = _option_of_file(name, key).checked(value, quoted(key))
+        except CallError as error:
+            problems.append(str(error))
+    if problems:
+        raise CallError(join_lines(where, problems))
     return values
 
 
-def _configuration_of(path: str) -> bytes:
-    from ctpatches.validation import open_file
+def _parsed(path: str, text: bytes) -> Any:
+    """Return what is in a file given with `--config`: h5, JSON, which begins with {, or YAML."""
+    if text.startswith(b"\x89HDF\r\n\x1a\n"):
+        from ctpatches.validation import open_file
 
-    try:
         with open_file(path) as file:
-            return bytes(file.attrs["configuration"])
-    except Exception as error:  # h5py raises errors of many kinds for damaged and foreign files
-        raise ValueError(path) from error
+            return json.loads(bytes(file.attrs["configuration"]))
+    if text.lstrip().startswith(b"{"):
+        return json.loads(text)
+    if len(text) > MAX_YAML_BYTES:
+        raise ValueError(f"more than {MAX_YAML_BYTES} bytes that are not JSON")
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def _option_of_file(name: str, key: object) -> Option:
+    if name in FILE_OPTIONS:
+        return FILE_OPTIONS[name]
+    if name in OPTIONS:
+        raise CallError(
+            f"{quoted(key)} does not determine the content of the file; expected: "
+            f"{OPTIONS[name].flag} on the command line"
+        )
+    hint = did_you_mean(name, (option.flag[2:] for option in FILE_OPTIONS.values()))
+    raise CallError(f"{quoted(key)} is not an option; expected: those of docs/options.md{hint}")
 
 
 def verify(files: Sequence[str], input_folder: str | None) -> int:
@@ -155,7 +203,9 @@ def verify(files: Sequence[str], input_folder: str | None) -> int:
     if input_folder is None:
         return verify_command.run(files, "main.py")
     if not os.path.isdir(input_folder):
-        raise CallError(f"--input-folder {quoted(input_folder)} is not a folder")
+        raise CallError(
+            f"--input-folder {quoted(input_folder)} is not a folder; expected: that of the scans"
+        )
     from pipeline.verification import check_scans
 
     check = functools.partial(check_scans, root=input_folder)

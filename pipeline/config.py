@@ -111,6 +111,12 @@ class Config:
         "files that are damaged or not CT slices: end the run, or leave them out with their "
         "partners and list them",
     )
+    incomplete: str = option(
+        "data",
+        choice("error", "skip"),
+        "patients without an input or a target folder, or with an empty one: end the run, or leave "
+        "them out and list them",
+    )
     anatomy_check: str = option(
         "data",
         choice("error", "warn", "off"),
@@ -120,8 +126,9 @@ class Config:
     split: tuple[float, ...] | None = option(
         "data",
         numbers("TRAIN", "VAL", "TEST"),
-        "fractions of the patients, adding up to 1, to assign to <name>_train.h5, <name>_val.h5 "
-        "and <name>_test.h5, drawn by --seed; 0 creates no such file; default: one file",
+        "fractions of the patients, adding up to 1, or percentages, adding up to 100, to assign to "
+        "<name>_train.h5, <name>_val.h5 and <name>_test.h5, drawn by --seed; 0 creates no such "
+        "file; default: one file",
     )
     split_file: str | None = option(
         "data",
@@ -272,14 +279,16 @@ class Config:
         if self.hu_window != default and self.normalization_type != "hu_window":
             raise CallError(f"--hu-window {low:g} {high:g} requires --normalization-type hu_window")
         self._check_air()
+        if self.split and math.isclose(sum(self.split), 100, abs_tol=1e-4):  # percentages
+            vars(self)["split"] = tuple(part / 100 for part in self.split)
         parts = self.split or (1.0,)
         if self.split and self.split_file is not None:
             raise CallError("--split and --split-file exclude each other; give one of them")
         if min(parts) < 0 or parts[0] == 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6):
             found = " ".join(f"{part:g}" for part in parts)
             raise CallError(
-                f"--split {found}; expected: three fractions that add up to 1, none below 0, the "
-                "first above 0"
+                f"--split {found}; expected: three fractions that add up to 1, or percentages that "
+                "add up to 100, none below 0, the first above 0"
             )
 
     def _check_air(self) -> None:

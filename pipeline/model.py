@@ -45,7 +45,7 @@ class LeftOut:
     patient: str
     files: tuple[str, ...]
     reason: str
-    kind: str  # 'bad file' or 'unpaired'
+    kind: str  # 'bad file', 'unpaired' or 'incomplete'
 
     def __str__(self) -> str:
         return f"{' and '.join(map(printable, self.files))}: {self.reason}"

@@ -11,7 +11,7 @@ import sys
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from ctpatches.messages import CallError
+from ctpatches.messages import CallError, did_you_mean
 
 #: Patch sizes with a default overlap of neighbouring windows, both in pixels.
 PATCH_OVERLAPS = {96: 12, 75: 11, 64: 4, 55: 8, 42: 6, 32: 4, 24: 4, 12: 4}
@@ -57,7 +57,7 @@ def _read_integer(word: str) -> int | str:
 
 
 def _read_patch_size(word: str) -> int | str:
-    match = re.fullmatch(r"p([1-9]\d{0,3})", word)
+    match = re.fullmatch(r"p?([1-9]\d{0,3})", word)
     return int(match[1]) if match else word
 
 
@@ -73,8 +73,8 @@ FILE, FOLDER, NAME = (Kind(str, "a string", {"metavar": name}) for name in ("FIL
 PATCH_SIZE = Kind(
     int,
     f"{' '.join(f'p{size}' for size in PATCH_OVERLAPS)}, or with --overlap M any other pN up to "
-    "p9999; in Python and JSON an integer",
-    {"type": _read_patch_size, "metavar": "pN"},
+    "p9999",
+    {"metavar": "pN"},
     least=1,
     most=9999,
 )
@@ -153,12 +153,17 @@ class Option:
         """Return a value as `Config` stores it, or raise CallError naming where it was found."""
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
+        if self.kind is PATCH_SIZE and isinstance(value, str):
+            value = _read_patch_size(value)
+        if value is False and "off" in self.kind.choices:  # what YAML reads from `off`
+            value = "off"
         if value is None and self.default is None:
             return None
         if not self.kind.is_valid(value):
             where = where or f"argument {self.flag}"
             found, expected = reprlib.repr(value), self.kind.expected
-            raise CallError(f"{where}: {found}; expected: {expected} (see --help)")
+            hint = did_you_mean(value, self.kind.choices)
+            raise CallError(f"{where}: {found}; expected: {expected}{hint} (see --help)")
         if isinstance(value, list | tuple):
             return tuple(map(float, value))
         return float(value) if self.kind.type is float else value

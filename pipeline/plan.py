@@ -61,7 +61,9 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
             names=_names(pairs, cohort, config),
             fixed=fixed,
             left_out=[
-                _named(one, cohort, config) for one in left_out if subsets[one.patient] == subset
+                _named(one, cohort, config)
+                for one in left_out
+                if subsets.get(one.patient, subset) == subset  # incomplete patients: in every file
             ],
             digests=[survey.digests for survey in mine],
         )
@@ -86,15 +88,21 @@ def _choose_subsets(cohort: Cohort, pairs: Sequence[Pair], config: Config) -> di
         return dict.fromkeys(cohort.persons, "")
     groups, reasons = splitting.same_persons(cohort.persons)
     if config.split_file is not None:
-        subsets = splitting.read_subsets(config.split_file, groups)
+        incomplete = cohort.names.keys() - cohort.persons.keys()
+        subsets = splitting.read_subsets(config.split_file, groups, incomplete)
     else:
-        subsets = splitting.draw_subsets(groups, config.split or (), config.seed)
+        parts = config.split or ()
+        subsets = splitting.draw_subsets(groups, parts, config.seed)
+        cohort.warnings += splitting.deviations(subsets, parts)
     for one, other, tags in reasons:
         names = " and ".join(printable(cohort.names[patient]) for patient in (one, other))
         cohort.warnings.append(f"{names} are the same person: same {tags}")
     empty = set(subsets.values()) - {subsets[pair.patient] for pair in pairs}
     if empty:
-        raise RunError(f"the split leaves {', '.join(sorted(empty))} without a pair")
+        raise RunError(
+            f"the split leaves {', '.join(sorted(empty))} without a pair; expected: at least one; "
+            "choose another --seed, or the patients with --split-file"
+        )
     return subsets
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cohort.patients import INCOMPLETE
 from pipeline.cohort.selection import Cohort
 from pipeline.config import Config
-from pipeline.model import Plan, Slice
+from pipeline.model import LeftOut, Plan, Slice
 from pipeline.output import paths
-from utils import printable
+from utils import SUBSETS, printable
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,26 @@ def summarise(cohort: Cohort, plans: Mapping[str, Plan], files: Iterable[str]) -
         counts["windows"],
         counts["patches"],
         files=tuple(files),
-        left_out=tuple(str(one) for plan in plans.values() for one in plan.left_out),
+        left_out=tuple(map(str, _left_out(plans))),
         warnings=tuple(cohort.warnings),
     )
+
+
+def _left_out(plans: Mapping[str, Plan]) -> list[LeftOut]:
+    """Return what was left out of all files; incomplete patients are in each of them."""
+    return list(dict.fromkeys(one for plan in plans.values() for one in plan.left_out))
+
+
+def _patients(plans: Iterable[Plan]) -> set[str]:
+    return {names.patient for plan in plans for names in plan.names}
 
 
 def _counts(cohort: Cohort, plans: Mapping[str, Plan]) -> dict[str, int]:
     parts = [part for plan in plans.values() for part in plan.parts]
     windows = sum(sum(part.windows) for part in parts)
     return {
-        "patients": len(cohort.names),
+        "patients": len(_patients(plans.values())),
+        "incomplete patients left out": sum(o.kind == INCOMPLETE for o in _left_out(plans)),
         "stray files ignored": cohort.strays,
         "pairs": len(parts),
         "windows": windows,
@@ -76,19 +87,30 @@ def print_counts(cohort: Cohort, plans: Mapping[str, Plan], config: Config) -> N
         if not config.quiet and (number or name in ("patients", "pairs", "patches")):
             label = name.replace("of air left out", "outside the body") if body else name
             print(f"{label:28} {number}")
-    for plan in plans.values():
-        for one in plan.left_out:
-            print(printable(f"left out: {one}"))
+            if name == "patients":
+                _print_fractions(plans, config)
+    for one in _left_out(plans):
+        print(printable(f"left out: {one}"))
     for warning in cohort.warnings:
         print(printable(f"warning: {warning}"))
+
+
+def _print_fractions(plans: Mapping[str, Plan], config: Config) -> None:
+    """Print the actual and the requested part of the patients in each subset."""
+    patients = len(_patients(plans.values()))
+    requested = dict(zip(SUBSETS, config.split or (), strict=False))
+    for subset, plan in plans.items():
+        if subset:
+            number = len(_patients([plan]))
+            part = f"; requested {requested[subset]:.1%}" if config.split else ""
+            print(f"{'patients in ' + subset:28} {number} ({number / patients:.1%}{part})")
 
 
 def print_files(plans: Mapping[str, Plan], config: Config, pages: Mapping[str, Path]) -> None:
     """Print the files and, with a split, the patients of each."""
     for subset, file in paths.files_of(config).items():
         if subset:
-            names = sorted({names.patient for names in plans[subset].names})
-            patients = ", ".join(map(printable, names))
+            patients = ", ".join(map(printable, sorted(_patients([plans[subset]]))))
             print(f"{subset:28} {plans[subset].patches} patches of {patients}")
         print(f"{'output':28} {printable(file)}")
         if subset in pages:

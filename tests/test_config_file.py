@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.command_line import parse
-from pipeline.config import Config
+from pipeline.config import FILE_OPTIONS, Config
 from tests.faults import argv, left, one_error
-from tests.running import Ended, called, serial
+from tests.running import REPO, Ended, called, serial
 from utils import CallError
 
 BIG = int("9" * 400)
@@ -55,6 +56,67 @@ def test_values_become_those_of_their_options(tmp_path):
 def test_the_configuration_of_a_run_gives_the_same_configuration(tmp_path):
     for config in (Config("in"), config_of(tmp_path, STORED)):
         assert config_of(tmp_path, config.as_json()).as_json() == config.as_json()
+
+
+YAML = """\
+# comments are allowed
+patch-size: p50        # as on the command line, or 50
+overlap: 7
+edge: pad
+--normalization-type: hu_window
+hu-window: [-160, 240.5]
+random_N: 3
+rot_augment: on
+air-threshold: false
+split:
+  - 50
+  - 25
+  - 25
+input-gen-folder: --overwrite
+target_gen_folder: null
+seed: 999999999999999999
+"""
+
+
+def test_yaml_with_the_names_of_the_documentation_gives_the_same_configuration(tmp_path):
+    assert config_of(tmp_path, YAML) == config_of(tmp_path, STORED)
+
+
+def test_the_example_of_the_documentation_is_read(tmp_path):
+    page = (REPO / "docs" / "options.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    config = config_of(tmp_path, example)
+    assert (config.patch_size, config.overlap, config.hu_window) == (64, 8, (-160, 240))
+    assert (config.split, config.incomplete, config.seed) == ((0.8, 0.1, 0.1), "skip", 7)
+
+
+def test_yaml_words_that_are_not_strings_have_the_meaning_of_the_option(tmp_path):
+    config = config_of(tmp_path, "anatomy-check: off\nnormalization-type: None\n")
+    assert (config.anatomy_check, config.normalization_type) == ("off", "None")
+
+
+def test_the_report_of_a_run_gives_its_configuration(tmp_path, tree, undrawn):
+    options = ["--patch-size", "24", "--edge", "pad", "--seed", "3", "--split", "50", "25", "25"]
+    made = parse(["--input-folder", str(tree.root), *options])
+    assert isinstance(made, Config)
+    ended = called(tmp_path, "--input-folder", tree.root, *options)
+    assert ended.status == 0, ended.err
+    report = tmp_path / "sanity_check" / "patched_out_train" / "report.json"
+    found = parse(["--input-folder", str(tree.root), "--config", str(report)])
+    assert found == made
+
+
+def test_a_report_on_very_many_patients_is_read(tmp_path):
+    patients = [{"patient": f"P{i}", "pairs": 1} for i in range(50_000)]
+    text = json.dumps({"patients": patients, "configuration": {"seed": 3}})
+    assert len(text) > 1 << 20
+    assert config_of(tmp_path, text).seed == 3
+
+
+def test_every_option_of_the_content_is_accepted_as_documented(tmp_path):
+    for option in FILE_OPTIONS.values():
+        config = config_of(tmp_path, {option.flag: option.default})
+        assert config == Config("in"), option.name
 
 
 def test_options_beside_the_file_win(tmp_path):
@@ -100,7 +162,7 @@ REJECTED = [
     ("seed", -1, "from 0 up"),
     ("seed", None, "an integer"),
     ("random_N", 0, "from 1 up"),
-    ("patch_size", "p24", "an integer"),
+    ("patch_size", "24 px", "p96"),
     ("patch_size", 10**6, "p96"),
     ("overlap", [4], "an integer"),
     ("rot_augment", "yes", "true or false"),
@@ -108,14 +170,21 @@ REJECTED = [
     ("rot_augment", None, "true or false"),
     ("input_gen_folder", ["low", "--overwrite"], "a string"),
     ("input_gen_folder", 3, "a string"),
-    ("output_fname", "other.h5", "not one of the options"),
-    ("verify", ["/etc/passwd"], "not one of the options"),
-    ("overwrite", True, "not one of the options"),
-    ("--overwrite", True, "not one of the options"),
-    ("mpi_run", True, "not one of the options"),
-    ("argv", ["--overwrite"], "not one of the options"),
-    ("config", "other.json", "not one of the options"),
-    ("help", True, "not one of the options"),
+    ("output_fname", "other.h5", "expected: --output-fname on the command line"),
+    ("overwrite", True, "expected: --overwrite on the command line"),
+    ("--overwrite", True, "expected: --overwrite on the command line"),
+    ("mpi_run", True, "expected: --mpi_run on the command line"),
+    ("split-file", "who.txt", "expected: --split-file on the command line"),
+    ("verify", ["/etc/passwd"], "not an option"),
+    ("argv", ["--overwrite"], "not an option"),
+    ("config", "other.json", "not an option"),
+    ("help", True, "not an option"),
+    (
+        "patchsize",
+        55,
+        "expected: those of docs/options.md; did you mean patch-size?",
+    ),
+    ("edge", "shfit", "one of shift, pad; did you mean shift?"),
 ]
 
 
@@ -129,6 +198,35 @@ def test_a_wrong_value_is_rejected_with_file_key_and_what_is_expected(
     assert message.startswith(f"--config '{tmp_path / 'stored.json'}': '{key}'")
     assert expected in message
     assert len(message.splitlines()) == 1
+
+
+def test_all_that_is_wrong_is_listed(tmp_path):
+    with pytest.raises(CallError) as raised:
+        config_of(tmp_path, "edge: round\nseed: 3\nSEED: 4\npatch-size: p64\npatch_size: 64\n")
+    headline, *problems = str(raised.value).splitlines()
+    assert headline == f"--config '{tmp_path / 'stored.json'}':"
+    assert [problem.split("'")[1] for problem in problems] == ["edge", "SEED", "patch_size"]
+    assert "did you mean seed?" in problems[1]
+    assert "occurs twice" in problems[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("seed: 3\n edge: pad\n", "line 2: mapping values are not allowed here"),
+        ("seed: [3\n", "line 2: expected ',' or ']', but got '<stream end>'"),
+        ("seed: !!python/object:os.system x", "line 1: could not determine a constructor"),
+        ('{"seed": 3\n"edge": 4}', "Expecting ',' delimiter: line 2 column 1"),
+        ("- seed\n- 3\n", "['seed', 3]"),
+        ("", "None"),
+        ("seed: 3\n" * 10_000, "more than 65536 bytes that are not JSON"),
+    ],
+)
+def test_a_file_that_cannot_be_parsed_names_the_place(tmp_path, text, found):
+    with pytest.raises(CallError) as raised:
+        config_of(tmp_path, text)
+    assert f"stored.json' holds no configuration; found: {found}" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,17 @@ def test_a_named_size_brings_its_overlap(size, overlap):
     assert (told.patch_size, told.overlap) == (size, overlap)
 
 
+@pytest.mark.parametrize("option", ["--patch-size=p64", "--patch-size=64"])
+def test_a_size_may_be_given_without_its_p(option):
+    config = config_of("--input-folder", "in", option)
+    assert config == Config("in", patch_size=64) == Config("in", patch_size="p64")  # type: ignore[arg-type]
+
+
+def test_percentages_are_fractions():
+    config = config_of("--input-folder", "in", "--split", "80", "10", "10")
+    assert config == config_of("--input-folder", "in", "--split", "0.8", "0.1", "0.1")
+
+
 def test_any_other_size_takes_the_overlap_given():
     told = config_of("--input-folder", "in", "--patch-size", "p50", "--overlap", "0")
     assert (told.patch_size, told.overlap) == (50, 0)
@@ -175,9 +186,17 @@ def test_a_wrong_choice_names_the_choices(tmp_path, option):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--nonsense"], ["--nonsense"]),
+        (["--nonsense"], ["unknown option --nonsense (see --help)"]),
+        (["--patchsize", "p55"], ["unknown option --patchsize; did you mean --patch-size?"]),
+        (["-o", "x.h5"], ["unknown option -o "]),
+        (["--input", "x"], ["did you mean --input-folder or --input-gen-folder?"]),
+        (["--noise=1"], ["unknown option --noise; did you mean --blurr_n_noise?"]),
+        (["--verfy", "x.h5"], ["did you mean --verify?"]),
+        (["--edge", "shfit"], ["did you mean shift?"]),
+        (["--normalization-type", "HU-window"], ["did you mean hu_window?"]),
+        (["--normalization-type", "none"], ["did you mean None?"]),
         (["--patch-size", "p13"], ["p13", "--overlap", "p96 p75 p64 p55 p42 p32 p24 p12"]),
-        (["--patch-size", "55"], ["55", "p96 p75 p64 p55 p42 p32 p24 p12"]),
+        (["--patch-size", "55px"], ["55px", "p96 p75 p64 p55 p42 p32 p24 p12"]),
         (["--patch-size", "p0"], ["p0"]),
         (["--patch-size", "p-5"], ["p-5"]),
         (["--overlap", "55"], ["--overlap 55", "p55"]),
@@ -189,7 +208,8 @@ def test_a_wrong_choice_names_the_choices(tmp_path, option):
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--seed", "1.5"], ["--seed", "1.5"]),
         (["--output-fname"], ["--output-fname"]),
-        (["a", "stray", "word"], ["a"]),
+        (["--rot_augment=yes"], ["argument --rot_augment: takes no value; found: 'yes'"]),
+        (["a", "stray", "word"], ["'a' belongs to no option; expected: --option value"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
 )
@@ -217,7 +237,11 @@ def refused(tmp_path: Path, *options: str | Path) -> Ended:
 
 
 def test_no_such_input_folder(tmp_path):
-    one_line(refused(tmp_path, "--input-folder", tmp_path / "gone"), "--input-folder", "gone")
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scan").write_text("")
+    ended = refused(tmp_path, "--input-folder", tmp_path / "Scan5")
+    one_line(ended, "--input-folder", "Scan5", "did you mean scans?")
+    one_line(called(tmp_path, "--input-folder", tmp_path / "far" / "gone"), "does not exist")
 
 
 def test_an_input_folder_that_is_a_file(tmp_path):
@@ -237,14 +261,44 @@ def test_a_patient_without_one_of_its_folders(tmp_path, missing, option):
     write_patient(tmp_path / "scans", "P2", 1, folders=("low", "full"))
     folder = tmp_path / "scans" / "P2" / missing
     folder.rename(folder.with_name("other"))
-    one_line(refused(tmp_path, "--input-folder", tmp_path / "scans"), "'P2'", option)
+    ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
+    left = {"low": "full", "full": "low"}[missing]
+    one_line(ended, "'P2'", option, f"found: {left}, other; expected: a folder named")
+    assert "--incomplete skip" in ended.err
+
+
+def test_a_patient_without_both_of_its_folders_is_listed_in_one_line(tmp_path):
+    (tmp_path / "scans" / "P1").mkdir(parents=True)
+    ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
+    words = "has no input (low-dose) folder and no target (full-dose) folder; found: no folder;"
+    one_line(ended, words, "--input-gen-folder", "--target-gen-folder")
+
+
+def test_of_many_folders_a_few_are_named_and_the_others_counted(tmp_path):
+    for number in range(10):
+        (tmp_path / "scans" / "P1" / "12-23-2021" / f"series {number}").mkdir(parents=True)
+    ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
+    one_line(ended, "found: 12-23-2021/series 0, ", "series 5 and 4 more; expected")
+    assert "series 6" not in ended.err
+
+
+def test_the_folder_of_one_patient_as_input_folder_is_recognised(tmp_path):
+    write_patient(tmp_path / "scans", "P1", 1)
+    ended = refused(tmp_path, "--input-folder", tmp_path / "scans" / "P1")
+    one_line(ended, "P1' holds full_3mm, quarter_3mm, as the folder of a patient does; expected:")
+
+
+def test_a_misspelled_name_of_a_folder_is_corrected(tmp_path):
+    write_patient(tmp_path / "scans", "P1", 1)
+    options = ("--input-folder", tmp_path / "scans", "--input-gen-folder", "quater-3mm")
+    one_line(refused(tmp_path, *options), "'quater-3mm'", "did you mean quarter_3mm?")
 
 
 def test_several_folders_that_fit(tmp_path):
     write_patient(tmp_path / "scans", "P1", 1, folders=("low", "full_1mm"))
     (tmp_path / "scans" / "P1" / "full_3mm").mkdir()
     ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
-    one_line(ended, "P1/full_1mm", "P1/full_3mm", "--target-gen-folder")
+    one_line(ended, "P1/full_1mm, P1/full_3mm; name one with --target-gen-folder, or keep only one")
 
 
 def test_an_output_that_exists(tmp_path, tree):
@@ -367,6 +421,8 @@ def test_without_an_overlap_it_is_that_for_the_patch_size():
         ("--normalization-type hu_window --hu-window 0 1e300", {"hu_window": [0, 1e300]}),
         ("--split 0.5 0.6 0", {"split": (0.5, 0.6, 0)}),
         ("--split 0 0.5 0.5", {"split": (0, 0.5, 0.5)}),
+        ("--split 80 10 20", {"split": (80, 10, 20)}),
+        ("--split 120 -10 -10", {"split": (120, -10, -10)}),
         ("--split 1 0 0 --split-file x", {"split": (1, 0, 0), "split_file": "x"}),
         ("--seed -1", {"seed": -1}),
         ("--random_N 0", {"random_N": 0}),
@@ -411,7 +467,7 @@ def test_an_option_of_an_air_rule_that_is_not_in_use_is_an_error(options, needed
         {"seed": "3"},
         {"seed": True},
         {"patch_size": 0},
-        {"patch_size": "p55"},
+        {"patch_size": "large"},
         {"edge": ["pad"]},
         {"min_body": True},
         {"min_body": [0.2]},

@@ -104,6 +104,29 @@ def test_the_summary_says_who_is_where(ten):
         assert told == {p for p, where in sides_of(ten.parent).items() if where == side}
 
 
+def test_the_summary_has_the_actual_and_the_requested_fractions(ten):
+    ended = run(ten, "--split", "85", "10", "5")
+    assert re.findall(r"^patients.*", ended.out, re.M) == [
+        f"{'patients':28} 10",
+        f"{'patients in train':28} 8 (80.0%; requested 85.0%)",
+        f"{'patients in val':28} 1 (10.0%; requested 10.0%)",
+        f"{'patients in test':28} 1 (10.0%; requested 5.0%)",
+    ]
+    assert "warning" not in ended.out
+    assert "patients in" not in run(ten).out
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"], ["--dry-run"]], ids=str)
+def test_a_split_that_few_patients_cannot_have_is_a_warning(tmp_path, quiet):
+    root = write(tmp_path / "scans", ["A", "B", "C", "D"])
+    ended = run(root, "--split", "0.9", "0.05", "0.05", *quiet)
+    assert ended.status == 0
+    assert (
+        "warning: --split 0.9 0.05 0.05 assigns 2 / 1 / 1 of 4 patients: every subset receives at "
+        "least one, and the folders of one person are not separated\n"
+    ) in ended.out
+
+
 def test_fewer_patients_than_sides_is_an_error(tmp_path):
     root = write(tmp_path / "scans", ["A", "B"])
     ended = run(root, *THIRDS)
@@ -393,6 +416,7 @@ def test_a_split_file_says_who_is_where(tmp_path):
         ("train A\nval B\n", ["'C' is in no subset", "test is left empty"]),
         ("train A\nval B\ntest C\nval A\n", ["'A' is in two subsets"]),
         ("train A\nval B\ntest C\ntest X\n", ["line 4", "'X'"]),
+        ("train A\nval B\ntest c\n", ["line 3", "'c'", "did you mean C?"]),
         ("train A\nval B\nTEST C\n", ["line 3", "'TEST C'", "train or val or test"]),
         ("A\nval B\ntest C\n", ["line 1", "'A'"]),
         ("train A\ntrain B\ntest C\n", ["val is left empty"]),
@@ -402,6 +426,7 @@ def test_a_split_file_says_who_is_where(tmp_path):
         "patient left out",
         "in two subsets",
         "no such",
+        "lower case",
         "no such subset",
         "no subset",
         "empty",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ from pipeline.dicom.header import read_slice
 from pipeline.dicom.slice_file import BAD, BadFile
 from pipeline.model import LeftOut, Slice
 from pipeline.profile import step
-from utils import CallError, join_lines, printable, quoted
+from utils import CallError, did_you_mean, join_lines, printable, quoted
+
+#: Kind of what `--incomplete` is about.
+INCOMPLETE = "incomplete"
 
 #: For each role: the dose, and patterns of folder names where no option names the folder.
 SERIES = {
@@ -25,6 +29,8 @@ SERIES = {
 }
 #: How deep below a patient its two folders may lie: TCIA has a folder for the date between.
 MAX_DEPTH = 4
+#: Folders that a message names, and those that are compared with the one that was not found.
+MAX_NAMED, MAX_COMPARED = 6, 1000
 #: Names of files that are not slices: to name such a file is not to report damage.
 STRAY = re.compile(
     r"\..*|(dicomdir|version|license|readme)(\.[^.]*)?"
@@ -40,13 +46,14 @@ PART_FILES = 32
 class PatientFolders:
     """A patient and its two series folders, as paths below the input folder.
 
-    A series folder is '' if it was not found and may be in a folder that cannot be listed.
+    A series folder is '' if it was not found and may be in a folder that cannot be listed; both are
+    '' if the patient is left out as incomplete.
     """
 
     patient: str
     input: str
     target: str
-    unlisted: tuple[LeftOut, ...] = ()
+    problems: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,14 +86,16 @@ class Headers:
 def find_patients(config: Config) -> list[PatientFolders]:
     """List the patients below the input folder, each with its input and its target folder.
 
-    Raises `CallError` without a patient, or if one lacks one of its folders or has several.
+    Raises `CallError` without a patient, or if one has several folders of a role, or none without
+    `--incomplete skip`.
     """
     root = Path(config.input_folder)
     option = f"--input-folder {quoted(root)}"
     try:
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
-            raise CallError(f"{option} {what}; expected: a folder with one sub-folder per patient")
+            expected = "expected: a folder with one sub-folder per patient"
+            raise CallError(f"{option} {what}; {expected}{_similar_path(root)}")
         patients, _ = _list(root)
     except OSError as error:
         raise CallError(f"cannot list {option}: {error.strerror}") from None
@@ -95,8 +104,21 @@ def find_patients(config: Config) -> list[PatientFolders]:
     problems: list[str] = []
     found = [_find_series(root, patient, config, problems) for patient in patients]
     if problems:
+        if all(_matching(patients, _patterns(config, role)) for role in SERIES):
+            raise CallError(
+                f"{option} holds {_some(patients)}, as the folder of a patient does; expected: the "
+                "folder above it, with one sub-folder per patient"
+            )
+        if any(problem.kind == INCOMPLETE for one in found for problem in one.problems):
+            option += " (to leave incomplete patients out: --incomplete skip)"
         raise CallError(join_lines(option, problems))
     return found
+
+
+def _patterns(config: Config, role: str) -> tuple[str, ...]:
+    """Return the patterns of the names of a role's folders."""
+    pattern = getattr(config, f"{role}_gen_folder")
+    return (pattern,) if pattern else SERIES[role][1]
 
 
 def _list(folder: Path) -> tuple[list[str], list[str]]:
@@ -109,41 +131,65 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(name for name in folders if not name.startswith((".", "__"))), sorted(files)
 
 
+def _similar_path(path: Path) -> str:
+    """Suggest folders beside one that does not exist."""
+    try:
+        with os.scandir(path.parent) as entries:
+            some = itertools.islice(entries, MAX_COMPARED)
+            names = sorted(entry.name for entry in some if entry.is_dir())
+    except (OSError, ValueError):
+        return ""
+    return did_you_mean(path.name, names)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name a few folders and count the others."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(map(printable, names[:MAX_NAMED])) + more
+
+
 def _find_series(root: Path, patient: str, config: Config, problems: list[str]) -> PatientFolders:
-    found: dict[str, str] = {}
     unlisted: list[LeftOut] = []
+    folders = _folders_below(root, patient, MAX_DEPTH, unlisted)
+    found: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for role, (dose, defaults) in SERIES.items():
-        option = f"--{role}-gen-folder"
-        pattern = getattr(config, f"{role}_gen_folder")
-        patterns = (pattern,) if pattern else defaults
+        option, patterns = f"--{role}-gen-folder", _patterns(config, role)
         expected = " or ".join(map(repr, patterns))
-        fits = _matching_folders(root, patient, patterns, MAX_DEPTH, unlisted)
+        fits = _matching(folders, patterns)
         found[role] = fits[0] if fits else ""
         if len(fits) > 1:
-            names = ", ".join(map(printable, fits))
             problems.append(
                 f"patient {quoted(patient)} has several {role} ({dose}) folders that fit "
-                f"{expected}: {names}; name one with {option}"
+                f"{expected}: {_some(fits)}; name one with {option}, or keep only one of them there"
             )
         elif not fits and not unlisted:
-            problems.append(
-                f"patient {quoted(patient)} has no {role} ({dose}) folder; expected: a folder "
-                f"named {expected} (see {option})"
-            )
+            similar = sorted({os.path.basename(folder) for folder in folders[:MAX_COMPARED]})
+            hint = "" if patterns == defaults else did_you_mean(patterns[0], similar)
+            missing[f"{role} ({dose}) folder"] = f"{expected} (see {option}){hint}"
     if found["input"] == found["target"] != "":
         problems.append(
             f"patient {quoted(patient)}: {printable(found['input'])} fits both --input-gen-folder "
             "and --target-gen-folder; name two different folders"
         )
-    return PatientFolders(patient, **found, unlisted=tuple(dict.fromkeys(unlisted)))
+    if not missing:
+        return PatientFolders(patient, **found, problems=tuple(unlisted))
+    both = itertools.pairwise([*folders, ""])
+    leaves = [folder for folder, following in both if not following.startswith(f"{folder}/")]
+    names = _some([leaf.removeprefix(f"{patient}/") for leaf in leaves]) or "no folder"
+    reason = (
+        f"has no {' and no '.join(missing)}; found: {names}; expected: a folder named "
+        f"{' and '.join(missing.values())}"
+    )
+    if config.incomplete == "error":
+        problems.append(f"patient {quoted(patient)} {reason}")
+    return PatientFolders(patient, "", "", (LeftOut(patient, (patient,), reason, INCOMPLETE),))
 
 
-def _matching_folders(
-    root: Path, folder: str, patterns: Sequence[str], depth: int, unlisted: list[LeftOut]
-) -> list[str]:
-    """Return the folders below `folder` that match; add those that cannot be listed to `unlisted`.
+def _folders_below(root: Path, folder: str, depth: int, unlisted: list[LeftOut]) -> list[str]:
+    """Return the folders below `folder`, each directly before those in it.
 
-    A name matches with or without TCIA's series number before it, in upper or lower case.
+    Those that cannot be listed are added to `unlisted`.
     """
     try:
         names, _ = _list(root / folder)
@@ -152,12 +198,25 @@ def _matching_folders(
         return []
     out = []
     for name in names:
+        out.append(f"{folder}/{name}")
+        if depth > 1:
+            out += _folders_below(root, out[-1], depth - 1, unlisted)
+    return out
+
+
+def _matching(folders: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Return the folders that match, except those in another one that does.
+
+    A name matches with or without TCIA's series number before it, in upper or lower case.
+    """
+    out: list[str] = []
+    for folder in folders:
+        name = os.path.basename(folder)
         bare = re.sub(r"^\d+(\.\d+)?-", "", name)
         folded = [(n.casefold(), p.casefold()) for n in (name, bare) for p in patterns]
-        if any(fnmatch.fnmatchcase(n, p) for n, p in folded):
-            out.append(f"{folder}/{name}")
-        elif depth > 1:
-            out += _matching_folders(root, f"{folder}/{name}", patterns, depth - 1, unlisted)
+        inside = out and folder.startswith(f"{out[-1]}/")
+        if not inside and any(fnmatch.fnmatchcase(n, p) for n, p in folded):
+            out.append(folder)
     return out
 
 
@@ -167,7 +226,7 @@ def _not_listed(patient: str, folder: str, error: OSError) -> LeftOut:
 
 def list_series(root: str, folders: PatientFolders) -> Listing:
     """List a patient's two series folders; never raises for what is in them."""
-    out = Listing(folders, bad=list(folders.unlisted))
+    out = Listing(folders, bad=list(folders.problems))
     for role in SERIES:
         folder = getattr(folders, role)
         if not folder:
@@ -210,6 +269,8 @@ def pair_up(listing: Listing, headers: Sequence[Headers]) -> PatientPairs:
     for role, slices in series.items():
         folder = getattr(listing.folders, role)
         if not slices and not any(one.files[0].startswith(folder) for one in bad):
-            bad.append(LeftOut(patient, (folder,), "holds no CT slice", BAD))
-    pair_slices(patient, series["input"], series["target"], out)
+            reason = "holds no CT slice; expected: one DICOM file per slice"
+            bad.append(LeftOut(patient, (folder,), reason, INCOMPLETE))
+    if all(one.kind != INCOMPLETE for one in bad):
+        pair_slices(patient, series["input"], series["target"], out)
     return out

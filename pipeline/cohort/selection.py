@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline.cohort import patients
 from pipeline.cohort.pairing import UNPAIRED, PatientPairs
-from pipeline.config import Config
+from pipeline.config import OPTIONS, Config
 from pipeline.dicom.slice_file import BAD
 from pipeline.model import LeftOut, Pair, Slice
 from pipeline.mpi.ranks import Ranks
@@ -17,8 +17,8 @@ from pipeline.output import paths
 from pipeline.progress import Progress
 from utils import RunError, generator, join_lines, printable
 
-#: The option for each kind of slice that cannot be used.
-_SKIPS = (("--bad-files", BAD), ("--unpaired", UNPAIRED))
+#: The option for each kind of what cannot be used.
+_OPTION_OF = {BAD: "bad_files", UNPAIRED: "unpaired", patients.INCOMPLETE: "incomplete"}
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,29 @@ def find(config: Config, ranks: Ranks) -> Cohort:
 
 
 def choose_pairs(found: dict[str, PatientPairs], config: Config) -> Cohort:
-    """Return the pairs of the run; all bad and unpaired slices are one RunError."""
+    """Return the pairs of the run; all that cannot be used is one RunError."""
     problems: list[LeftOut] = []
     cohort = Cohort()
     for _, one in sorted(found.items()):
         # Where a bad file is left out, the slice at its position has lost its partner.
-        skip = config.unpaired == "skip" or (config.bad_files == "skip" and bool(one.bad))
-        (cohort.left_out if config.bad_files == "skip" else problems).extend(one.bad)
-        (cohort.left_out if skip else problems).extend(one.unpaired)
+        lost = config.bad_files == "skip" and bool(one.bad)
+        for problem in [*one.bad, *one.unpaired]:
+            skip = getattr(config, _OPTION_OF[problem.kind]) == "skip"
+            skip |= lost and problem.kind == UNPAIRED
+            (cohort.left_out if skip else problems).append(problem)
     if problems:
         kinds = {problem.kind for problem in problems}
-        hints = [f"{option} skip" for option, kind in _SKIPS if kind in kinds]
+        hints = [f"{OPTIONS[o].flag} skip" for kind, o in _OPTION_OF.items() if kind in kinds]
         headline = f"slices that cannot be used (to continue without them: {', '.join(hints)})"
         raise RunError(join_lines(headline, map(str, problems)))
     split = "" not in paths.files_of(config)
     identify = split or paths.may_resume(config)
     for number, (patient, one) in enumerate(sorted(found.items()), 1):
         cohort.names[patient] = f"P{number:04d}" if config.anonymize else patient
-        cohort.persons[patient] = set(one.persons)
         cohort.strays += one.strays
+        if any(problem.kind == patients.INCOMPLETE for problem in one.bad):
+            continue
+        cohort.persons[patient] = set(one.persons)
         if one.by_instance:
             name = printable(cohort.names[patient])
             cohort.warnings.append(f"patient {name}: no positions, paired by InstanceNumber")

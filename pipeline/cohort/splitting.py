@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
-from utils import SUBSETS, CallError, RunError, join_lines, key, printable, quoted
+from utils import SUBSETS, CallError, RunError, did_you_mean, join_lines, key, printable, quoted
 
 #: Longest text of a split file; `/dev/zero` has no end.
 MAX_CHARACTERS = 10_000_000
@@ -53,8 +54,9 @@ def draw_subsets(
     patients = sum(len(group) for group in groups)
     if len(groups) < len(expected):
         raise RunError(
-            f"--split leaves a subset empty: {len(expected)} subsets for {patients} patients, "
-            f"{len(groups)} different persons"
+            f"--split leaves a subset empty: {patients} patients, {len(groups)} different persons, "
+            f"for {', '.join(expected)}; expected: one per subset; give the fraction 0 to a "
+            "subset that you do not need, or add patients"
         )
     drawn = sorted(groups, key=lambda group: key(seed, "split", group[0]))
     lacking = {subset: part * patients for subset, part in expected.items()}
@@ -69,11 +71,25 @@ def draw_subsets(
     return out
 
 
-def read_subsets(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
+def deviations(subsets: Mapping[str, str], parts: Sequence[float]) -> list[str]:
+    """Return a warning if a subset has a whole patient more or fewer than its part of all."""
+    counts = Counter(subsets.values())
+    actual = [counts[subset] for subset in SUBSETS]
+    if all(abs(n - part * len(subsets)) < 1 for n, part in zip(actual, parts, strict=True)):
+        return []
+    requested, found = " ".join(f"{part:g}" for part in parts), " / ".join(map(str, actual))
+    reason = "every subset receives at least one, and the folders of one person are not separated"
+    return [f"--split {requested} assigns {found} of {len(subsets)} patients: {reason}"]
+
+
+def read_subsets(
+    path: str, groups: Sequence[Sequence[str]], incomplete: Collection[str] = ()
+) -> dict[str, str]:
     """Read the split from a text file: a line per patient, the subset and then the name.
 
-    Blank lines and lines that begin with # are ignored. Raises `CallError` if the file cannot be
-    read or does not fit the patients, or if it splits one person.
+    Lines on `incomplete` patients, which are left out, have no effect; nor do blank lines and lines
+    that begin with #. Raises `CallError` if the file cannot be read or does not fit the patients,
+    or if it splits one person.
     """
     option = f"--split-file {quoted(path)}"
     try:
@@ -81,7 +97,8 @@ def read_subsets(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
             text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
-        raise CallError(f"{option}: {reason}") from None
+        hint = "expected: a text file with a line per patient, such as train L067"
+        raise CallError(f"{option}: {reason}; {hint}") from None
     if len(text) > MAX_CHARACTERS:
         raise CallError(
             f"{option} has more than {MAX_CHARACTERS} characters; expected: a line per patient"
@@ -97,8 +114,13 @@ def read_subsets(path: str, groups: Sequence[Sequence[str]]) -> dict[str, str]:
         if subset not in SUBSETS or not patient:
             expected = f"{' or '.join(SUBSETS)} and a name"
             problems.append(f"line {number}: {quoted(line)}; expected: {expected}")
+        elif patient in incomplete:
+            continue
         elif patient not in known:
-            problems.append(f"line {number}: no patient {quoted(patient)} below the input folder")
+            hint = did_you_mean(patient, known)
+            problems.append(
+                f"line {number}: no patient {quoted(patient)} below the input folder{hint}"
+            )
         elif out.setdefault(patient, subset) != subset:
             problems.append(f"line {number}: patient {quoted(patient)} is in two subsets")
     problems += [f"patient {quoted(p)} is in no subset" for p in sorted(known - set(out))]

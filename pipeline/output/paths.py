@@ -62,7 +62,10 @@ def check(config: Config) -> None:
         )
     key = key_path(config)
     if config.anonymize and os.path.isdir(key):
-        raise CallError(f"{quoted(key)} is a folder; expected a file, the key of the pseudonyms")
+        raise CallError(
+            f"{quoted(key)} is a folder; expected: a file, the key of the pseudonyms; rename the "
+            "folder, or name another --output-fname"
+        )
     if config.anonymize and os.path.lexists(key) and not may_exist:
         raise CallError(
             f"{quoted(key)}, the key of the pseudonyms, exists; add --overwrite to replace it, or "
@@ -81,9 +84,9 @@ def _check_file(fname: str, may_exist: bool) -> None:
     path = Path(fname)
     option = f"--output-fname {quoted(path)}"
     if path.is_dir() or os.path.basename(fname) in ("", ".", ".."):
-        raise CallError(f"{option} is a folder; expected the name of a file")
+        raise CallError(f"{option} is a folder; expected: the name of a file")
     if path.exists() and not path.is_file():
-        raise CallError(f"{option} is not a regular file; it is never replaced")
+        raise CallError(f"{option} is not a regular file; name another, it is never replaced")
     if os.path.lexists(path) and not may_exist:
         raise CallError(
             f"{option} exists; add --overwrite to replace it, --resume to complete the run that "
@@ -91,6 +94,6 @@ def _check_file(fname: str, may_exist: bool) -> None:
         )
     parent = next(p for p in path.absolute().parents if os.path.lexists(p))
     if not parent.is_dir():
-        raise CallError(f"{option}: {quoted(parent)} is not a folder")
+        raise CallError(f"{option}: {quoted(parent)} is not a folder; name another")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise CallError(f"{option}: the folder {quoted(parent)} is not writable")
+        raise CallError(f"{option}: the folder {quoted(parent)} is not writable; name another")
