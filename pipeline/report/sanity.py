@@ -14,7 +14,7 @@ import augment
 from ctpatches.file import Provenance, denormalise, provenances, read_patches
 from ctpatches.schema import ORIENTATIONS, ROLES
 from ctpatches.validation import ValidatedFile
-from patching import Grid
+from patching import Grid, body_mask
 from pipeline.config import Config
 from pipeline.dicom.pixels import Reader
 from pipeline.model import Plan
@@ -110,6 +110,7 @@ def coverage(
     for index in sorted(drawn[i] for i in chosen):
         columns = source.columns(slice(*plan.starts[index : index + 2]))
         image = Reader(config.input_folder).hu(plan.pairs[index].target)
+        body = body_mask(image).view(bool) if config.air_rule == "body" else None
         views = []
         for scale in config.scales:
             view = augment.downscale(image, scale)
@@ -129,5 +130,5 @@ def coverage(
         yield (
             f"coverage_{patient}_{index}.png",
             {"target_file": names.target_file, "scales": counts},
-            figures.png(figures.coverage(views, names.target_file)),
+            figures.png(figures.coverage(views, names.target_file, body)),
         )
