@@ -101,8 +101,7 @@ def hostile(tmp_path_factory) -> Run:
         write_patient(root / "scans", name, 2)
     write_slice(root / "scans" / HOSTILE[0] / "quarter_3mm" / "alone.dcm", phantom((64, 80), 9)[0])
     options = ("--unpaired", "skip", "--random_N", "3", "--patch-size", "p24", "--air_threshold")
-    options += ("--sheets", "2")
-    return run(root / "scans", root / 'a "b" & <i>.h5', *options)
+    return run(root / "scans", root / 'a "b" & <i>.h5', *options, "--sheets", "2")
 
 
 # --- the figures are true --------------------------------------------------------------------
