@@ -23,7 +23,7 @@ from ctpatches.schema import ORIENTATIONS
 from pipeline.report import figures, sanity
 from tests import naive
 from tests.conftest import Tree
-from tests.running import called
+from tests.running import REPO, called
 from tests.scans import INTERCEPT, write_patient, write_slice
 
 AUGMENTED = ("--rot_augment", "--ds_augment", "--air_threshold")
@@ -315,6 +315,22 @@ def test_slices_of_any_shape_are_drawn(tmp_path, shape):
     options = (*AUGMENTED, "--anatomy-check", "off")
     found = run(tmp_path, tmp_path / "scans", *options).glob("coverage_*")
     assert sorted(path.name for path in found) == ["coverage_P1_0.png", "coverage_P2_1.png"]
+
+
+# --- images of the documentation -------------------------------------------------------------
+
+
+def test_the_images_of_the_documentation_are_those_of_the_sample_job(tmp_path):
+    where = ("--input-folder", REPO / "raw_data", "--output-fname", "training_patches.h5")
+    assert called(tmp_path, *where, *AUGMENTED).status == 0
+    drawn = tmp_path / "sanity_check" / "training_patches"
+    names = {"patches.png": "patches_1.png", "coverage.jpg": "coverage_phantom_01_1.png"}
+    for shown, name in names.items():
+        images = [cv2.imread(str(path)) for path in (REPO / "docs" / shown, drawn / name)]
+        one, other = (image.astype(int) for image in images if image is not None)
+        assert one.shape == other.shape
+        # Other versions of matplotlib draw letters slightly differently; JPEG is lossy.
+        assert np.abs(one - other).mean() < 3
 
 
 # --- text ------------------------------------------------------------------------------------
