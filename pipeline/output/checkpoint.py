@@ -60,7 +60,7 @@ def job_of(config: Config, plans: Mapping[str, Plan]) -> Job:
 def difference(then: Job, now: Job) -> str:
     """Return how the job of an earlier run differs from that of this run; '' if it does not."""
     old, new = json.loads(then["configuration"]), json.loads(now["configuration"])
-    # Options that the version of that run did not have are those with which it is the same run.
+    # An option that the version of that run did not have had the effect of its default.
     old = {name: OPTIONS[name].default for name in new.keys() - old.keys()} | old
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if names:
