@@ -1,4 +1,4 @@
-"""Windows, the air rule and the block of a pair: arithmetic on arrays and indices, no files."""
+"""Windows, the body, the air rules and the block of a pair: arithmetic on arrays, no files."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class Config:
     min_body: float = option(
         "patches",
         number(0, 1, "F"),
-        "with --air-rule body, the fraction of a window that must be exceeded by body",
+        "with --air-rule body, windows are kept if more than this fraction of them is body",
         default=0.1,
     )
     air_threshold_hu: float = option(
@@ -206,7 +206,7 @@ class Config:
     air_fraction: float = option(
         "patches",
         number(0, 1, "F"),
-        "with --air-rule patch, see --air-threshold-hu",
+        "with --air-rule patch, the fraction that --air-threshold-hu refers to",
         default=0.1,
     )
     tensor_format: str = option(

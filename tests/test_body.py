@@ -227,6 +227,10 @@ def test_without_a_body_there_is_none():
         assert not body_mask(one).any()
 
 
+def test_noise_in_lung_is_not_taken_for_padding():
+    assert body_mask(blurred(air(hu=LUNG), 150)).all()
+
+
 def test_the_image_is_left_alone():
     image = air()
     draw_chest(image)

@@ -303,10 +303,11 @@ def test_random_n_takes_seven_where_no_number_is_given(tmp_path):
 # --- the summary -----------------------------------------------------------------------------
 
 
-def test_slices_that_cannot_be_downscaled_give_no_patches_and_stop_nobody(tmp_path):
+@pytest.mark.parametrize("rule", ["patch", "body"])
+def test_slices_that_cannot_be_downscaled_give_no_patches_and_stop_nobody(tmp_path, rule):
     write_patient(tmp_path / "scans", "A01", 2, shape=(1, 40))
     write_patient(tmp_path / "scans", "A02", 2)
-    options = ("--ds_augment", "--air_threshold", "--anatomy-check", "off")
+    options = ("--ds_augment", "--air_threshold", "--air-rule", rule, "--anatomy-check", "off")
     words = ("--input-folder", "scans", "--output-fname", "out.h5", "--patch-size", "p24")
     ended = called(tmp_path, *words, *options)
     assert ended.status == 0, ended.err

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from pipeline.output.checkpoint import Checkpoint
+from pipeline.config import AIR_OPTIONS, Config
+from pipeline.output.checkpoint import Checkpoint, difference
 from tests.conftest import Tree
 from tests.editing import flip
 from tests.faults import (
@@ -186,6 +188,18 @@ def refused(output: Path, scans: Tree, *options: str) -> str:
 def test_a_changed_configuration_is_refused_with_the_difference(output, scans, options, words):
     message = refused(output, scans, *options)
     assert all(word in message for word in words)
+
+
+def test_an_option_that_the_earlier_version_did_not_have_had_its_default():
+    now = {"configuration": Config("in", air_threshold=True).as_json()}
+    body = {"configuration": Config("in", air_threshold=True, air_rule="body").as_json()}
+    stored = json.loads(now["configuration"])
+    for name in AIR_OPTIONS:
+        del stored[name]
+    then = {"configuration": json.dumps(stored)}
+    assert difference(then, now) == ""
+    expected = "the configuration changed: air_rule was 'patch', is 'body'"
+    assert difference(then, body) == expected
 
 
 def test_changed_places_and_ways_of_working_are_taken(output, scans, whole):

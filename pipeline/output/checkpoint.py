@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ctpatches.schema import VERSION, decoded
-from pipeline.config import Config
+from pipeline.config import OPTIONS, Config
 from pipeline.model import Difference, Plan
 from utils import Affine, CallError, printable, quoted
 
@@ -61,6 +61,8 @@ def job_of(config: Config, plans: Mapping[str, Plan]) -> Job:
 def difference(then: Job, now: Job) -> str:
     """Return how the job of an earlier run differs from that of this run; '' if it does not."""
     old, new = json.loads(then["configuration"]), json.loads(now["configuration"])
+    # An option that the version of that run did not have had the effect of its default.
+    old = {name: OPTIONS[name].default for name in new.keys() - old.keys()} | old
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if names:
         changes = [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names]
