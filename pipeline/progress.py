@@ -10,7 +10,9 @@ from tqdm import tqdm
 from pipeline.mpi.terminal import open_terminal
 
 #: Seconds until the first line where there is no terminal, and between two lines.
-FIRST_S, INTERVAL_S = 1.0, 10.0
+FIRST_S, INTERVAL_S = 0.2, 10.0
+#: There is no line where fewer seconds are left: short runs print none at all.
+MIN_LEFT_S = 2.0
 
 
 class Progress:
@@ -43,11 +45,13 @@ class Progress:
             self.bar.set_postfix_str(rate, refresh=False)
             self.bar.update(count)
         elif not self.quiet and now >= self.due:
-            self.due = now + INTERVAL_S
-            done = f"{self.what}: {self.done} of {self.total} {self.unit}"
-            rates = f"{self.done / seconds:.3g} {self.unit}/s{rate and ', '}{rate}"
-            left = tqdm.format_interval(seconds / self.done * (self.total - self.done))
-            print(f"{done}, {rates}, {left} left", file=sys.stderr, flush=True)
+            left_s = seconds / self.done * (self.total - self.done)
+            if left_s >= MIN_LEFT_S:
+                self.due = now + INTERVAL_S
+                done = f"{self.what}: {self.done} of {self.total} {self.unit}"
+                rates = f"{self.done / seconds:.1f} {self.unit}/s{rate and ', '}{rate}"
+                left = tqdm.format_interval(left_s)
+                print(f"{done}, {rates}, {left} left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""

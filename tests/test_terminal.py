@@ -131,15 +131,19 @@ def test_elsewhere_lines_state_rate_and_remaining_time(monkeypatch, capsys):
     monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: clock[0])
     filling = Progress("filling", 4000, quiet=False)
     silent = Progress("filling", 4000, quiet=True)
-    for now in [*(100 + step / 10 for step in range(9)), 101.5, 102.0, 111.4, 111.5, 121.4]:
+    for now in (100.1, 100.2, 100.3, 110.1, 110.2, 110.3):
         clock[0] = now
         filling.advance(size=2_000_000)
         silent.advance()
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "filling: 10 of 4000 pairs, 6.67 pairs/s, 13 MB/s, 09:58 left",
-        "filling: 13 of 4000 pairs, 1.13 pairs/s, 2 MB/s, 58:46 left",
+    assert capsys.readouterr().err.splitlines() == [
+        "filling: 2 of 4000 pairs, 10.0 pairs/s, 20 MB/s, 06:39 left",
+        "filling: 5 of 4000 pairs, 0.5 pairs/s, 1 MB/s, 2:15:49 left",
     ]
+    short = Progress("planning", 20, quiet=False)
+    for _ in range(20):  # two seconds in all
+        clock[0] += 0.1
+        short.advance()
+    assert capsys.readouterr().err == ""
 
 
 # --- interrupted -----------------------------------------------------------------------------
