@@ -18,7 +18,7 @@ TCIA = (
     *("--input-gen-folder", "low dose images*", "--target-gen-folder", "full dose images*"),
     *("--patch-size", "p24", "--output-fname", "out.h5", "--no-report"),
 )
-NO_INPUT = "has no input (low-dose) folder; found: 12-23-2021-NA-NA-62464/1.000000-Full"
+NO_INPUT = "no input (low-dose) folder; found: 12-23-2021-NA-NA-62464/1.000000-Full"
 SKIP = ("--incomplete", "skip")
 
 
@@ -146,7 +146,7 @@ def test_two_dates_are_accepted_where_each_series_has_one_and_refused_otherwise(
     write_patient(tcia / "C003", "01-01-2020-NA-NA-1", 2, folders=(LOW, FULL))
     ended = run(tcia, *SKIP)
     assert ended.status == 2
-    assert "'C003' has several target (full-dose) folders that fit" in ended.err
+    assert "'C003': several target (full-dose) folders fit" in ended.err
     assert "or keep only one of them there" in ended.err
     full.rename(tcia.parent / "elsewhere")
     assert low.is_dir()

@@ -270,7 +270,7 @@ def test_a_patient_without_one_of_its_folders(tmp_path, missing, option):
 def test_a_patient_without_both_of_its_folders_is_listed_in_one_line(tmp_path):
     (tmp_path / "scans" / "P1").mkdir(parents=True)
     ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
-    words = "has no input (low-dose) folder and no target (full-dose) folder; found: no folder;"
+    words = "no input (low-dose) folder and no target (full-dose) folder; found: no folder;"
     one_line(ended, words, "--input-gen-folder", "--target-gen-folder")
 
 
@@ -280,6 +280,15 @@ def test_of_many_folders_a_few_are_named_and_the_others_counted(tmp_path):
     ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
     one_line(ended, "found: 12-23-2021/series 0, ", "series 5 and 4 more; expected")
     assert "series 6" not in ended.err
+
+
+def test_patients_with_the_same_problem_share_a_line(tmp_path):
+    for number in range(20):
+        (tmp_path / "scans" / f"P{number:02d}" / "ld").mkdir(parents=True)
+    ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
+    one_line(
+        ended, "20 patients (P00, P01, P02, P03, P04, P05 and 14 more): no input", "found: ld;"
+    )
 
 
 def test_the_folder_of_one_patient_as_input_folder_is_recognised(tmp_path):
@@ -298,7 +307,7 @@ def test_several_folders_that_fit(tmp_path):
     write_patient(tmp_path / "scans", "P1", 1, folders=("low", "full_1mm"))
     (tmp_path / "scans" / "P1" / "full_3mm").mkdir()
     ended = refused(tmp_path, "--input-folder", tmp_path / "scans")
-    one_line(ended, "P1/full_1mm, P1/full_3mm; name one with --target-gen-folder, or keep only one")
+    one_line(ended, "full_1mm, full_3mm; name one with --target-gen-folder, or keep only one")
 
 
 def test_an_output_that_exists(tmp_path, tree):

@@ -101,7 +101,7 @@ def find_patients(config: Config) -> list[PatientFolders]:
         raise CallError(f"cannot list {option}: {error.strerror}") from None
     if not patients:
         raise CallError(f"{option} holds no folders; expected: one sub-folder per patient")
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     found = [_find_series(root, patient, config, problems) for patient in patients]
     if problems:
         if all(_matching(patients, _patterns(config, role)) for role in SERIES):
@@ -111,8 +111,16 @@ def find_patients(config: Config) -> list[PatientFolders]:
             )
         if any(problem.kind == INCOMPLETE for one in found for problem in one.problems):
             option += " (to leave incomplete patients out: --incomplete skip)"
-        raise CallError(join_lines(option, problems))
+        lines = (f"{_who(names)}: {problem}" for problem, names in problems.items())
+        raise CallError(join_lines(option, lines))
     return found
+
+
+def _who(patients: Sequence[str]) -> str:
+    """Name the patients of one problem: a wrong pattern may be that of thousands."""
+    if len(patients) == 1:
+        return f"patient {quoted(patients[0])}"
+    return f"{len(patients)} patients ({_some(patients)})"
 
 
 def _patterns(config: Config, role: str) -> tuple[str, ...]:
@@ -148,7 +156,17 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(printable, names[:MAX_NAMED])) + more
 
 
-def _find_series(root: Path, patient: str, config: Config, problems: list[str]) -> PatientFolders:
+def _find_series(
+    root: Path, patient: str, config: Config, problems: dict[str, list[str]]
+) -> PatientFolders:
+    """Find the two folders of a patient; add it to its `problems`, patients by problem."""
+
+    def fail(problem: str) -> None:
+        problems.setdefault(problem, []).append(patient)
+
+    def named(some: Sequence[str]) -> str:
+        return _some([folder.removeprefix(f"{patient}/") for folder in some])
+
     unlisted: list[LeftOut] = []
     folders = _folders_below(root, patient, MAX_DEPTH, unlisted)
     found: dict[str, str] = {}
@@ -159,30 +177,29 @@ def _find_series(root: Path, patient: str, config: Config, problems: list[str]) 
         fits = _matching(folders, patterns)
         found[role] = fits[0] if fits else ""
         if len(fits) > 1:
-            problems.append(
-                f"patient {quoted(patient)} has several {role} ({dose}) folders that fit "
-                f"{expected}: {_some(fits)}; name one with {option}, or keep only one of them there"
+            fail(
+                f"several {role} ({dose}) folders fit {expected}: {named(fits)}; name one with "
+                f"{option}, or keep only one of them there"
             )
         elif not fits and not unlisted:
             similar = sorted({os.path.basename(folder) for folder in folders[:MAX_COMPARED]})
             hint = "" if patterns == defaults else did_you_mean(patterns[0], similar)
             missing[f"{role} ({dose}) folder"] = f"{expected} (see {option}){hint}"
     if found["input"] == found["target"] != "":
-        problems.append(
-            f"patient {quoted(patient)}: {printable(found['input'])} fits both --input-gen-folder "
-            "and --target-gen-folder; name two different folders"
+        fail(
+            f"{named([found['input']])} fits both --input-gen-folder and --target-gen-folder; name "
+            "two different folders"
         )
     if not missing:
         return PatientFolders(patient, **found, problems=tuple(unlisted))
     both = itertools.pairwise([*folders, ""])
     leaves = [folder for folder, following in both if not following.startswith(f"{folder}/")]
-    names = _some([leaf.removeprefix(f"{patient}/") for leaf in leaves]) or "no folder"
     reason = (
-        f"has no {' and no '.join(missing)}; found: {names}; expected: a folder named "
-        f"{' and '.join(missing.values())}"
+        f"no {' and no '.join(missing)}; found: {named(leaves) or 'no folder'}; expected: a folder "
+        f"named {' and '.join(missing.values())}"
     )
     if config.incomplete == "error":
-        problems.append(f"patient {quoted(patient)} {reason}")
+        fail(reason)
     return PatientFolders(patient, "", "", (LeftOut(patient, (patient,), reason, INCOMPLETE),))
 
 
