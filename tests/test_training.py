@@ -13,13 +13,10 @@ import pytest
 
 from tests.running import REPO, Ended, called, run
 
-#: Small layers and a busy machine: threads that wait for each other take longer than one.
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-
 
 def train(prefix: Path, *options: str) -> Ended:
     pytest.importorskip("torch")
-    return run([sys.executable, "-m", "examples.train", prefix, *options], REPO, ONE_THREAD, 600)
+    return run([sys.executable, "-m", "examples.train", prefix, *options], REPO, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(files: Path) -> tuple[Path, Ended]:
-    return files, train(files, "--epochs", "2")
+    return files, train(files, "--epochs", "4")
 
 
 def numbers(pattern: str, text: str) -> list[float]:
@@ -48,7 +45,7 @@ def test_patients_that_it_has_not_seen_come_nearer_to_full_dose(trained: Any) ->
     (before,) = numbers(r"PSNR of .*: ([\d.]+) dB", ended.out)
     *_, last = numbers(r"epoch .* PSNR ([\d.]+) dB", ended.out)
     losses = numbers(r"loss ([\d.]+)", ended.out)
-    assert losses[1] < losses[0]
+    assert losses == sorted(losses, reverse=True)
     assert last > before + 0.5
     slice_before, slice_after = re.findall(r"PSNR ([\d.]+) -> ([\d.]+) dB", ended.out)[0]
     assert float(slice_after) > float(slice_before) + 0.3
@@ -69,15 +66,15 @@ def test_the_figure_has_grey_images_and_a_coloured_difference(trained: Any) -> N
 def test_the_same_seed_gives_the_same_network(files: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     networks: list[Any] = []
-    for seed in (1, 1, 2):
+    for _ in range(2):
         copies = tmp_path / f"{len(networks)}"
         for subset in ("train", "val", "test"):
             shutil.copy(f"{files}_{subset}.h5", f"{copies}_{subset}.h5")
-        assert train(copies, "--epochs", "1", "--seed", str(seed)).status == 0
+        assert train(copies, "--epochs", "1", "--seed", "3").status == 0
         networks.append(torch.load(f"{copies}_denoiser.pt"))
-    first, again, other = (net["0.weight"].numpy() for net in networks)
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
+    first, again = networks
+    for name, values in first.items():
+        np.testing.assert_array_equal(values.numpy(), again[name].numpy())
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
