@@ -231,7 +231,7 @@ class Config:
     )
     sheets: int = option(
         "output",
-        integer(0, "N"),
+        dataclasses.replace(integer(0, "N"), most=100, expected="an integer from 0 to 100"),
         "images for checking, of each kind: sheets of patches, and slices with their windows; 0 "
         "draws none",
         "images",

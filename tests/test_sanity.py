@@ -159,6 +159,11 @@ def test_the_number_of_images_is_an_option_that_does_not_change_file_or_first_im
     files = {(tmp_path / n / "out.h5").read_bytes() for n in made}
     assert len(files) == 1
     assert "None drawn" in (made["0"] / "report.html").read_text("utf-8")
+    ended = called(tmp_path, "--input-folder", tree.root, "--sheets", "101")
+    assert (ended.status, ended.err) == (
+        2,
+        "main.py: error: argument --sheets: 101; expected: an integer from 0 to 100 (see --help)\n",
+    )
 
 
 def test_a_second_run_replaces_the_images_of_the_first_and_nothing_else(tree, tmp_path):
