@@ -26,17 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     first = launch.launcher_ranks(os.environ)[0] == 0
     interruption = Interruption(first)
-    if argv is None:  # callers from Python have their own
-        interruption.start()
     try:
+        if argv is None:  # callers from Python have their own
+            interruption.start()
         mpi_run = any(word.replace("_", "-") == "--mpi-run" for word in words)
         ranks = launch.connect(mpi_run, os.environ)
-    except ToolError as error:  # of all ranks, which cannot send it to each other
+    except (ToolError, RuntimeError) as error:  # of all ranks, which cannot send it to each other
+        failure = errors.failure_of(error)
         if first:
-            streams.print_error(error)
+            streams.print_error(failure)
         else:  # some launchers end all others as soon as one has failed
             time.sleep(FIRST_RANK_S)
-        return error.status
+        return failure.status
     ranks.interruption = interruption
     mine: Request | ToolError | None = None
     try:
