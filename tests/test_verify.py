@@ -356,4 +356,4 @@ def test_a_damaged_file_is_not_compared(tmp_path):
 def test_a_folder_that_is_not_there_is_an_invalid_call(tmp_path):
     ended = called(tmp_path, "--verify", "out.h5", "--input-folder", tmp_path / "none")
     assert (ended.status, len(ended.errors)) == (2, 1)
-    assert ended.errors[0].endswith("/none' is not a folder")
+    assert ended.errors[0].endswith("/none' is not a folder; expected: that of the scans")
