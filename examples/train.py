@@ -4,8 +4,8 @@
         --split 0.5 0.25 0.25 --air_threshold
     python -m examples.train results/sample
 
-takes less than a minute on two cores. It trains on the patients of sample_train.h5, prints the PSNR of
-those of sample_val.h5 after every epoch, and at last denoises a slice of sample_test.h5. The
+takes less than a minute on two cores. It trains on the patients of sample_train.h5, prints the PSNR
+of those of sample_val.h5 after every epoch, and at last denoises a slice of sample_test.h5. The
 network is written to sample_denoiser.pt and the figure to sample_denoiser.png. Needs torch, tqdm
 and matplotlib.
 """
