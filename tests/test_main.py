@@ -286,7 +286,7 @@ def test_an_output_that_another_run_is_writing(tmp_path, tree):
     with checkpoint.open("w+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         how = ["--input-folder", tree.root, "--output-fname", tmp_path / "x.h5"]
-        one_line(refused(tmp_path, *how), "x.h5.partial", "another run")
+        one_line(refused(tmp_path, *how), "x.h5.checkpoint", "another run")
     assert partial.read_bytes() == b"half"
 
 
