@@ -138,11 +138,11 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def _configuration_of(path: str) -> bytes:
-    from ctpatches.validation import open_file
+    from ctpatches.validation import opened
 
     try:
-        with open_file(path) as file:
-            return bytes(file.attrs["configuration"])
+        with opened(path, complete=False) as file:
+            return bytes(file.attributes["configuration"])
     except Exception as error:  # h5py raises errors of many kinds for damaged and foreign files
         raise ValueError(path) from error
 

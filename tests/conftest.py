@@ -65,7 +65,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from pipeline.report import figures
 
-    for name in ("sheet", "comparison", "noise", "histogram", "coverage"):
+    for name in ("sheet", "comparison", "noise", "spectrum", "histogram", "coverage"):
         monkeypatch.setattr(figures, name, lambda *_, **__: Figure((0.1, 0.1)))
 
 

@@ -16,7 +16,8 @@ from patching import MEAN_HU, TISSUE_HU, TISSUE_PART
 from pipeline.config import FILE_OPTIONS
 from utils import printable
 
-from .statistics import Facts
+from .spectrum import SIZE
+from .statistics import GRAIN_PIXELS, MAX_ERROR, Facts
 
 #: Rows of a table of the page; the JSON has all.
 MAX_TABLE_ROWS = 300
@@ -66,5 +67,8 @@ def render(facts: Facts, images: dict[str, Any], defaults: Sequence[str]) -> str
         TISSUE_PART=TISSUE_PART,
         TISSUE_HU=TISSUE_HU,
         MEAN_HU=MEAN_HU,
+        GRAIN_PIXELS=GRAIN_PIXELS,
+        MAX_ERROR=MAX_ERROR,
+        SPECTRUM_SIZE=SIZE,
         max_rows=MAX_TABLE_ROWS,
     )
