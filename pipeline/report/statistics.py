@@ -25,8 +25,8 @@ ROLES = ("input", "target")
 #: pixels of each role in all.
 MAX_PATIENT_WINDOWS, MAX_WINDOWS, MAX_PIXELS = 200, 2000, 2_000_000
 SOFT_TISSUE_HU = (-160.0, 240.0)
-#: Pixels of a grain of CT noise, within which they are taken as one. Measured from the noise power
-#: spectrum as integral of NPS^2 / s^4: 1.2 to 1.6 with a sharp kernel; smooth ones have larger grains.
+#: Pixels of a grain of CT noise, which count as one. The integral of NPS^2 / s^4 was 1.2 to 1.6
+#: with a sharp kernel (D45f); smooth ones have larger grains.
 GRAIN_PIXELS = 25
 #: Largest relative standard error of a noise that is stated.
 MAX_ERROR = 0.01
@@ -195,7 +195,7 @@ def histograms(sample: Sample, plan: Plan, config: Config) -> list[Facts]:
         if config.normalization_type == "hu_window":
             low, high = ((end - zero) / step for end in config.hu_window)
             first, last = max(first, math.ceil(low + 0.5)), min(last, math.floor(high - 0.5))
-        width = next(w for w in WIDTHS if w * MAX_BINS > last - first)
+        width = next(w for w in WIDTHS if w * MAX_BINS >= last - first)
         bins = (last - first + 1) // width
         if bins < 1:
             continue
