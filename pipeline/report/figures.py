@@ -210,7 +210,8 @@ def histogram(panel: Mapping[str, Any], unit: str, unit_map: Sequence[float] | N
             axes.stairs(percent, edges, color=COLOURS[role], alpha=0.15, fill=True)
     if panel["name"] == "all values":
         axes.set_yscale("log", nonpositive="clip")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(edges[0], edges[-1])
