@@ -12,7 +12,7 @@ import pydicom
 import xxhash
 
 from ctpatches.checksums import rest_digest
-from ctpatches.schema import REST, SCHEMA, bulk_names
+from ctpatches.schema import COPY, REST, SCHEMA, bulk_names
 
 
 def edit(path: Path, **tags: object) -> Path:
@@ -33,9 +33,9 @@ def to_version(path: Path, version: int) -> Path:
         for name, field in SCHEMA.items():
             if field.since > version:
                 del file[name]
-        for name, value in file["pair"].attrs.items():
-            file.attrs[name] = value
-            del file["pair"].attrs[name]
+        for name in [name for name in file.attrs if name.endswith(COPY)]:
+            file.attrs[name.removesuffix(COPY)] = file.attrs[name]
+            del file.attrs[name]
         file.attrs.modify("format_version", np.uint32(version))
     return sign(path)
 

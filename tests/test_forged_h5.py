@@ -117,9 +117,9 @@ INVALID: dict[str, tuple[Change, str]] = {
     "fewer pairs": (put("pair/patches", np.zeros(1, "<u8")), r"pair/patches .* shape \(2,\)"),
     "short checksum": (put("checksum", np.zeros(8, "u1")), r"checksum .* uint8 of shape \(16,\)"),
     "bytes": (attribute("format", np.bytes_(b"patches")), "is not a file of ctpatches"),
-    "no fixed text": (lambda file: file["pair"].attrs.pop("unit"), "attribute unit is not valid"),
+    "no fixed text": (lambda file: file.attrs.pop("unit_bytes"), "attribute unit is not valid"),
     "two long texts": (
-        lambda file: file["pair"].attrs.create("configuration", "{}"),
+        attribute("configuration_bytes", "{}"),
         "attribute configuration is not valid",
     ),
     "no version": (attribute("format_version", h5py.Empty("<u4")), "format_version is not valid"),
