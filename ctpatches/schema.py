@@ -41,6 +41,8 @@ ATTRIBUTES = {
     "configuration": STRING,
     "orientations": STRING,
 }
+#: End of the name of the copy of fixed length that every text of variable length has.
+COPY = "_bytes"
 #: Columns of `pair/` per role: normalised = (value - offset) / divisor, values in the unit of the
 #: file, and HU = slope x stored value + intercept.
 CONSTANTS = ("offset", "divisor", "slope", "intercept")

@@ -23,6 +23,7 @@ from ctpatches.files import Invalid, open_regular
 from ctpatches.schema import (
     ATTRIBUTES,
     CONSTANTS,
+    COPY,
     FORMAT,
     MAX_CHUNK_BYTES,
     MAX_COLUMN_CHUNKS,
@@ -218,29 +219,24 @@ class ValidatedFile:
         """Return the value of an attribute; None where it is missing or of another type.
 
         A text of variable length is not read: HDF5 would reserve and fill up to 4 GB, whatever
-        length it claims. The group `pair` has the same text of fixed length.
+        length it claims. Its copy of fixed length is read instead.
         """
-        place = self._handle
-        if _is_variable_text(place, name):
-            self._check_link("pair")
-            place = place["pair"]
-        if not h5a.exists(place.id, name.encode()):
+        dtype, attributes = ATTRIBUTES[name], self._handle.id
+        if _is_variable_text(attributes, name):
+            name += COPY
+        if not h5a.exists(attributes, name.encode()):
             return None
-        found = h5a.open(place.id, name.encode())
+        found = h5a.open(attributes, name.encode())
         scalar = found.get_space().get_simple_extent_type() == h5s.SCALAR
-        valid = scalar and _has_type(found.get_type(), ATTRIBUTES[name])
-        return place.attrs[name] if valid else None
+        return self._handle.attrs[name] if scalar and _has_type(found.get_type(), dtype) else None
 
-    def _check_link(self, name: str) -> None:
+    def _checked(self, name: str, field: Field) -> h5py.Dataset:
+        """Return a dataset; the first one with a row for something decides how many rows it has."""
         links = self._handle.id.links
         for part in (name.partition("/")[0], name):
             link = part.encode()
             if not links.exists(link) or links.get_info(link).type != h5l.TYPE_HARD:
                 raise Invalid(self.path, f"has no {part}, or a link in its place")
-
-    def _checked(self, name: str, field: Field) -> h5py.Dataset:
-        """Return a dataset; the first one with a row for something decides how many rows it has."""
-        self._check_link(name)
         found = h5d.open(self._handle.id, name.encode())
         layout = found.get_create_plist()
         # Before its shape is read: a virtual dataset opens other files to find it.
@@ -304,10 +300,10 @@ class ValidatedFile:
             raise Invalid(self.path, f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
 
 
-def _is_variable_text(file: h5py.File, name: str) -> bool:
-    if not h5a.exists(file.id, name.encode()):
+def _is_variable_text(place: h5py.h5g.GroupID, attribute: str) -> bool:
+    if not h5a.exists(place, attribute.encode()):
         return False
-    kind = h5a.open(file.id, name.encode()).get_type()
+    kind = h5a.open(place, attribute.encode()).get_type()
     return isinstance(kind, h5t.TypeStringID) and bool(kind.is_variable_str())
 
 

@@ -171,10 +171,10 @@ def _read_config(path: str) -> dict[str, Any]:
 def _parsed(path: str, text: bytes) -> Any:
     """Return what is in a file given with `--config`: h5, JSON, which begins with {, or YAML."""
     if text.startswith(b"\x89HDF\r\n\x1a\n"):
-        from ctpatches.validation import open_file
+        from ctpatches.validation import opened
 
-        with open_file(path) as file:
-            return json.loads(bytes(file.attrs["configuration"]))
+        with opened(path, complete=False) as file:
+            return json.loads(file.attributes["configuration"])
     if text.lstrip().startswith(b"{"):
         return json.loads(text)
     if len(text) > MAX_YAML_BYTES:

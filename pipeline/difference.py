@@ -43,17 +43,16 @@ def measure(
         left = grid.cols[keep]
         if not len(left):
             continue
-        first, right = left[0], np.minimum(left + grid.size, columns)
-        part = slice(row, row + grid.size), slice(first, right[-1])
-        low, full = input_hu[part], target_hu[part]
+        right = np.minimum(left + grid.size, columns)
+        low, full = (image[row : row + grid.size] for image in (input_hu, target_hu))
         difference = low - full
         terms = [difference, difference * difference]
         of_columns = [cv2.reduce(term, 0, cv2.REDUCE_SUM, dtype=cv2.CV_64F)[0] for term in terms]
         if window:
             outside = (test for hu in (low, full) for test in (hu < window[0], hu > window[1]))
             of_columns += [np.add.reduce(test, axis=0, dtype=np.uint16) for test in outside]
-        np.cumsum(of_columns, axis=1, out=table[:, 1 : right[-1] - first + 1])
-        sums.append((table[:, right - first] - table[:, left - first]).sum(axis=1).tolist())
+        np.cumsum(of_columns, axis=1, out=table[:, 1:])
+        sums.append((table[:, right] - table[:, left]).sum(axis=1).tolist())
         pixels += len(low) * int((right - left).sum())
     if not sums:
         return Difference()

@@ -12,7 +12,7 @@ import pydicom
 import xxhash
 
 from ctpatches.checksums import rest_digest
-from ctpatches.schema import REST, bulk_names
+from ctpatches.schema import COPY, REST, SCHEMA, bulk_names
 
 
 def edit(path: Path, **tags: object) -> Path:
@@ -25,6 +25,19 @@ def edit(path: Path, **tags: object) -> Path:
             delattr(dataset, name)
     dataset.save_as(path)
     return path
+
+
+def to_version(path: Path, version: int) -> Path:
+    """Make a file one of an earlier format version, without what that did not have."""
+    with h5py.File(path, "r+") as file:
+        for name, field in SCHEMA.items():
+            if field.since > version:
+                del file[name]
+        for name in [name for name in file.attrs if name.endswith(COPY)]:
+            file.attrs[name.removesuffix(COPY)] = file.attrs[name]
+            del file.attrs[name]
+        file.attrs.modify("format_version", np.uint32(version))
+    return sign(path)
 
 
 def swap(tag: str, one: Path, other: Path) -> None:

@@ -321,7 +321,6 @@ def write_pair(root: Path, target: Image, number: int) -> None:
         write_slice(root / f"P/{role}_3mm/{number}.dcm", stored, z=3.0 * number, instance=number)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_run_names_the_rule_in_its_summary_file_and_report(tmp_path):
     image = air()
     draw_table(image)
@@ -329,6 +328,7 @@ def test_a_run_names_the_rule_in_its_summary_file_and_report(tmp_path):
     write_pair(tmp_path / "scans", image, 1)
     words = ["--input-folder", "scans", "--output-fname", "x.h5", "--patch-size", "p24"]
     words += ["--air_threshold", "--air-rule", "body", "--min-body", "0.25", "--verbose"]
+    words += ["--sheets", "0"]
     ended = called(tmp_path, *words)
     assert (ended.status, ended.err) == (0, "")
     outside = int(re.search(r"^windows outside the body +(\d+)$", ended.out, re.M)[1])  # type: ignore[index]

@@ -95,11 +95,11 @@ def test_yaml_words_that_are_not_strings_have_the_meaning_of_the_option(tmp_path
     assert (config.anatomy_check, config.normalization_type) == ("off", "None")
 
 
-def test_the_report_of_a_run_gives_its_configuration(tmp_path, tree, undrawn):
+def test_the_report_of_a_run_gives_its_configuration(tmp_path, tree):
     options = ["--patch-size", "24", "--edge", "pad", "--seed", "3", "--split", "50", "25", "25"]
     made = parse(["--input-folder", str(tree.root), *options])
     assert isinstance(made, Config)
-    ended = called(tmp_path, "--input-folder", tree.root, *options)
+    ended = called(tmp_path, "--input-folder", tree.root, "--sheets", "0", *options)
     assert ended.status == 0, ended.err
     report = tmp_path / "sanity_check" / "patched_out_train" / "report.json"
     found = parse(["--input-folder", str(tree.root), "--config", str(report)])

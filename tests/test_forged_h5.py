@@ -17,7 +17,7 @@ from ctpatches import __main__ as command
 from ctpatches.checksums import pixel_digest, verify
 from ctpatches.file import denormalise, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
-from ctpatches.schema import PATCH_COLUMNS, SCHEMA
+from ctpatches.schema import PATCH_COLUMNS, SCHEMA, VERSION
 from ctpatches.stitching import stitch
 from tests.editing import sign
 from tests.running import REPO, called, run
@@ -116,9 +116,17 @@ INVALID: dict[str, tuple[Change, str]] = {
     "fewer rows": (put("patch/col", np.zeros(83, "<i4")), r"patch/col .* expected: int32 .* \(84"),
     "fewer pairs": (put("pair/patches", np.zeros(1, "<u8")), r"pair/patches .* shape \(2,\)"),
     "short checksum": (put("checksum", np.zeros(8, "u1")), r"checksum .* uint8 of shape \(16,\)"),
-    "text format": (attribute("format", "paired CT patches"), "is not a file of ctpatches"),
+    "bytes": (attribute("format", np.bytes_(b"patches")), "is not a file of ctpatches"),
+    "no fixed text": (lambda file: file.attrs.pop("unit_bytes"), "attribute unit is not valid"),
+    "two long texts": (
+        attribute("configuration_bytes", "{}"),
+        "attribute configuration is not valid",
+    ),
     "no version": (attribute("format_version", h5py.Empty("<u4")), "format_version is not valid"),
-    "version 0": (attribute("format_version", np.uint32(0)), "format version 0; known: up to 2"),
+    "version 0": (
+        attribute("format_version", np.uint32(0)),
+        f"format version 0; known: up to {VERSION}",
+    ),
     "text": (attribute("complete", "yes"), "attribute complete is not valid"),
     "a list": (attribute("seed", [1, 2]), "attribute seed is not valid"),
     "a reference": (attribute("unit", h5py.Reference()), "attribute unit is not valid"),
@@ -251,6 +259,27 @@ def test_columns_in_too_many_chunks_to_be_read_are_refused(forge: Callable[[Chan
     path = forge(claim(20_000, columns, chunks=(1,)))
     with pytest.raises(ValueError, match="in 20000 chunks; expected: at most 10000"):
         PatchReader(path)
+
+
+def test_the_length_that_a_text_claims_is_not_believed(valid: Path, tmp_path: Path) -> None:
+    raw = bytearray(valid.read_bytes())
+    with h5py.File(valid) as file:
+        length = len(file.attrs["configuration"])
+    # In HDF5 a text of variable length is its length, the address of a heap, and a number in it.
+    descriptor = raw.index(length.to_bytes(4, "little"), raw.index(b"configuration\0"))
+    assert raw[int.from_bytes(raw[descriptor + 4 : descriptor + 12], "little") :][:4] == b"GCOL"
+    raw[descriptor : descriptor + 4] = b"\xff" * 4
+    path = tmp_path / "forged.h5"
+    path.write_bytes(raw)
+    script = (
+        "import resource, sys\n"
+        "from ctpatches.file import PatchFile\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30,) * 2)\n"
+        "print(PatchFile(sys.argv[1]).config['patch_size'])\n"
+    )
+    ended = run([sys.executable, "-c", script, path], tmp_path)
+    assert (ended.out, ended.err) == ("24\n", "")
+    assert verify(path) == ["header or tables of pairs are damaged"]
 
 
 # --- other files -----------------------------------------------------------------------------

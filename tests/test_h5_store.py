@@ -196,6 +196,8 @@ def test_attributes_say_how_the_file_was_made(scans, tmp_path):
     assert attrs["complete"] == 1
     assert attrs["format_version"] == VERSION
     assert json.loads(attrs["configuration"])["patch_size"] == 24
+    for name in ("format", "unit", "configuration", "orientations"):
+        assert type(attrs[name]) is str
 
 
 def test_no_path_or_host_name_is_in_the_bytes(scans, tmp_path):

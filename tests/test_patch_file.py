@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -14,8 +15,11 @@ import pytest
 
 from ctpatches import PatchFile
 from ctpatches.__main__ import main
+from ctpatches.checksums import verify
 from ctpatches.file import denormalise, provenance
+from ctpatches.stitching import stitch
 from tests.conftest import Tree
+from tests.editing import to_version
 from tests.running import called
 
 
@@ -77,6 +81,18 @@ def test_its_repr_describes_the_file_also_when_closed(path):
 def test_a_patch_that_there_cannot_be_is_an_error(path, indices):
     with PatchFile(path) as file, pytest.raises(IndexError):
         file.read(indices)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_earlier_versions_are_read(path, version, tmp_path):
+    old = to_version(Path(shutil.copy(path, tmp_path / "old.h5")), version)
+    with PatchFile(path) as new, PatchFile(old) as file:
+        assert (file.version, file.config, file.patients) == (version, new.config, new.patients)
+        assert file.provenance(9) == new.provenance(9)
+        for found, expected in zip(file.read([9], "hu"), new.read([9], "hu"), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(stitch(None, old, 1), stitch(None, path, 1))
+    assert verify(old) == []
 
 
 def first_patch(file: PatchFile) -> bytes:

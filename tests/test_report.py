@@ -25,11 +25,14 @@ import h5py
 import numpy as np
 import pytest
 
-from ctpatches.file import denormalise, provenance, read_patches
+from ctpatches.file import denormalise
+from patching import Grid
 from pipeline import command_line
-from pipeline.config import FILE_OPTIONS, OPTIONS, Config
-from pipeline.model import Names, Plan
-from pipeline.report import figures, job, page, sanity, statistics
+from pipeline.config import FILE_OPTIONS, NORMALIZATIONS, OPTIONS, Config
+from pipeline.difference import measure
+from pipeline.model import Difference, Names, Plan
+from pipeline.report import figures, job, page, sanity, spectrum, statistics
+from tests.editing import edit
 from tests.faults import mounted, one_error
 from tests.provenance import squeezed
 from tests.running import called, ranks, serial
@@ -156,70 +159,156 @@ def test_the_sample_is_of_all_patients_and_not_rotated(whole):
     assert patients == {"A01", "B02", "C03"}
 
 
-def counted(values: Any, edges: list[float]) -> list[int]:
-    """Count values in bins, the lower edge of a bin in it and the upper one not."""
-    places = np.searchsorted(edges, np.ravel(values), side="right")
-    return [int((places == i).sum()) for i in range(1, len(edges))]
-
-
-@pytest.mark.parametrize("kind", ["None", "unity_independent", "hu_window"])
-def test_histograms_count_the_sampled_pixels(tree, tmp_path, kind):
-    made = run(tree.root, tmp_path / "o.h5", *UNDRAWN, "--normalization-type", kind)
+def sampled_hu(made: Run, role: str) -> Any:
+    """Return the sampled pixels of a role, HU, as the file has them."""
     index = made.facts["sample"]["index"]
-    panels = made.facts["histograms"]
-    assert [panel["name"] for panel in panels][1:] == ["soft tissue"] * (kind[:5] != "unity")
     with h5py.File(made.file) as file:
-        for panel in panels:
-            for role in ("input", "target"):
-                pixels = squeezed(file[role])[index].astype(np.float64)
-                expected = counted(pixels, panel["edges"])
-                assert panel["outside"][role] == pixels.size - sum(panel["counts"][role])
-                off = np.abs(np.subtract(expected, panel["counts"][role])).sum()
-                # A normalised value at an edge may be rounded to either side of it.
-                assert off <= (0 if kind == "None" else 0.002 * pixels.size)
+        return denormalise(squeezed(file[role])[index], made.file, index, role).ravel()
 
 
-def test_bins_of_integers_have_an_integer_width_and_show_soft_tissue(tree, tmp_path):
-    whole, soft = run(tree.root, tmp_path / "o.h5", *UNDRAWN).facts["histograms"]
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_histograms_count_the_sampled_pixels_by_integer_hu(tree, tmp_path, kind):
+    made = run(tree.root, tmp_path / "o.h5", *UNDRAWN, "--normalization-type", kind)
+    whole, soft = made.facts["histograms"]
     for panel in (whole, soft):
-        assert set(np.diff(panel["edges"])) == {int(panel["edges"][1] - panel["edges"][0])}
-    assert soft["edges"][0] <= -160 + 1024 < soft["edges"][1]
-    assert soft["edges"][-2] <= 240 + 1024 < soft["edges"][-1]
+        edges = np.array(panel["edges"])
+        width = int(edges[1] - edges[0])
+        # Each bin has as many integers as the others, and none of them at an edge.
+        assert (edges == edges[0] + width * np.arange(len(edges))).all()
+        assert edges[0] % 1 == 0.5
+        for role in ("input", "target"):
+            hu = np.rint(sampled_hu(made, role))
+            expected, _ = np.histogram(hu, edges)
+            assert panel["counts"][role] == expected.tolist()
+            assert panel["outside"][role] == hu.size - expected.sum()
+    assert (soft["edges"][0], soft["edges"][-1]) == (-160.5, 239.5)
 
 
-def test_noise_is_that_of_patches_at_scale_1_that_are_not_degraded_in_hu(whole):
-    facts = whole.facts
-    differences: dict[str, list[Any]] = {}
-    kinds: dict[str, list[Any]] = {}
-    with h5py.File(whole.file) as file:
-        for index in facts["sample"]["index"]:
-            there = provenance(file, index)
-            if there.scale != 1:
-                continue
-            low, full = read_patches(file, index)
-            low_hu = denormalise(low, file, index, "input")
-            full_hu = denormalise(full, file, index, "target")
-            kinds.setdefault(there.degradation, []).append((low_hu - full_hu, low - full))
-            if there.degradation == "none":
-                differences.setdefault(there.patient, []).append(kinds["none"][-1])
-    assert differences
-    assert set(kinds) == set(facts["noise_by_degradation"]) == {"none", "blur", "noise"}
-    found = {one["patient"]: one["noise"] for one in facts["patients"] if one["noise"]}
-    assert set(found) == set(differences)
-    for name, pairs in [*differences.items(), *kinds.items()]:
-        noise = found.get(name) or facts["noise_by_degradation"][name]
-        in_hu, in_file = (
-            np.stack(values).astype(np.float64) for values in zip(*pairs, strict=True)
-        )
-        assert noise["patches"] == len(in_hu)
-        assert noise["sd_hu"] == pytest.approx(in_hu.std(), rel=1e-4)
-        assert noise["mean_hu"] == pytest.approx(in_hu.mean(), abs=0.01)
-        assert noise["sd_file"] == pytest.approx(in_file.std(), rel=1e-4)
+def test_clipped_pixels_are_counted_and_in_no_bin(tree, tmp_path):
+    window = ("--normalization-type", "hu_window", "--hu-window", "-100", "50")
+    made = run(tree.root, tmp_path / "o.h5", *UNDRAWN, *window)
+    (panel,) = made.facts["histograms"]
+    assert (panel["edges"][0], panel["edges"][-1]) == (-99.5, 49.5)
+    other = run(tree.root, tmp_path / "hu.h5", *SMALL, "--intensity", "hu")
+    clipped = made.facts["clipped"]
+    with h5py.File(other.file) as file:
+        assert clipped["pixels"] == file["input"].size
+        for role in ("input", "target"):
+            below, above = (file[role][...] < -100).sum(), (file[role][...] > 50).sum()
+            assert clipped[role] == {"below": below, "above": above}
+            inside = sampled_hu(made, role)
+            inside = inside[(inside > -99.5) & (inside < 49.5)]
+            assert sum(panel["counts"][role]) == len(inside) > 0
+    assert f'<td class="n">{100 * below / clipped["pixels"]:.1f}' in made.text
 
 
-def test_added_noise_and_blur_are_seen(whole):
-    kinds = whole.facts["noise_by_degradation"]
-    assert kinds["blur"]["sd_hu"] > kinds["noise"]["sd_hu"] > kinds["none"]["sd_hu"]
+@pytest.mark.parametrize("slope", [2, 0.5])
+def test_no_bin_has_more_of_the_values_that_can_occur(tmp_path, slope):
+    write_patient(tmp_path / "scans", "A", 2, slope=slope)
+    for panel in run(tmp_path / "scans", tmp_path / "o.h5", *UNDRAWN).facts["histograms"]:
+        width = panel["edges"][1] - panel["edges"][0]
+        assert width % slope == 0
+        assert (panel["edges"][0] + 1024) % slope == slope / 2
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Run:
+    """Return a job with enough pixels for the noise of one patient, and too few for the other's."""
+    root = tmp_path_factory.mktemp("large")
+    doses = {"quarter_3mm": 30, "full_3mm": 120}
+    for name, slices in (("A", 3), ("B", 1)):
+        write_patient(root / "scans", name, slices, shape=(256, 240))
+        for folder, exposure in doses.items():
+            for path in (root / "scans" / name / folder).iterdir():
+                edit(path, Exposure=exposure if name == "A" else 100)
+    window = ("--normalization-type", "hu_window", "--hu-window", "-100", "50")
+    return run(root / "scans", root / "out.h5", *EVERYTHING[:4], "--patch-size", "p64", *window)
+
+
+def test_noise_is_that_of_all_patches_at_scale_1_before_clipping_and_degradation(large, tmp_path):
+    facts = large.facts
+    options = ("--air_threshold", "--intensity", "hu", "--no-report", "--patch-size", "p64")
+    other = run(Path(large.argv[1]), tmp_path / "hu.h5", *options)
+    with h5py.File(other.file) as file:
+        difference = (file["input"][...] - file["target"][...]).astype(np.float64)
+        of_a = file["pair/patient"][...][file["patch/pair"][...]] == b"A"
+    one, few = (patient["noise"] for patient in facts["patients"])
+    assert few is None
+    independent = difference[of_a].size * (1 - 4 / 64) ** 2 / 25
+    sd = difference[of_a].std()
+    assert one == {
+        "pixels": difference[of_a].size,
+        "sd_hu": pytest.approx(sd, rel=1e-12),
+        "sd_error_hu": pytest.approx(sd / np.sqrt(2 * independent), rel=1e-12),
+        "mean_hu": pytest.approx(difference[of_a].mean(), rel=1e-9),
+        "mean_error_hu": pytest.approx(sd / np.sqrt(independent), rel=1e-12),
+    }
+    assert one["sd_error_hu"] < 0.01 * one["sd_hu"]
+    assert facts["doses"] == [
+        {"dose": "25 %", "patients": 1, "noise": one},
+        {"dose": "not recorded", "patients": 1, "noise": None},
+    ]
+    assert f"{sd:.2f} &plusmn;" in large.text
+    assert '<bdi>B</bdi></th><td class="n">&ndash;</td>' in large.text
+
+
+def test_the_sums_of_a_pair_are_those_of_its_windows():
+    rng = np.random.default_rng(0)
+    for edge, shape, overlap in (
+        ("shift", (60, 70), 4),
+        ("pad", (50, 99), 4),
+        ("pad", (30, 24), 23),
+    ):
+        low, full = (rng.integers(-999, 2000, shape).astype(np.float32) for _ in range(2))
+        grid = Grid.of(shape, 24, overlap, edge)
+        kept = rng.random(len(grid)) < 0.6
+        corners = [corner for *corner, keep in zip(*grid.windows, kept, strict=True) if keep]
+        windows = [
+            np.concatenate([image[r : r + 24, c : c + 24].ravel() for r, c in corners])
+            for image in (low, full)
+        ]
+        a, b = (window.astype(np.int64) for window in windows)
+        outside = [test.sum() for one in (a, b) for test in (one < -160, one > 240)]
+        expected = (len(a), (a - b).sum(), ((a - b) ** 2).sum(), *outside)
+        assert measure(low, full, grid, kept, (-160.0, 240.0)) == expected
+        assert measure(low, full, grid, kept)[:3] == expected[:3]
+        assert measure(low, full, grid, np.zeros(len(grid), bool)) == Difference()
+
+
+def test_the_integral_of_the_noise_power_is_the_variance_without_the_trend():
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    trend = 5 + 30 * x - 9 * y + 80 * x * x + 3 * x * y - 50 * y * y
+    noise = np.random.default_rng(0).normal(0, 20, (64, 64))
+    spacing = (0.5, 0.8)
+    basis = np.stack([x**0, x, y, x * x, x * y, y * y], axis=-1).reshape(-1, 6)
+    rest = noise.ravel() - basis @ np.linalg.lstsq(basis, noise.ravel())[0]
+    power = spectrum.power((noise + trend).astype(np.float32), spacing)
+    step = 1 / (64 * spacing[0] * 64 * spacing[1])
+    assert power.sum() * step == pytest.approx(rest.var(), rel=1e-5)
+
+
+def test_the_spectrum_of_white_noise_is_flat(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        full = rng.integers(900, 1100, (256, 256))
+        low = full + rng.normal(0, 50, full.shape).round().astype(int)
+        for folder, image in (("quarter_3mm", low), ("full_3mm", full)):
+            path = tmp_path / "scans" / "A" / folder / f"{number}.dcm"
+            write_slice(path, image.astype(np.uint16), z=3.0 * number, PixelSpacing=[0.5, 0.5])
+    options = ("--patch-size", "p64", "--anatomy-check", "off")
+    facts = run(tmp_path / "scans", tmp_path / "o.h5", *options).facts["noise_power"]
+    assert (facts["regions"], facts["slices"]) == (4 * 7 * 7, 4)
+    assert facts["per_mm"] == [round(i / 32, 6) for i in range(1, 33)]
+    # The fit takes a part of the lowest frequencies.
+    np.testing.assert_allclose(facts["hu2_mm2"][3:], 50**2 * 0.5**2, rtol=0.15)
+    assert np.mean(facts["hu2_mm2"][3:]) == pytest.approx(50**2 * 0.5**2, rel=0.02)
+
+
+def test_without_spacing_there_is_no_spectrum(tmp_path):
+    write_patient(tmp_path / "scans", "A", 1, shape=(256, 240), PixelSpacing=None)
+    made = run(tmp_path / "scans", tmp_path / "o.h5", "--patch-size", "p64")
+    assert made.facts["noise_power"] is None
+    assert "Not measured: the scans have no Pixel Spacing (0028,0030)" in made.text
 
 
 @pytest.mark.parametrize(
@@ -257,15 +346,22 @@ def embedded(made: Run) -> list[bytes]:
     return [base64.b64decode(url) for url in urls]
 
 
-def test_the_page_shows_the_figures_of_its_own_numbers(whole):
-    facts = whole.facts
-    expected = [(whole.folder() / "patches_1.png").read_bytes()]
+def test_the_page_shows_the_first_sheet(whole):
+    assert embedded(whole)[0] == (whole.folder() / "patches_1.png").read_bytes()
+
+
+def test_the_page_shows_the_charts_of_its_own_numbers(large):
+    facts = large.facts
     with figures.style():
-        noise = [one["noise"] and one["noise"]["sd_hu"] for one in facts["patients"]]
-        expected.append(figures.png(figures.noise(noise)))
-        (one,) = facts["histograms"]
-        expected.append(figures.png(figures.histogram(one, facts["unit"])))
-    assert embedded(whole)[:3] == expected
+        expected = [figures.noise([one["noise"] for one in facts["patients"]])]
+        if facts["noise_power"]:
+            expected.append(figures.spectrum(facts["noise_power"]))
+        for one in facts["histograms"]:
+            expected.append(figures.histogram(one, facts["unit"], facts["unit_map"]))
+        for figure in expected:
+            assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
+        found = embedded(large)[1 : 1 + len(expected)]
+        assert found == [figures.png(one) for one in expected]
 
 
 def test_the_page_shows_the_coverage_images_of_the_folder(whole):
@@ -673,7 +769,7 @@ def test_a_browser_shows_all_of_it(browser, request, kind, width):
     assert browser.ask("POST", "/se/log", {"type": "browser"}) == []
     pictures = "[...document.images].map(i => i.complete && i.naturalWidth)"
     widths = browser.value(pictures)
-    assert len(widths) == {"whole": 1 + 1 + 1 + 1, "hostile": 1 + 1 + 2 + 2}[kind]
+    assert len(widths) == {"whole": 1 + 2 + 1, "hostile": 1 + 2 + 2}[kind]
     assert min(widths) >= 20
     assert browser.value("document.documentElement.scrollWidth") <= width
     # Only the boxes of tables and of code are allowed to scroll.

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -335,6 +336,20 @@ def test_a_partial_file_that_was_cut_short_is_made_anew(output, scans, whole, pa
     data = partial.read_bytes()
     partial.write_bytes(data[: int(part * len(data))])
     assert resumed(output, scans).errors == []
+    assert output.read_bytes() == whole
+
+
+def test_blocks_of_which_an_earlier_version_recorded_less_are_made_again(
+    output, scans, whole, made
+):
+    path = Path(f"{output}.checkpoint")
+    job, *blocks = path.read_bytes().splitlines(keepends=True)
+    for line in blocks:
+        body = json.dumps(json.loads(line.rpartition(b" ")[0])[:-1])
+        job += f"{body} {zlib.crc32(body.encode()):08x}\n".encode()
+    path.write_bytes(job)
+    assert resumed(output, scans).errors == []
+    assert sorted(made) == sorted(files(scans.pairs))
     assert output.read_bytes() == whole
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from ctpatches.checksums import verify
 from ctpatches.schema import PATCH_COLUMNS
-from tests.editing import add_digests, edit, flip, sign
+from tests.editing import add_digests, edit, flip, sign, to_version
 from tests.running import Ended, called, serial
 from tests.scans import Made, write_slice, write_tree
 
@@ -326,9 +326,7 @@ def test_other_scans_of_the_same_names_are_told_apart(tmp_path):
 
 def test_a_file_of_version_1_holds_no_digests(tmp_path):
     job = make_job(tmp_path)
-    with h5py.File(job.file, "r+") as file:
-        file.attrs.modify("format_version", np.uint32(1))
-    ended = job.verify(sign(job.file))
+    ended = job.verify(to_version(job.file, 1))
     assert ended.status == 1
     reason = "holds no digests of its scans (format version 1)"
     assert ended.err == f"main.py: error: '{job.file}': {reason}\n"

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ctpatches.schema import VERSION, decoded
+from ctpatches.schema import decoded
 from pipeline.config import OPTIONS, Config
 from pipeline.model import Difference, Plan
 from utils import Affine, CallError, printable, quoted
@@ -133,7 +133,8 @@ class Checkpoint:
                 kind, *content = json.loads(body)
                 if kind == "job":
                     (job,) = content
-                elif kind == f"block {VERSION}":  # not of a version that recorded less
+                # Earlier versions recorded less of a block: it is created again.
+                elif kind == "done" and len(content) == 2 + len(dataclasses.fields(BlockRecord)):
                     number, index, *affines, block, digests, measured = content
                     input_affine, target_affine = (Affine(*affine) for affine in affines)
                     done[number][index] = BlockRecord(
@@ -149,7 +150,7 @@ class Checkpoint:
 
     def add(self, file: int, index: int, record: BlockRecord) -> None:
         """Append a finished block."""
-        self._append(f"block {VERSION}", file, index, *dataclasses.astuple(record))
+        self._append("done", file, index, *dataclasses.astuple(record))
 
     def _append(self, *content: object) -> None:
         body = json.dumps(content)

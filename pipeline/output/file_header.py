@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ctpatches.checksums import rest_digest
 from ctpatches.schema import (
+    COPY,
     DIFFERENCE_COLUMNS,
     FORMAT,
     ORIENTATIONS,
@@ -136,8 +137,8 @@ def header(plan: Plan, config: Config, records: Sequence[BlockRecord] = ()) -> H
             file.create_dataset(name, data=values)
         for name, value in attributes.items():
             file.attrs[name] = value
-            if isinstance(value, str):  # see `ctpatches.validation`
-                file["pair"].attrs[name] = np.bytes_(value.encode())
+            if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
+                file.attrs[name + COPY] = np.bytes_(value.encode())
     return Header(memory.size, rows, extents, memory.writes)
 
 

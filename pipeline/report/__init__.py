@@ -18,10 +18,10 @@ from ctpatches.files import Invalid
 from ctpatches.schema import REST
 from ctpatches.validation import ValidatedFile, opened
 from pipeline.config import FILE_OPTIONS, Config
-from pipeline.model import Plan
+from pipeline.model import Difference, Plan
 from utils import RunError, __version__, atomic_write, quoted
 
-from . import figures, job, page, sanity, statistics
+from . import figures, job, page, sanity, spectrum, statistics
 
 FOLDER = "sanity_check"
 
@@ -64,13 +64,27 @@ def _contents(
     sheets = list(sanity.sheets(source, config))
     coverage = list(sanity.coverage(source, plan, config))
     sample = statistics.read_sample(source, plan, config)
-    noise, noise_by_degradation = statistics.measure_noise(sample, plan)
-    patients = []
+    differences = statistics.read_differences(source)
+    patients: list[statistics.Facts] = []
+    of_dose: dict[str, list[Difference]] = {}
     for name, rows in statistics.rows_by_patient(plan).items():
         counts = statistics.count_pairs([plan.parts[i] for i in rows], config)
-        patients.append({"patient": name, **counts, "noise": noise.get(name)})
-    histograms = statistics.histograms(sample, config)
-    unit = statistics.unit_of(config)
+        found = [differences[i] for i in rows]
+        dose = statistics.dose_level([plan.pairs[i] for i in rows])
+        of_dose.setdefault(dose, []).extend(found)
+        noise = statistics.measure_noise(found, config)
+        patients.append({"patient": name, **counts, "dose": dose, "noise": noise})
+    doses = [
+        {
+            "dose": dose,
+            "patients": sum(one["dose"] == dose for one in patients),
+            "noise": statistics.measure_noise(found, config),
+        }
+        for dose, found in sorted(of_dose.items())
+    ]
+    power = spectrum.measure(plan, config)
+    histograms = statistics.histograms(sample, plan, config)
+    unit, unit_map = statistics.unit_of(config), statistics.unit_map(plan, config)
     facts = {
         "file": os.path.basename(source.path),
         "bytes": os.path.getsize(source.path),
@@ -81,8 +95,11 @@ def _contents(
         "totals": {"patients": len(patients), **statistics.count_pairs(plan.parts, config)},
         "scales": statistics.count_scales(plan.parts, config),
         "patients": patients,
-        "noise_by_degradation": noise_by_degradation,
+        "doses": doses,
+        "noise_power": power,
+        "clipped": statistics.count_clipped(differences, config),
         "histograms": histograms,
+        "unit_map": unit_map,
         "sample": {
             "index": sample.index.tolist(),
             "patches": len(sample.index),
@@ -101,12 +118,12 @@ def _contents(
     images: dict[str, Any] = {
         "noise": None,
         "sheet": sheets[0][2] if sheets else None,
+        "noise_power": figures.png(figures.spectrum(power)) if power else None,
         "coverage": [png for _, _, png in coverage],
-        "histograms": [figures.png(figures.histogram(one, unit)) for one in histograms],
+        "histograms": [figures.png(figures.histogram(h, unit, unit_map)) for h in histograms],
     }
-    if noise:
-        sd_hu = [one["noise"] and one["noise"]["sd_hu"] for one in patients]
-        images["noise"] = figures.png(figures.noise(sd_hu))
+    if any(one["noise"] for one in patients):
+        images["noise"] = figures.png(figures.noise([one["noise"] for one in patients]))
     defaults = [name for name, option in FILE_OPTIONS.items() if job.is_default(config, option)]
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {

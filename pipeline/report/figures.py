@@ -18,7 +18,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FormatStrFormatter, MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 import augment
@@ -184,45 +184,65 @@ def patch_rows(
     return figure
 
 
-def _chart(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = _row([(4.55, 2.4)], (0.7, 0.15, 0.55, 0.15))
+def _chart(x_label: str, y_label: str, above: float = 0.15) -> tuple[Figure, Axes]:
+    figure = _row([(4.55, 2.4)], (0.8, 0.15, 0.55, above))
     (axes,) = figure.axes
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(axis="y")
     return figure, axes
 
 
-def noise(sd_hu: Sequence[float | None]) -> Figure:
-    """Draw the noise of all patients: the standard deviation of input minus target, HU."""
-    figure, axes = _chart("patient, in the order of the table", "standard deviation, HU")
-    values = np.array(sd_hu, float)  # None becomes NaN
-    axes.plot(np.arange(1, len(values) + 1), values, "o", ms=4 if len(values) < 200 else 2)
-    median = float(np.nanmedian(values))
+def noise(patients: Sequence[Mapping[str, Any] | None]) -> Figure:
+    """Draw the noise of all patients, each of `statistics.measure_noise`."""
+    figure, axes = _chart("patient, by its number in the table", "SD of input minus target, HU")
+    known = [(i, one) for i, one in enumerate(patients, 1) if one]
+    numbers = [i for i, _ in known]
+    values, errors = ([one[name] for _, one in known] for name in ("sd_hu", "sd_error_hu"))
+    axes.errorbar(numbers, values, errors, fmt="o", ms=4 if len(values) < 200 else 2, capsize=2)
+    median = float(np.median(values))
     axes.axhline(median, color="black", lw=1, ls="--", zorder=3, label=f"median: {median:.1f} HU")
-    axes.set_ylim(0, max(1.25 * float(np.nanmax(values)), 1e-3))
-    axes.set_xlim(0.5, len(values) + 0.5)
+    axes.set_ylim(0, max(1.25 * max(values), 1e-3))
+    axes.set_xlim(0.5, len(patients) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
     axes.legend(loc="upper right")
     return figure
 
 
-def histogram(panel: Mapping[str, Any], unit: str) -> Figure:
-    """Draw how often values occur in input and target, in percent of the pixels of each.
+def spectrum(facts: Mapping[str, Any]) -> Figure:
+    """Draw a noise power spectrum of `spectrum.measure`."""
+    figure, axes = _chart("spatial frequency, 1/mm", "noise power, HU\u00b2 mm\u00b2")
+    axes.plot(facts["per_mm"], facts["hu2_mm2"], lw=1.5)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    return figure
 
-    The panel is one of `statistics.histograms`; its edges have that unit.
+
+def histogram(panel: Mapping[str, Any], unit: str, unit_map: Sequence[float] | None) -> Figure:
+    """Draw how often HU occur in input and target.
+
+    The panel is one of `statistics.histograms`. With `statistics.unit_map` a second axis has the
+    unit of the file.
     """
     edges = panel["edges"]
-    figure, axes = _chart(label(unit), f"% of the pixels, bins of {edges[1] - edges[0]:.3g}")
+    figure, axes = _chart("HU", "% of the pixels, per HU", 0.6 if unit_map else 0.15)
     for role in ("target", "input"):
         counts = np.array(panel["counts"][role])
-        percent = 100 * counts / max(1, counts.sum() + panel["outside"][role])
+        pixels = max(1, counts.sum() + panel["outside"][role])
+        percent = 100 * counts / pixels / (edges[1] - edges[0])
         axes.stairs(percent, edges, color=COLOURS[role], lw=1.2, label=role)
         if role == "target":
             axes.stairs(percent, edges, color=COLOURS[role], alpha=0.15, fill=True)
     if panel["name"] == "all values":
         axes.set_yscale("log", nonpositive="clip")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(edges[0], edges[-1])
+    if unit_map:
+        offset, divisor = unit_map
+        functions = (lambda hu: (hu - offset) / divisor, lambda value: value * divisor + offset)
+        axes.secondary_xaxis("top", functions=functions).set_xlabel(label(unit))
     axes.legend(loc="upper right")
     return figure
 

@@ -15,7 +15,8 @@ from ctpatches.schema import ORIENTATIONS
 from pipeline.config import FILE_OPTIONS
 from utils import printable
 
-from .statistics import Facts
+from .spectrum import SIZE
+from .statistics import GRAIN_PIXELS, MAX_ERROR, Facts
 
 #: Rows of a table of the page; the JSON has all.
 MAX_TABLE_ROWS = 300
@@ -62,5 +63,8 @@ def render(facts: Facts, images: dict[str, Any], defaults: Sequence[str]) -> str
         verify=shlex.join(["python", "main.py", "--verify", printable(facts["file"])]),
         options=FILE_OPTIONS,
         orientations="; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
+        GRAIN_PIXELS=GRAIN_PIXELS,
+        MAX_ERROR=MAX_ERROR,
+        SPECTRUM_SIZE=SIZE,
         max_rows=MAX_TABLE_ROWS,
     )

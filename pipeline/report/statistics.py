@@ -1,19 +1,20 @@
-"""The figures of the report as plain data: counts of the plan, values of a sample of the file."""
+"""The figures of the report as plain data: counts of the plan, noise, values of a sample."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ctpatches.file import denormalise, read_patches
+from ctpatches.schema import DIFFERENCE_COLUMNS
 from ctpatches.validation import ValidatedFile
 from pipeline.config import Config
-from pipeline.model import PairPlan, Plan
+from pipeline.model import Difference, Pair, PairPlan, Plan
 from utils import generator
 
 Facts = dict[str, Any]
@@ -24,6 +25,13 @@ ROLES = ("input", "target")
 #: pixels of each role in all.
 MAX_PATIENT_WINDOWS, MAX_WINDOWS, MAX_PIXELS = 200, 2000, 2_000_000
 SOFT_TISSUE_HU = (-160.0, 240.0)
+#: Pixels of a grain of CT noise, which count as one. The integral of NPS^2 / s^4 was 1.2 to 1.6
+#: with a sharp kernel (D45f); smooth ones have larger grains.
+GRAIN_PIXELS = 25
+#: Largest relative standard error of a noise that is stated.
+MAX_ERROR = 0.01
+#: Bins of a histogram, and stored units per bin.
+MAX_BINS, WIDTHS = 200, [m * 10**e for e in range(9) for m in (1, 2, 5)]
 
 
 def unit_of(config: Config) -> str:
@@ -71,8 +79,7 @@ class Sample:
     index: NDArray[np.int64]  #: ascending
     pair: NDArray[np.int64]
     scale: Floats
-    values: Floats  #: input and target as in the file, shape (2, n, p, p)
-    hu: Floats  #: the same in HU
+    hu: Floats  #: input and target in HU, shape (2, n, p, p)
 
 
 def read_sample(source: ValidatedFile, plan: Plan, config: Config) -> Sample:
@@ -82,7 +89,7 @@ def read_sample(source: ValidatedFile, plan: Plan, config: Config) -> Sample:
     hu = [denormalise(v, source, index, role) for v, role in zip(values, ROLES, strict=True)]
     pair = np.searchsorted(plan.starts, index, side="right") - 1
     scale = np.array([source["patch/scale"][i] for i in index])
-    return Sample(index, pair, scale, np.stack(values), np.stack(hu))
+    return Sample(index, pair, scale, np.stack(hu))
 
 
 def draw_sample(plan: Plan, config: Config) -> NDArray[np.int64]:
@@ -103,55 +110,103 @@ def draw_sample(plan: Plan, config: Config) -> NDArray[np.int64]:
     return np.sort(drawn)
 
 
-def measure_noise(sample: Sample, plan: Plan) -> tuple[dict[str, Facts], dict[str, Facts]]:
-    """Measure input minus target on the patches at scale 1.
+def read_differences(source: ValidatedFile) -> list[Difference]:
+    """Return what the file records of the differences of its pairs."""
+    columns = [source.values(f"pair/{name}").tolist() for name in DIFFERENCE_COLUMNS]
+    return [Difference(*row) for row in zip(*columns, strict=True)]
 
-    By patient, on pairs whose input is not degraded; and by degradation of the input.
+
+def measure_noise(differences: Sequence[Difference], config: Config) -> Facts | None:
+    """Return standard deviation and mean of input minus target, and their standard errors, HU.
+
+    None where there are too few pixels. With n pixels, n_eff = n (1 - overlap / size)^2 / GRAIN are
+    taken as independent: overlapping windows repeat pixels, and neighbours are correlated. The
+    error of the standard deviation s is s / sqrt(2 n_eff), that of the mean s / sqrt(n_eff).
     """
-    here = sample.scale == 1
-    differences = {
-        unit: both[0, here] - both[1, here]
-        for unit, both in (("hu", sample.hu), ("file", sample.values))
+    pixels = sum(one.difference_pixels for one in differences)
+    independent = pixels * (1 - config.overlap / config.patch_size) ** 2 / GRAIN_PIXELS
+    if 2 * independent * MAX_ERROR**2 < 1:
+        return None
+    mean = math.fsum(one.difference_sum for one in differences) / pixels
+    squares = math.fsum(one.difference_squares for one in differences)
+    sd = math.sqrt(max(0.0, squares / pixels - mean**2))
+    return {
+        "pixels": pixels,
+        "sd_hu": sd,
+        "sd_error_hu": sd / math.sqrt(2 * independent),
+        "mean_hu": mean,
+        "mean_error_hu": sd / math.sqrt(independent),
     }
-    pairs = sample.pair[here].tolist()
-    kinds = np.array([plan.degradations[i] or "none" for i in pairs], object)
-    patients = np.array([plan.names[i].patient for i in pairs], object)
-
-    def measure(rows: NDArray[np.bool_]) -> Facts:
-        found: Facts = {"patches": int(rows.sum())}
-        for unit, values in differences.items():
-            found[f"mean_{unit}"] = float(values[rows].mean(dtype=np.float64))
-            found[f"sd_{unit}"] = float(values[rows].std(dtype=np.float64))
-        return found
-
-    plain = kinds == "none"
-    by_patient = {p: measure(plain & (patients == p)) for p in dict.fromkeys(patients[plain])}
-    return by_patient, {kind: measure(kinds == kind) for kind in sorted(set(kinds))}
 
 
-def histograms(sample: Sample, config: Config) -> list[Facts]:
-    """Count the sampled pixels by value: over their range, and in the range of soft tissue."""
-    # Integers have to fall evenly into the bins, or the curve would be a comb.
-    integers = config.normalization_type == "None"
-    low, high = np.quantile(sample.values, (1e-4, 1 - 1e-4)).tolist()
-    panels = [("all values", 160, low, max(high, low + (1 if integers else 1e-6)))]
-    # Soft tissue has one range in the unit of the file if all images are normalised alike.
-    ends = np.array([sample.hu.argmin(), sample.hu.argmax()])
-    hu, value = np.take(sample.hu, ends).tolist(), np.take(sample.values, ends).tolist()
-    factor = (value[1] - value[0]) / (hu[1] - hu[0]) if hu[1] > hu[0] else 0.0
-    if factor > 0 and np.abs((sample.values - value[0]) / factor + hu[0] - sample.hu).max() < 0.5:
-        low, high = (value[0] + (end - hu[0]) * factor for end in SOFT_TISSUE_HU)
-        panels.append(("soft tissue", 100, low, high))
-    found = []
-    for name, bins, low, high in panels:
-        edges = MaxNLocator(bins, steps=[1, 2, 5, 10], integer=integers).tick_values(low, high)
-        # One bin more, and dropped: NumPy counts the upper edge of the last bin.
-        span = edges[0], 2 * edges[-1] - edges[-2]
-        counts = [np.histogram(v, len(edges), span)[0][:-1].tolist() for v in sample.values]
-        outside = [v.size - sum(inside) for v, inside in zip(sample.values, counts, strict=True)]
-        if sum(outside) < 0.99 * sample.values.size:
-            panel: Facts = {"name": name, "edges": [float(edge) for edge in edges]}
-            panel["counts"] = dict(zip(ROLES, counts, strict=True))
-            panel["outside"] = dict(zip(ROLES, outside, strict=True))
+def dose_level(pairs: Sequence[Pair]) -> str:
+    """Return the dose of a patient's inputs as part of that of the targets, from the headers.
+
+    Simulated low-dose scans often keep the values of the full dose: those count as not recorded.
+    """
+    for name in ("exposure_mas", "ctdi_mgy"):
+        low, full = ([getattr(getattr(p, role), name) for p in pairs] for role in ROLES)
+        if None not in low + full and sum(full) > 0 and not math.isclose(sum(low), sum(full)):
+            return f"{float(f'{100 * sum(low) / sum(full):.2g}'):g} %"
+    return "not recorded"
+
+
+def count_clipped(differences: Sequence[Difference], config: Config) -> Facts | None:
+    """Return how many pixels of each role lie outside of the window of `hu_window`."""
+    if config.normalization_type != "hu_window":
+        return None
+    sums = Difference(*map(sum, zip(*differences, strict=True)))
+    sides = {r: {s: getattr(sums, f"{r}_{s}") for s in ("below", "above")} for r in ROLES}
+    return {"pixels": sums.difference_pixels, **sides}
+
+
+def levels(plan: Plan) -> tuple[float, float]:
+    """Return the HU of a stored 0, and of one stored unit; integers if they differ in the plan."""
+    slices = (one for pair in plan.pairs for one in (pair.input, pair.target))
+    found = {(one.intercept, abs(one.slope)) for one in slices}
+    return found.pop() if len(found) == 1 else (0.0, 1.0)
+
+
+def unit_map(plan: Plan, config: Config) -> tuple[float, float] | None:
+    """Return offset and divisor of value = (HU - offset) / divisor; None if images differ."""
+    if plan.fixed:
+        return (plan.fixed.offset, plan.fixed.divisor) if plan.fixed.divisor else None
+    if config.normalization_type != "None" or config.in_hu:
+        return None
+    one = plan.pairs[0].target  # a run refuses stored values of several scales
+    return one.intercept, one.slope
+
+
+def histograms(sample: Sample, plan: Plan, config: Config) -> list[Facts]:
+    """Count the sampled pixels by HU: over their range, and in the range of soft tissue.
+
+    A bin has the same number of the values that can occur, or the curve would be a comb: its edges
+    lie between them. Clipped values are in no bin.
+    """
+    zero, step = levels(plan)
+    numbers = (sample.hu - zero) / step
+    found: list[Facts] = []
+    ranges = {
+        "all values": np.quantile(sample.hu, (1e-4, 1 - 1e-4)).tolist(),
+        "soft tissue": SOFT_TISSUE_HU,
+    }
+    for name, limits in ranges.items():
+        first, last = (round((end - zero) / step) for end in limits)
+        if config.normalization_type == "hu_window":
+            low, high = ((end - zero) / step for end in config.hu_window)
+            first, last = max(first, math.ceil(low + 0.5)), min(last, math.floor(high - 0.5))
+        width = next(w for w in WIDTHS if w * MAX_BINS >= last - first)
+        bins = (last - first + 1) // width
+        if bins < 1:
+            continue
+        places = np.floor((numbers - first + 0.5) / width)
+        inside = [one[(one >= 0) & (one < bins)].astype(np.int64) for one in places]
+        counts = [np.bincount(one, minlength=bins).tolist() for one in inside]
+        outside = [one.size - len(kept) for one, kept in zip(places, inside, strict=True)]
+        edges = zero + step * (first - 0.5 + width * np.arange(bins + 1))
+        panel: Facts = {"name": name, "edges": edges.tolist()}
+        panel["counts"] = dict(zip(ROLES, counts, strict=True))
+        panel["outside"] = dict(zip(ROLES, outside, strict=True))
+        if sum(outside) < 0.99 * places.size and panel["edges"] not in [p["edges"] for p in found]:
             found.append(panel)
     return found
