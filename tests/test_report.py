@@ -257,6 +257,16 @@ def test_noise_is_that_of_all_patches_at_scale_1_before_clipping_and_degradation
     assert '<bdi>B</bdi></th><td class="n">&ndash;</td>' in large.text
 
 
+def test_with_clipping_degraded_pairs_are_in_no_histogram(large):
+    with h5py.File(large.file) as file:
+        pairs = file["patch/pair"][...][large.facts["sample"]["index"]]
+        plain = file["pair/degradation"][...][pairs] == b"none"
+    assert 0 < plain.sum() < len(plain)
+    for panel in large.facts["histograms"]:
+        for role in ("input", "target"):
+            assert sum(panel["counts"][role]) + panel["outside"][role] == 64**2 * plain.sum()
+
+
 def test_the_sums_of_a_pair_are_those_of_its_windows():
     rng = np.random.default_rng(0)
     for edge, shape, overlap in (
