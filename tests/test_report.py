@@ -216,7 +216,7 @@ def large(tmp_path_factory) -> Run:
     """Return a job with enough pixels for the noise of one patient, and too few for the other's."""
     root = tmp_path_factory.mktemp("large")
     doses = {"quarter_3mm": 30, "full_3mm": 120}
-    for name, slices in (("A", 3), ("B", 1)):
+    for name, slices in (("A", 4), ("B", 1)):  # one input of five is not degraded
         write_patient(root / "scans", name, slices, shape=(256, 240))
         for folder, exposure in doses.items():
             for path in (root / "scans" / name / folder).iterdir():
@@ -250,6 +250,16 @@ def test_noise_is_that_of_all_patches_at_scale_1_before_clipping_and_degradation
     ]
     assert f"{sd:.2f} &plusmn;" in large.text
     assert '<bdi>B</bdi></th><td class="n">&ndash;</td>' in large.text
+
+
+def test_with_clipping_degraded_pairs_are_in_no_histogram(large):
+    with h5py.File(large.file) as file:
+        pairs = file["patch/pair"][...][large.facts["sample"]["index"]]
+        plain = file["pair/degradation"][...][pairs] == b"none"
+    assert 0 < plain.sum() < len(plain)
+    for panel in large.facts["histograms"]:
+        for role in ("input", "target"):
+            assert sum(panel["counts"][role]) + panel["outside"][role] == 64**2 * plain.sum()
 
 
 def test_the_sums_of_a_pair_are_those_of_its_windows():

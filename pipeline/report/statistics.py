@@ -181,10 +181,13 @@ def histograms(sample: Sample, plan: Plan, config: Config) -> list[Facts]:
     """Count the sampled pixels by HU: over their range, and in the range of soft tissue.
 
     A bin has the same number of the values that can occur, or the curve would be a comb: its edges
-    lie between them. Clipped values are in no bin.
+    lie between them. Clipped values are in no bin; with clipping, pairs whose input was degraded
+    afterwards do not count, because their clipped values cannot be recognised any more.
     """
     zero, step = levels(plan)
-    numbers = (sample.hu - zero) / step
+    clipping = config.normalization_type == "hu_window"
+    plain = np.array([not (clipping and plan.degradations[i]) for i in sample.pair.tolist()])
+    numbers = (sample.hu[:, plain if plain.any() else slice(None)] - zero) / step
     found: list[Facts] = []
     ranges = {
         "all values": np.quantile(sample.hu, (1e-4, 1 - 1e-4)).tolist(),
@@ -192,7 +195,7 @@ def histograms(sample: Sample, plan: Plan, config: Config) -> list[Facts]:
     }
     for name, limits in ranges.items():
         first, last = (round((end - zero) / step) for end in limits)
-        if config.normalization_type == "hu_window":
+        if clipping:
             low, high = ((end - zero) / step for end in config.hu_window)
             first, last = max(first, math.ceil(low + 0.5)), min(last, math.floor(high - 0.5))
         width = next(w for w in WIDTHS if w * MAX_BINS >= last - first)
