@@ -290,6 +290,8 @@ def _outline(axes: Axes, mask: NDArray[np.bool_], scale: float) -> None:
     """Draw the outline of a mask of the slice at scale 1."""
     rows, columns = augment.view_shape((mask.shape[0], mask.shape[1]), scale)
     reduced = augment.downscale(mask.astype(np.float32), min(1.0, MAX_DRAWN_SIZE / max(mask.shape)))
+    if min(reduced.shape) < 2 or not reduced.min() < 0.5 < reduced.max():
+        return  # no outline: matplotlib refuses the first, and warns of the second
     axes.contour(
         reduced,
         [0.5],
