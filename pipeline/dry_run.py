@@ -18,7 +18,7 @@ from utils import quoted
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
 BASE_MB = 160
 #: What drawing the report adds, MB: measured.
-REPORT_MB = 90
+REPORT_MB = 120
 #: Images (float32, of the largest size) that a rank holds at most while it processes a pair, and
 #: how many more for every thread that prefetches in a serial run: measured, for images of 512 x 512
 #: to 4096 x 4096 pixels.

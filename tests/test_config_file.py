@@ -331,7 +331,7 @@ def test_an_attribute_cannot_pose_as_options(tmp_path, tree):
     path = with_attribute(tmp_path / "other.h5", np.bytes_(json.dumps(stored).encode()))
     (tmp_path / "mine.h5").write_bytes(b"weeks of work")
     ended = called(tmp_path, *argv(tree.root, tmp_path / "mine.h5"), "--config", path)
-    one_error(ended, f"--config '{path}': 'hu_window': ", status=2)
+    one_error(ended, f"--config '{path}' holds no configuration", "not a file of", status=2)
     assert (tmp_path / "mine.h5").read_bytes() == b"weeks of work"
 
 
@@ -372,7 +372,7 @@ def test_control_characters_from_an_argument_never_reach_the_terminal(tmp_path, 
     assert left(tmp_path) == set()
 
 
-def test_control_characters_never_reach_the_terminal_in_a_traceback(tmp_path):
+def test_control_characters_never_reach_the_terminal_with_verbose(tmp_path):
     ended = serial(tmp_path, "--input-folder", ESCAPE, "--verbose")
-    assert "Traceback" in ended.err
+    assert "does not exist" in ended.err
     assert (ended.err + ended.out).replace("\n", "").isprintable()
