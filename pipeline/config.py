@@ -136,6 +136,14 @@ class Config:
         "text file that assigns patients to subsets: per line train, val or test, and the name; "
         "default: one file",
     )
+    nsplit: int = option(
+        "data",
+        dataclasses.replace(integer(1, "N"), most=999, expected="an integer from 1 to 999"),
+        "number of files, with equal numbers of patches: <name>_1of4.h5 to <name>_4of4.h5 for 4; "
+        "with a split, as many for each subset",
+        "files",
+        default=1,
+    )
     anonymize: bool = flag(
         "data",
         "replace the names of patients and files by P0001, P0001/in_0001, ..., and save the "
@@ -298,6 +306,11 @@ class Config:
             if value != one.default and not (self.air_threshold and rule in ("", self.air_rule)):
                 needed = "--air_threshold" + (f" --air-rule {rule}" if rule else "")
                 raise CallError(f"{one.flag} {one.text(value)} requires {needed}")
+
+    @property
+    def has_subsets(self) -> bool:
+        """Whether the patients are assigned to subsets."""
+        return self.split is not None or self.split_file is not None
 
     @property
     def in_hu(self) -> bool:

@@ -34,7 +34,7 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     """Print the disk space, the memory and the time that a run needs with that many ranks."""
     pairs = [pair for plan in plans.values() for pair in plan.pairs]
     size = sum(plan.patches for plan in plans.values()) * config.bytes_per_patch
-    files = ", ".join(quoted(path) for path in paths.files_of(config).values())
+    files = ", ".join(map(quoted, paths.all_files(config)))
     folder = os.path.dirname(os.path.abspath(config.output_fname))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pipeline.output import checkpoint, file_header
 from pipeline.output.blocks import NO_SPACE, Layout, named_errors
 from pipeline.output.checkpoint import BlockRecord, Checkpoint
 from pipeline.output.file_header import Header
-from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path
+from pipeline.output.paths import PARTIAL, all_files, checkpoint_path, key_path, other_files
 from utils import RunError, quoted
 
 #: What makes a spreadsheet read a cell as a formula: such names get an apostrophe before them.
@@ -136,10 +137,11 @@ class Output:
     another job, RunError is raised, and what this run has created is removed again.
     """
 
-    def __init__(self, plans: Mapping[str, Plan], config: Config) -> None:
+    def __init__(self, plans: Mapping[str, Sequence[Plan]], config: Config) -> None:
         self.config = config
-        self.files = [OutputFile(plans[subset], path) for subset, path in files_of(config).items()]
-        self._key = key_text(plans.values()) if config.anonymize else b""
+        all_plans = itertools.chain.from_iterable(plans.values())
+        self.files = list(map(OutputFile, all_plans, all_files(config)))
+        self._key = key_text(file.plan for file in self.files) if config.anonymize else b""
         self._key_path = key_path(config)
         self._new_key = self._key_path + PARTIAL
         self._checkpoint: Checkpoint | None = None
@@ -184,7 +186,9 @@ class Output:
             self._check_final(file)
         self._check_key()
         self._owned = True
-        for path in [*(file.partial for file in self.files if not file.layout), self._new_key]:
+        left = [file.partial for file in self.files if not file.layout]
+        left += other_files(self.config, PARTIAL) if changed else []
+        for path in [*left, self._new_key]:
             checkpoint.check_unlocked(path)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)  # an interrupted run left it, and this one does not continue it
@@ -224,13 +228,20 @@ class Output:
 
     @property
     def pairs(self) -> int:
-        """Number of pairs in all files."""
-        return sum(len(file.plan.pairs) for file in self.files)
+        """Number of pairs in all files; with `--nsplit`, two files may have parts of one pair."""
+        return len({pair.identity for file in self.files for pair in file.plan.pairs})
 
     @property
     def pairs_done(self) -> int:
-        """Number of pairs whose blocks are in the files."""
-        return sum(len(f.plan.pairs) if f.complete else len(f.done) for f in self.files)
+        """Number of pairs all of whose blocks are in the files."""
+        missing = {
+            pair.identity
+            for file in self.files
+            if not file.complete
+            for index, pair in enumerate(file.plan.pairs)
+            if index not in file.done
+        }
+        return self.pairs - len(missing)
 
     def add(self, number: int, index: int, record: BlockRecord) -> None:
         """Record that the block of a pair is in the file of that number."""

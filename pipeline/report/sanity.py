@@ -124,8 +124,10 @@ def coverage(
             views.append(figures.WindowedView(scale, view, grid.rows, grid.cols, grid.size, kept))
         names = plan.names[index]
         patient = printable(names.patient).encode()[:100].decode(errors="ignore")
+        others = plan.parts[index].others or (0,) * len(views)
         counts = [
-            {"scale": v.scale, "windows": v.kept.size, "kept": int(v.kept.sum())} for v in views
+            {"scale": v.scale, "windows": v.kept.size - other, "kept": int(v.kept.sum())}
+            for v, other in zip(views, others, strict=True)
         ]
         yield (
             f"coverage_{patient}_{index}.png",

@@ -56,7 +56,7 @@ def _counts(windows: int, kept: int, config: Config) -> Facts:
 
 def count_pairs(parts: Sequence[PairPlan], config: Config) -> Facts:
     """Return windows and patches of some pairs."""
-    windows = sum(sum(part.windows) for part in parts)
+    windows = sum(sum(part.windows) - sum(part.others) for part in parts)
     kept = sum(part.kept_windows for part in parts)
     return {"pairs": len(parts), **_counts(windows, kept, config)}
 
@@ -66,8 +66,9 @@ def count_scales(parts: Sequence[PairPlan], config: Config) -> list[Facts]:
     found = []
     for view, scale in enumerate(config.scales):
         windows = [part.windows[view] for part in parts]
+        others = sum(part.others[view] for part in parts if part.others)
         kept = sum(int.from_bytes(part.kept[view], "big").bit_count() for part in parts)
-        counts = _counts(sum(windows), kept, config)
+        counts = _counts(sum(windows) - others, kept, config)
         found.append({"scale": scale, **counts, "views_too_small": windows.count(0)})
     return found
 
