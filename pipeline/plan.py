@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,11 +57,11 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
     for subset in paths.subsets_of(config):
         pairs = [pair for pair, _ in planned if subsets[pair.patient] == subset]
         mine = [survey for pair, survey in planned if subsets[pair.patient] == subset]
-        patches = [survey.part.kept_windows * config.orientations for survey in mine]
+        parts = [survey.part for survey in mine]
         plans[subset] = Plan(
             pairs,
-            parts=[survey.part for survey in mine],
-            starts=list(itertools.accumulate(patches, initial=0)),
+            parts=parts,
+            **_places(parts, config),
             degradations=[degradations[pair.identity] for pair in pairs],
             names=_names(pairs, cohort, config),
             fixed=fixed,
@@ -73,6 +74,12 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
         )
         _check_patches(subset, plans[subset], config)
     return plans
+
+
+def _places(parts: Sequence[PairPlan], config: Config) -> dict[str, Any]:
+    """Return the fields of a plan that follow from the windows of its pairs."""
+    patches = (part.kept_windows * config.orientations for part in parts)
+    return {"starts": list(itertools.accumulate(patches, initial=0))}
 
 
 def divide(plan: Plan, config: Config) -> list[Plan]:
@@ -92,13 +99,12 @@ def divide(plan: Plan, config: Config) -> list[Plan]:
         here = slice(first, stop)
         both = zip(plan.parts[here], starts[here], strict=True)
         parts = [_between(part, low - start, high - start) for part, start in both]
-        patches = [part.kept_windows * config.orientations for part in parts]
         plans.append(
             dataclasses.replace(
                 plan,
                 pairs=plan.pairs[here],
                 parts=parts,
-                starts=list(itertools.accumulate(patches, initial=0)),
+                **_places(parts, config),
                 degradations=plan.degradations[here],
                 names=plan.names[here],
                 digests=plan.digests[here],
