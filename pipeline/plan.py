@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import patching
 from pipeline.cohort import splitting
 from pipeline.cohort.selection import Cohort
 from pipeline.config import Config
-from pipeline.model import LeftOut, Names, Pair, PairPlan, Plan
+from pipeline.model import LeftOut, Names, Pair, PairPlan, Plan, View
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
 from pipeline.survey import Survey, fixed_affine, survey_pairs
@@ -61,7 +62,7 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
         plans[subset] = Plan(
             pairs,
             parts=parts,
-            **_places(parts, config),
+            **_places(pairs, parts, config),
             degradations=[degradations[pair.identity] for pair in pairs],
             names=_names(pairs, cohort, config),
             fixed=fixed,
@@ -76,10 +77,36 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
     return plans
 
 
-def _places(parts: Sequence[PairPlan], config: Config) -> dict[str, Any]:
+def _places(pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config) -> dict[str, Any]:
     """Return the fields of a plan that follow from the windows of its pairs."""
-    patches = (part.kept_windows * config.orientations for part in parts)
-    return {"starts": list(itertools.accumulate(patches, initial=0))}
+    patches = [part.kept_windows * config.orientations for part in parts]
+    views = list(_stored_views(pairs, parts, config))
+    pixels = [n * config.patch_size**2 for n in patches]
+    if config.store == "views":
+        pixels = [0] * len(pairs)
+        for view in views:
+            pixels[view.pair] += view.rows * view.columns
+    return {
+        "starts": list(itertools.accumulate(patches, initial=0)),
+        "views": views,
+        "pixel_starts": list(itertools.accumulate(pixels, initial=0)),
+    }
+
+
+def _stored_views(
+    pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config
+) -> Iterator[View]:
+    """Yield the views with kept windows in the order of the file; none where patches are stored."""
+    offset = 0
+    for index, (pair, part) in enumerate(zip(pairs, parts, strict=True)):
+        if config.store == "patches":
+            return
+        for scale, kept in zip(config.scales, part.kept_masks(), strict=True):
+            if kept.any():
+                shape = augment.view_shape((pair.target.rows, pair.target.columns), scale)
+                padded = patching.Grid.of(shape, config.patch_size, config.overlap, config.edge)
+                yield View(index, scale, offset, *padded.shape)
+                offset += math.prod(padded.shape)
 
 
 def divide(plan: Plan, config: Config) -> list[Plan]:
@@ -104,7 +131,7 @@ def divide(plan: Plan, config: Config) -> list[Plan]:
                 plan,
                 pairs=plan.pairs[here],
                 parts=parts,
-                **_places(parts, config),
+                **_places(plan.pairs[here], parts, config),
                 degradations=plan.degradations[here],
                 names=plan.names[here],
                 digests=plan.digests[here],
