@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctpatches.checksums import block_digest
+from ctpatches.file import abbreviated
 from ctpatches.header import Header
 from pipeline.config import Config
 from pipeline.model import Plan
@@ -23,6 +24,8 @@ from utils import RunError, quoted
 
 #: What makes a spreadsheet read a cell as a formula: such names get an apostrophe before them.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+#: Longer lists of files are abbreviated in messages.
+MAX_NAMES = 8
 
 
 @dataclass
@@ -102,7 +105,7 @@ def reserve(files: Sequence[OutputFile]) -> None:
     disk = os.statvfs(files[0].partial)
     free = disk.f_bavail * disk.f_frsize
     if size > free:
-        names = ", ".join(quoted(file.final) for file in files)
+        names = abbreviated([quoted(file.final) for file in files], MAX_NAMES)
         raise RunError(
             f"no space left for {names}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
         )
@@ -316,5 +319,5 @@ class Output:
         if not resumable:
             return ""
         names = [quoted(file.final if file.complete else file.partial) for file in self.files]
-        done = f"{self.pairs_done} of {self.pairs} pairs are complete in {', '.join(names)}"
-        return f"{done}; --resume continues"
+        done = f"{self.pairs_done} of {self.pairs} pairs are complete"
+        return f"{done} in {abbreviated(names, MAX_NAMES)}; --resume continues"
