@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Tree
-from tests.running import REPO, mpiexec, run
+from tests.faults import Fault, argv, command, finished_blocks, left, one_error, run
+from tests.running import REPO, Ended, mpiexec
 
 HOSTS = 3
-OPTIONS = ("--patch-size", "p12", "--rot_augment", "--ds_augment", "--air_threshold")
 
 #: Starts MPICH's proxy on a host: `mpiexec` calls it as it would call ssh. Each host has its own
-#: name, and all but the first see nothing in the folder of the output.
+#: name, and all but the first see nothing in the folder `local`.
 LAUNCHER = """#!/bin/sh
 while [ "${{1#-}}" != "$1" ]; do shift; done
 host=${{1##*.}}
 shift
 hide=":"
-[ "$host" = 1 ] || hide="mount -t tmpfs none {results}"
+[ "$host" = 1 ] || hide="mount -t tmpfs none {local}"
 exec ip netns exec "{prefix}$host" unshare --uts --mount \\
     sh -c "$hide && hostname host$host && exec $*"
 """
+
+#: `main.py` where the file system of the tests is one that loses neighbouring writes.
+INCOHERENT = """
+import sys, main
+from pipeline.output import blocks
+blocks.INCOHERENT += (blocks.file_system(sys.argv.pop(1)),)
+sys.exit(main.main())
+"""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Hosts that share all folders but `local`, which is that of the first host alone."""
+
+    switch: str
+    launcher: list[str]
+    local: Path
+
+    def run(self, job: list[str], fault: Fault | None = None) -> Ended:
+        """Run a job with four ranks, of which 0 and 3 are on the first host."""
+        words = command(0, [*job, "--mpi_run"], fault)
+        return run([*self.launcher, *words], self.local.parent)
+
+    def sent_bytes(self) -> int:
+        """Return how many bytes the other hosts have sent so far, all of them to the first."""
+        links = (f"/sys/class/net/{self.switch}{i}" for i in range(2, HOSTS + 1))
+        return sum(int(Path(link, "statistics/rx_bytes").read_text()) for link in links)
 
 
 def _ip(words: str) -> None:
     subprocess.run(["ip", *words.split()], check=True, capture_output=True)
 
 
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[list[str]]:
-    """Make hosts with an address each, on one switch; return what mpiexec needs to use them."""
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Make hosts with an address each, on one switch."""
     if not shutil.which("ip") or os.geteuid() != 0:
         pytest.skip("making network namespaces needs root and iproute2")
     version = subprocess.run([mpiexec(), "--version"], capture_output=True, text=True, check=True)
@@ -62,29 +89,68 @@ def hosts(tmp_path: Path) -> Iterator[list[str]]:
         for undo in reversed(made):
             _ip(undo)
         pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
-    results = tmp_path / "results"
-    results.mkdir()
-    launcher = tmp_path / "launcher"
-    launcher.write_text(LAUNCHER.format(prefix=prefix, results=results))
+    local = tmp_path_factory.mktemp("hosts") / "local"
+    local.mkdir()
+    launcher = local.parent / "launcher"
+    launcher.write_text(LAUNCHER.format(prefix=prefix, local=local))
     launcher.chmod(0o755)
     addresses = ",".join(f"10.77.0.{i}" for i in range(1, HOSTS + 1))
-    yield [
+    words = [
         *("ip", "netns", "exec", f"{prefix}1", mpiexec(), "-launcher", "ssh", "-launcher-exec"),
         *(str(launcher), "-iface", "eth0", "-hosts", addresses, "-n", "4"),
     ]
+    yield Hosts(switch, words, local)
     for undo in reversed(made):
         _ip(undo)
 
 
 def test_three_hosts_give_the_bytes_of_a_serial_run_and_one_needs_the_output_folder(
-    hosts: list[str], tree: Tree, tmp_path: Path
+    hosts: Hosts, tree: Tree, whole: bytes
 ) -> None:
-    job = [sys.executable, str(REPO / "main.py"), "--input-folder", str(tree.root), *OPTIONS]
-    job.append("--output-fname")
-    many = tmp_path / "results" / "many.h5"
-    ended = run([*hosts, *job, many, "--mpi_run"], tmp_path)
-    assert ended.status == 0, ended.err
-    one = tmp_path / "one.h5"
-    assert run([*job, one], tmp_path).status == 0
-    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (one, many)]
-    assert sums[0] == sums[1]
+    output, before = hosts.local / "sent.h5", hosts.sent_bytes()
+    ended = hosts.run(argv(tree.root, output))
+    assert (ended.status, ended.err) == (0, "")
+    assert output.read_bytes() == whole
+    assert hosts.sent_bytes() - before > len(whole) / 4
+
+
+def test_hosts_that_share_the_output_folder_write_directly(
+    hosts: Hosts, tree: Tree, whole: bytes, tmp_path: Path
+) -> None:
+    output, before = tmp_path / "direct.h5", hosts.sent_bytes()
+    ended = hosts.run(argv(tree.root, output, "--hand_over", "direct"))
+    assert (ended.status, ended.err) == (0, "")
+    assert output.read_bytes() == whole
+    print(hosts.sent_bytes() - before, len(whole))
+    assert 0 < hosts.sent_bytes() - before < len(whole) / 10
+
+
+def test_a_host_without_the_output_folder_cannot_write_directly(hosts: Hosts, tree: Tree) -> None:
+    output = hosts.local / "hidden.h5"
+    ended = hosts.run(argv(tree.root, output, "--hand_over", "direct"))
+    one_error(ended, "rank 1: ", f"{output}.partial", "--hand_over auto", status=1)
+    assert not [name for name in left(hosts.local) if name.startswith("hidden")]
+
+
+def test_direct_is_refused_on_a_file_system_that_loses_writes_of_several_hosts(
+    hosts: Hosts, tree: Tree, tmp_path: Path
+) -> None:
+    job = [*argv(tree.root, tmp_path / "nfs.h5", "--hand_over", "direct"), "--mpi_run"]
+    words = [sys.executable, "-c", INCOHERENT, str(tmp_path), *job]
+    kind = subprocess.run(["stat", "-fc%T", tmp_path], capture_output=True, text=True, check=True)
+    one_error(run([*hosts.launcher, *words], REPO), "is on ", "--hand_over auto", status=1)
+    assert left(tmp_path) == set()
+    print(kind)
+    alone = run(words, REPO)  # one host sees its own writes on any file system
+    assert (alone.status, alone.err) == (0, "")
+
+
+def test_the_output_is_complete_only_when_every_host_has_synced_its_part(
+    hosts: Hosts, tree: Tree, tmp_path: Path
+) -> None:
+    job = argv(tree.root, tmp_path / "mine.h5", "--hand_over", "direct")
+    ended = hosts.run(job, Fault("raise", "syncing", rank=1))
+    message = one_error(ended, "rank 1: ", "made to fail", status=1)
+    assert "--resume continues" in message
+    assert "mine.h5" not in left(tmp_path)
+    assert finished_blocks(tmp_path / "mine.h5.checkpoint") == len(tree.pairs)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ctpatches.messages import CallError, RunError, ToolError
-from pipeline.errors import SharedFailure, reason_of
+from pipeline.errors import reason_of
 from pipeline.mpi.ranks import Ranks
 
 #: Variables with rank and number of ranks, of MPICH's and Intel's mpiexec, Open MPI's, and srun.
@@ -96,14 +96,10 @@ def agree(ranks: Ranks, request: Any) -> Any:
 
     Raises SharedFailure, the same on every rank, where the request of any is invalid.
     """
-    requests = ranks.gather(request)
 
     def valid_request() -> Any:
-        invalid = [(i, one) for i, one in enumerate(requests) if isinstance(one, ToolError)]
-        if invalid:
-            rank, error = invalid[0]
-            where = "" if len(invalid) == ranks.size else f"rank {rank}: "
-            raise SharedFailure(f"{where}{error}", error.status)
+        if isinstance(request, ToolError):
+            raise request
         return request
 
-    return ranks.share(ranks.on_root(valid_request))
+    return ranks.share(ranks.on_all(valid_request))

@@ -48,9 +48,7 @@ class OutputFile:
         """Open and lock the partial file."""
         self.descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
         checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
-        status = os.fstat(self.descriptor)
-        path, identity = os.path.abspath(self.partial), (status.st_dev, status.st_ino)
-        self.layout, self.size = Layout(path, identity, header.rows), header.size
+        self.layout, self.size = Layout(os.path.abspath(self.partial), header.rows), header.size
 
     def create(self, header: Header) -> None:
         """Create the partial file in its full size."""
@@ -198,6 +196,9 @@ class Output:
             reserve([file for file, _ in new])
         for file, header in new:
             header.write(file.descriptor)
+        for file in self.files:
+            if file.layout:
+                file.layout.write_token(file.descriptor)
 
     def _check_final(self, file: OutputFile) -> None:
         """Find out whether a file is already complete, and refuse to replace another job's."""
