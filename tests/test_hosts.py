@@ -23,13 +23,13 @@ BY_TCP = {"UCX_TLS": "self,tcp"}
 OPTIONS = ("--patch-size", "p24", "--overlap", "18", "--rot_augment", "--no-report", "--quiet")
 
 #: Starts MPICH's proxy on a host: `mpiexec` calls it as it would call ssh. Each host has its own
-#: name, and all but the first see nothing in the folder `local`.
+#: name, and all but the first have a disk of their own at `local`, with what is in `copies`.
 LAUNCHER = """#!/bin/sh
 while [ "${{1#-}}" != "$1" ]; do shift; done
 host=${{1##*.}}
 shift
 hide=":"
-[ "$host" = 1 ] || hide="mount -t tmpfs none {local}"
+[ "$host" = 1 ] || hide="mount -t tmpfs none {local} && cp -r {copies}/. {local}"
 exec ip netns exec "{prefix}$host" unshare --uts --mount \\
     sh -c "$hide && hostname host$host && exec $*"
 """
@@ -45,11 +45,12 @@ sys.exit(main.main())
 
 @dataclass(frozen=True)
 class Hosts:
-    """Hosts that share all folders but `local`, which is that of the first host alone."""
+    """Hosts that share all folders but `local`; those but the first have `copies` there."""
 
     switch: str
     launcher: list[str]
     local: Path
+    copies: Path
 
     def run(self, job: list[str], fault: Fault | None = None) -> Ended:
         """Run a job with four ranks, of which 0 and 3 are on the first host."""
@@ -93,17 +94,18 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         for undo in reversed(made):
             _ip(undo)
         pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
-    local = tmp_path_factory.mktemp("hosts") / "local"
+    folder = tmp_path_factory.mktemp("hosts")
+    local, copies, launcher = folder / "local", folder / "copies", folder / "launcher"
     local.mkdir()
-    launcher = local.parent / "launcher"
-    launcher.write_text(LAUNCHER.format(prefix=prefix, local=local))
+    copies.mkdir()
+    launcher.write_text(LAUNCHER.format(prefix=prefix, local=local, copies=copies))
     launcher.chmod(0o755)
     addresses = ",".join(f"10.77.0.{i}" for i in range(1, HOSTS + 1))
     words = [
         *("ip", "netns", "exec", f"{prefix}1", mpiexec(), "-launcher", "ssh", "-launcher-exec"),
         *(str(launcher), "-iface", "eth0", "-hosts", addresses, "-n", "4"),
     ]
-    yield Hosts(switch, words, local)
+    yield Hosts(switch, words, local, copies)
     for undo in reversed(made):
         _ip(undo)
 
@@ -147,6 +149,17 @@ def test_a_host_without_the_output_folder_cannot_write_directly(hosts: Hosts, tr
     assert not [name for name in left(hosts.local) if name.startswith("hidden")]
 
 
+def test_a_host_with_a_copy_of_the_interrupted_run_cannot_write_directly(
+    hosts: Hosts, tree: Tree
+) -> None:
+    job = job_of(tree, hosts.local / "copied.h5")
+    one_error(hosts.run(job, Fault("raise", "syncing")), "--resume continues", status=1)
+    partial = hosts.local / "copied.h5.partial"
+    shutil.copy2(partial, hosts.copies)
+    ended = hosts.run([*job, "--hand_over", "direct", "--resume"])
+    one_error(ended, "rank 1: ", str(partial), "--hand_over auto", status=1)
+
+
 def test_direct_is_refused_on_a_file_system_that_loses_writes_of_several_hosts(
     hosts: Hosts, tree: Tree, tmp_path: Path
 ) -> None:
@@ -159,7 +172,7 @@ def test_direct_is_refused_on_a_file_system_that_loses_writes_of_several_hosts(
 
 
 def test_the_output_is_complete_only_when_every_host_has_synced_its_part(
-    hosts: Hosts, tree: Tree, tmp_path: Path
+    hosts: Hosts, tree: Tree, serial: bytes, tmp_path: Path
 ) -> None:
     job = job_of(tree, tmp_path / "mine.h5", "--hand_over", "direct")
     ended = hosts.run(job, Fault("raise", "syncing", rank=1))
@@ -167,3 +180,6 @@ def test_the_output_is_complete_only_when_every_host_has_synced_its_part(
     assert "--resume continues" in message
     assert "mine.h5" not in left(tmp_path)
     assert finished_blocks(tmp_path / "mine.h5.checkpoint") == len(tree.pairs)
+    ended = hosts.run([*job, "--resume"])
+    assert (ended.status, ended.err) == (0, "")
+    assert (tmp_path / "mine.h5").read_bytes() == serial

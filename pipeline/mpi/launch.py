@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -64,6 +65,9 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> Ranks:
     _, launched = launcher_ranks(environ)
     if not mpi_run and launched == 1:
         return Ranks()
+    # Open MPI's transport "ofi" sleeps for a second at every start (mca_btl_ofi_component_close). It
+    # is for one-sided communication alone; messages by libfabric have another one.
+    os.environ.setdefault("OMPI_MCA_btl", "^ofi")
     try:
         with warnings.catch_warnings():  # of a launcher of another MPI: reported below
             warnings.simplefilter("ignore", RuntimeWarning)

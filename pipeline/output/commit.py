@@ -199,6 +199,8 @@ class Output:
         for file in self.files:
             if file.layout:
                 file.layout.write_token(file.descriptor)
+                if self.config.hand_over == "direct":  # other hosts read it
+                    os.fsync(file.descriptor)
 
     def _check_final(self, file: OutputFile) -> None:
         """Find out whether a file is already complete, and refuse to replace another job's."""
