@@ -65,8 +65,8 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> Ranks:
     _, launched = launcher_ranks(environ)
     if not mpi_run and launched == 1:
         return Ranks()
-    # Open MPI's transport "ofi" sleeps for a second at every start (mca_btl_ofi_component_close). It
-    # is for one-sided communication alone; messages by libfabric have another one.
+    # Open MPI's transport "ofi" sleeps for a second at every start (mca_btl_ofi_component_close).
+    # It is for one-sided communication; messages through libfabric use another one (mtl).
     os.environ.setdefault("OMPI_MCA_btl", "^ofi")
     try:
         with warnings.catch_warnings():  # of a launcher of another MPI: reported below

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: One write(2) call writes at most 2^31 - 4096 bytes on Linux.
 WRITE_BYTES = 1 << 30
-#: File systems whose clients cache a file without regard to what other hosts write to it, by the
-#: names of mount(8): see "Data and metadata coherence" in nfs(5), "Cache coherency" in mount.cifs(8).
+#: File systems whose clients cache a file without regard to what other hosts write to it: see "Data
+#: and metadata coherence" in nfs(5), "Cache coherency" in mount.cifs(8).
 INCOHERENT = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs")
 
 
@@ -120,9 +120,9 @@ class PartialFile(Writer):
             )
         if not (file := cls.seen(layout)):
             raise RunError(
-                f"{quoted(layout.path)} cannot be opened, or is not the file that rank 0 has created; "
-                "--hand_over direct expects a file system that all hosts share: without one, use "
-                "--hand_over auto"
+                f"{quoted(layout.path)} cannot be opened, or is not the file that rank 0 has "
+                "created; --hand_over direct expects a file system that all hosts share: without "
+                "one, use --hand_over auto"
             )
         file.sync = not one_host
         return file
