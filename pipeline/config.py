@@ -272,9 +272,10 @@ class Config:
     )
     hand_over: str = option(
         "run",
-        choice("auto", "messages"),
+        choice("auto", "messages", "direct"),
         "how ranks bring patches into the file. auto: those on rank 0's host write them at their "
-        "offset, others send them to rank 0; messages: all send them",
+        "offset, others send them to rank 0; messages: all send them; direct: all write them, on "
+        "parallel file systems such as Lustre, GPFS and BeeGFS",
     )
 
     def __post_init__(self) -> None:

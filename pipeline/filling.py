@@ -86,9 +86,14 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         size = config.bytes_of(*(stop - start for start, stop in rows.values()))
         progress.advance(size=size)
 
+    def flush() -> None:
+        for writer in filter(None, writers):
+            writer.flush()
+
     with contextlib.ExitStack() as stack:
         background = threads > 0 and not ranks.parallel
-        writers = ranks.writers(_open(layouts, config, ranks, stack, background))
+        files_here = ranks.on_all(lambda: _open(layouts, config, ranks, stack, background))
+        writers = ranks.writers(files_here)
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
         prepare = functools.partial(prepare_block, config=config)
@@ -97,8 +102,8 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
             writer = writers[filled[0]]
             assert writer
             writer.when_written(functools.partial(add, *filled))
-        for writer in filter(None, writers):
-            writer.flush()
+        # On all ranks before rank 0 commits: its fsync does not reach the caches of other hosts.
+        ranks.on_all(flush)
 
 
 def _open(
@@ -112,9 +117,11 @@ def _open(
     out: list[Writer | None] = []
     for layout in layouts:
         file = None
-        if layout and ranks.rank == 0:
+        if layout and config.hand_over == "direct":
+            file = blocks.PartialFile.direct(layout, ranks.one_host)
+        elif layout and ranks.rank == 0:
             file = blocks.PartialFile(layout)
-        elif layout and config.hand_over != "messages" and ranks.beside_root:
+        elif layout and config.hand_over == "auto" and ranks.beside_root:
             file = blocks.PartialFile.seen(layout)
         writer: Writer | None = file
         if file:

@@ -22,6 +22,7 @@ from pipeline.output.writer import Writer
 from utils import RunError
 
 TASKS = 40
+ROUNDS = 200
 PIECE = 24 << 20
 #: How long rank 0 waits for the bell of another rank, at most.
 PATIENCE_S = 20.0
@@ -45,8 +46,13 @@ def every_task_once(ranks: Ranks) -> None:
         return [ranks.rank, shared, on_root]
 
     said = list(ranks.imap_unordered(values, range(5)))
+    gathered = []
+    for _ in range(ROUNDS):  # what follows a farm at once may arrive before the farm has ended
+        list(ranks.imap_unordered(square, range(ranks.size)))
+        gathered.append(ranks.gather(ranks.on_all(lambda: ranks.rank)))
     if ranks.rank == 0:
-        print(json.dumps({"size": ranks.size, "found": found, "said": said}))
+        out = {"size": ranks.size, "found": found, "said": said, "gathered": gathered}
+        print(json.dumps(out))
 
 
 def large_bytes(ranks: Ranks) -> None:
@@ -153,7 +159,12 @@ def fail(ranks: Ranks, scenario: str, at: int) -> None:
         if scenario == "root":
             raise RunError("this slice is bad")
 
+    def step_of_all() -> None:
+        if scenario == "together" and ranks.rank >= at:
+            raise RunError("this slice is bad")
+
     ranks.on_root(step)
+    ranks.on_all(step_of_all)
     if scenario == "alone" and ranks.rank == at:
         raise RunError("this slice is bad")
     with contextlib.closing(ranks.imap_unordered(work, range(TASKS))) as results:

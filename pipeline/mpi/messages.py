@@ -56,6 +56,7 @@ class Messages:
         self._pending: list[tuple[int, MPI.Request]] = []
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.beside_root = any(host.allgather(comm.rank == 0))
+        self.one_host = host.size == comm.size
         host.Free()
 
     def send(self, rank: int, tag: Tag, content: object = None) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 from ctpatches.files import write_at
-from ctpatches.schema import PATCH_COLUMNS, ROLES, SCHEMA
+from ctpatches.schema import PATCH_COLUMNS, REST_BYTES, ROLES, SCHEMA
 from pipeline.model import Place
 from pipeline.output.writer import Writer
 from pipeline.profile import laps, step
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 #: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: File systems whose clients cache a file without regard to what other hosts write to it: see "Data
+#: and metadata coherence" in nfs(5), "Cache coherency" in mount.cifs(8).
+INCOHERENT = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs")
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,21 @@ class Layout:
     """Where the bytes of a partial file lie; all that a rank needs to write blocks."""
 
     path: str
-    #: Device and inode: whether a rank sees the file that rank 0 has created.
-    identity: tuple[int, int]
     #: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
     rows: dict[str, tuple[int, int]]
+    #: First byte of the checksum of the header.
+    checksum: int
+    #: Random bytes that the file has in place of its checksum until it is complete: a rank that
+    #: reads them sees the file of rank 0. Device numbers differ between hosts.
+    token: bytes = field(default_factory=functools.partial(secrets.token_bytes, REST_BYTES))
+
+    def write_token(self, descriptor: int) -> None:
+        """Write the token to the file."""
+        write_at(descriptor, self.token, self.checksum)
+
+    def has_token(self, descriptor: int) -> bool:
+        """Return whether an open file has the token."""
+        return os.pread(descriptor, REST_BYTES, self.checksum) == self.token
 
     def ranges(self, place: Place) -> list[tuple[int, int]]:
         """Return first byte and length of every part of a block."""
@@ -58,26 +74,63 @@ def named_errors(path: str) -> Iterator[None]:
         raise RunError(f"{problem} {quoted(path)}: {reason}") from error
 
 
+def file_system(path: str) -> str:
+    """Return the type of the file system of a file, as mount(8) names it; '' if unknown."""
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as mounts:
+        device = os.stat(path).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}".encode()
+        for fields in map(bytes.split, mounts):
+            if fields[2] == number:
+                return fields[fields.index(b"-") + 1].decode()
+    return ""
+
+
 class PartialFile(Writer):
-    """A partial file, open for writing by a process of the host that has created it."""
+    """A partial file, open for writing by a process that sees the one of rank 0."""
 
     def __init__(self, layout: Layout) -> None:
         self.path = layout.path
+        #: Whether its bytes are in a cache that rank 0 cannot write to the disk.
+        self.sync = False
         with named_errors(self.path):
-            self.descriptor = os.open(layout.path, os.O_WRONLY)
+            self.descriptor = os.open(layout.path, os.O_RDWR)
 
     @classmethod
     def seen(cls, layout: Layout) -> PartialFile | None:
         """Open the file if this process sees the one that rank 0 has created."""
-        try:
-            status = os.stat(layout.path)
-            return cls(layout) if (status.st_dev, status.st_ino) == layout.identity else None
-        except (OSError, RunError):
-            return None
+        with contextlib.suppress(OSError, RunError):
+            file = cls(layout)
+            if layout.has_token(file.descriptor):
+                return file
+            file.close()
+        return None
+
+    @classmethod
+    def direct(cls, layout: Layout, one_host: bool) -> PartialFile:
+        """Open the file; raise RunError unless all ranks may write to it at the same time."""
+        kind = "" if one_host else file_system(layout.path)
+        if kind in INCOHERENT:
+            raise RunError(
+                f"{quoted(layout.path)} is on {kind}, which may lose what several hosts write to "
+                "one file; use --hand_over auto, or a parallel file system"
+            )
+        if not (file := cls.seen(layout)):
+            raise RunError(
+                f"{quoted(layout.path)} cannot be opened, or is not the file that rank 0 has "
+                "created; --hand_over direct expects a file system that all hosts share: without "
+                "one, use --hand_over auto"
+            )
+        file.sync = not one_host
+        return file
 
     def write(self, offset: int, data: memoryview) -> None:
         with named_errors(self.path):
             write_at(self.descriptor, data, offset)
+
+    def flush(self) -> None:
+        if self.sync:
+            with named_errors(self.path):
+                os.fsync(self.descriptor)
 
     def close(self) -> None:
         os.close(self.descriptor)

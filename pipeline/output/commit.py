@@ -52,9 +52,8 @@ class OutputFile:
         """Open and lock the partial file."""
         self.descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
         checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
-        status = os.fstat(self.descriptor)
-        path, identity = os.path.abspath(self.partial), (status.st_dev, status.st_ino)
-        self.layout, self.size = Layout(path, identity, header.rows), header.size
+        path, checksum = os.path.abspath(self.partial), header.extents[-1][0]
+        self.layout, self.size = Layout(path, header.rows, checksum), header.size
 
     def create(self, header: Header) -> None:
         """Create the partial file in its full size."""
@@ -205,6 +204,11 @@ class Output:
             reserve([file for file, _ in new])
         for file, header in new:
             header.write(file.descriptor)
+        for file in self.files:
+            if file.layout:
+                file.layout.write_token(file.descriptor)
+                if self.config.hand_over == "direct":  # other hosts read it
+                    os.fsync(file.descriptor)
 
     def _check_final(self, file: OutputFile) -> None:
         """Find out whether a file is already complete, and refuse to replace another job's."""
