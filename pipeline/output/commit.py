@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctpatches.checksums import block_digest
+from ctpatches.checksums import block_digest, block_ranges
 from ctpatches.header import Header
 from pipeline.config import Config
 from pipeline.model import Plan
@@ -50,7 +50,7 @@ class OutputFile:
         checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
         status = os.fstat(self.descriptor)
         path, identity = os.path.abspath(self.partial), (status.st_dev, status.st_ino)
-        self.layout, self.size = Layout(path, identity, header.rows), header.size
+        self.layout, self.size = Layout(path, identity, header.rows, header.shuffle), header.size
 
     def create(self, header: Header) -> None:
         """Create the partial file in its full size."""
@@ -68,7 +68,8 @@ class OutputFile:
             self.close()
             return
         for index, record in records.items():
-            ranges = self.layout.ranges(self.plan.place(index))
+            place, layout = self.plan.place(index), self.layout
+            ranges = block_ranges(layout.rows, place, layout.shuffle)
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
 
