@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ctpatches.checksums import rest_digest
 from ctpatches.files import write_at
+from ctpatches.permutation import Permutation
 from ctpatches.schema import (
     COPY,
     DTYPES,
@@ -82,6 +83,8 @@ class Header:
     #: First byte and end of each of them, and of the checksum of all other bytes.
     extents: list[tuple[int, int]]
     writes: list[tuple[int, bytes]]
+    #: Of the rows of patches, in a shuffled file.
+    shuffle: Permutation | None
 
     def write(self, descriptor: int) -> None:
         """Write the header to a file of the full size, and nothing where its blocks are."""
@@ -154,4 +157,5 @@ def build_header(
             file.attrs[name] = value
             if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
                 file.attrs[name + COPY] = np.bytes_(value.encode())
-    return Header(memory.size, rows, extents, memory.writes)
+    shuffle = Permutation.of_file(config, patches, tables["pair/input_file"].tolist())
+    return Header(memory.size, rows, extents, memory.writes, shuffle)

@@ -114,9 +114,7 @@ class PatchReader:
             self.scales = self._chosen("scale", scales, source.scales)
             codes = range(len(ORIENTATIONS))
             self.orientations = self._chosen("orientation", orientations, codes)
-            selected = np.repeat(
-                np.isin(source.texts("pair/patient"), self.patients), source.blocks[1]
-            )
+            selected = self._of_patients(patients, source)
             if scales is not None or orientations is not None:
                 self._filter(selected, source)
         # Where a run of selected patches begins, and where it ends. Two numbers per run stand for
@@ -172,6 +170,16 @@ class PatchReader:
             found = f"no {kind} {unknown}" if unknown else f"no {kind} is chosen"
             raise ValueError(f"{self.path!r}: {found}; there are: {', '.join(map(repr, known))}")
         return [value for value in known if value in chosen]
+
+    def _of_patients(self, patients: Patients, source: ValidatedFile) -> NDArray[np.bool_]:
+        """Return which patches are of the chosen patients."""
+        chosen = np.isin(source.texts("pair/patient"), self.patients)
+        selected = np.repeat(chosen, source.blocks[1])
+        if source.shuffle and patients is not None:
+            for first in range(0, len(selected), MAX_ROWS):
+                rows = np.arange(first, min(first + MAX_ROWS, len(selected)))
+                selected[rows] = chosen[source.pair_of(rows)]
+        return selected
 
     def _filter(self, selected: NDArray[np.bool_], source: ValidatedFile) -> None:
         """Deselect patches of other scales and orientations."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ctpatches.files import Invalid, open_regular
 from ctpatches.orientations import turned
+from ctpatches.permutation import Permutation
 from ctpatches.schema import (
     ATTRIBUTES,
     CONSTANTS,
@@ -187,9 +188,18 @@ class ValidatedFile:
             raise Invalid(self.path, reason)
         return columns
 
-    def pair_of(self, patches: NDArray[np.int64]) -> NDArray[np.int64]:
+    def pair_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the pairs of patches."""
-        return np.searchsorted(np.add(*self.blocks), patches, side="right")
+        return np.searchsorted(np.add(*self.blocks), self.canonical(rows), side="right")
+
+    def rows_of(self, pair: int) -> slice | NDArray[np.int64]:
+        """Return the rows of the patches of a pair: by scale, window and orientation."""
+        first, end = self.place(pair)["patch"]
+        return self.shuffle.forward(np.arange(first, end)) if self.shuffle else slice(first, end)
+
+    def canonical(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which rows patches would have in a file that is not shuffled."""
+        return self.shuffle.inverse(rows) if self.shuffle else rows
 
     def view_shape(
         self, pair: int | NDArray[np.int64], scale: float | NDArray[np.float64]
@@ -237,7 +247,8 @@ class ValidatedFile:
         try:
             #: The options of the run that determine the content of the file.
             self.config = dict(json.loads(found["configuration"]))
-            flags = [self.config[name] for name in ("ds_augment", "anonymize")]
+            self.config.setdefault("shuffle_patches", False)
+            flags = [self.config[n] for n in ("ds_augment", "anonymize", "shuffle_patches")]
             valid = {type(flag) for flag in flags} == {bool}
             valid &= self.config["edge"] in ("shift", "pad")
             # Files before version 4 have none of these options.
@@ -331,6 +342,9 @@ class ValidatedFile:
         ends = np.append(0, first + patches)
         if not small or not np.array_equal(ends, np.append(first, self.patches)):
             raise Invalid(self.path, "is damaged: pair/first_patch and pair/patches do not match")
+        names = self.values("pair/input_file", slice(1)).tolist()
+        #: Of the rows of patches, in a shuffled file.
+        self.shuffle = Permutation.of_file(self.config, self.patches, [*names, b""])
         #: Rows and columns of the slices, shape (2, pairs).
         self.shapes = np.stack([self.values(f"pair/{name}") for name in ("rows", "columns")])
         self.shapes = self.shapes.astype(np.int64)

@@ -233,6 +233,11 @@ class Config:
         "type of the pixels in the file; int16, for --normalization-type None alone, rounds; "
         "loaders return float32",
     )
+    shuffle_patches: bool = flag(
+        "patches",
+        "store the patches in random order, drawn by --seed, for programs that read them one after "
+        "another; the loaders of ctpatches need not know",
+    )
     rot_augment: bool = flag(
         "augmentation",
         "three patches per window: unchanged, rotated by 90, 180 or 270 degrees, and flipped "

@@ -18,7 +18,7 @@ from ctpatches import streams
 from pipeline.mpi import launch, task_farm
 from pipeline.mpi.messages import Tag
 from pipeline.mpi.ranks import Ranks
-from pipeline.output.writer import Writer
+from pipeline.output.writer import Offset, Writer
 from utils import RunError
 
 TASKS = 40
@@ -60,7 +60,8 @@ def large_bytes(ranks: Ranks) -> None:
     image = bytearray(3 * ranks.size * PIECE)
 
     class Memory(Writer):
-        def write(self, offset: int, data: memoryview) -> None:
+        def write(self, offset: Offset, data: memoryview) -> None:
+            assert isinstance(offset, int)
             image[offset : offset + len(data)] = data
 
     file = Memory() if ranks.rank == 0 else None

@@ -17,9 +17,10 @@ import numpy as np
 import xxhash
 
 from ctpatches.files import write_at
+from ctpatches.permutation import Permutation
 from ctpatches.schema import PATCH_COLUMNS, REST_BYTES, ROLES, SCHEMA
 from pipeline.model import Place
-from pipeline.output.writer import Writer
+from pipeline.output.writer import Offset, Writer
 from pipeline.profile import laps, step
 from utils import RunError, quoted
 
@@ -42,6 +43,8 @@ class Layout:
     rows: dict[str, tuple[int, int]]
     #: First byte of the checksum of the header.
     checksum: int
+    #: Of the rows of patches, in a shuffled file.
+    shuffle: Permutation | None = None
     #: Random bytes that the file has in place of its checksum until it is complete: a rank that
     #: reads them sees the file of rank 0. Device numbers differ between hosts.
     token: bytes = field(default_factory=functools.partial(secrets.token_bytes, REST_BYTES))
@@ -53,14 +56,6 @@ class Layout:
     def has_token(self, descriptor: int) -> bool:
         """Return whether an open file has the token."""
         return os.pread(descriptor, REST_BYTES, self.checksum) == self.token
-
-    def ranges(self, place: Place) -> list[tuple[int, int]]:
-        """Return first byte and length of every part of a block."""
-        out = []
-        for name, (first, size) in self.rows.items():
-            start, stop = place[SCHEMA[name].row_of]
-            out.append((first + start * size, (stop - start) * size))
-        return out
 
 
 @contextlib.contextmanager
@@ -123,9 +118,13 @@ class PartialFile(Writer):
         file.sync = not one_host
         return file
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: Offset, data: memoryview) -> None:
+        offsets = offset if isinstance(offset, list) else [offset]
+        data = data.cast("B")
+        width = len(data) // len(offsets)
         with named_errors(self.path):
-            write_at(self.descriptor, data, offset)
+            for row, at in enumerate(offsets):
+                write_at(self.descriptor, data[row * width : (row + 1) * width], at)
 
     def flush(self) -> None:
         if self.sync:
@@ -147,12 +146,12 @@ class BackgroundWriter(Writer):
         self._thread = ThreadPoolExecutor(1, "writer")
         self._pending: deque[Future[None]] = deque()
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: Offset, data: memoryview) -> None:
         while len(self._pending) > self.MAX_PENDING or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
         self._pending.append(self._thread.submit(self._write, offset, data))
 
-    def _write(self, offset: int, data: memoryview) -> None:
+    def _write(self, offset: Offset, data: memoryview) -> None:
         with step("write"):
             self._file.write(offset, data)
 
@@ -171,13 +170,20 @@ class BackgroundWriter(Writer):
 def write_block(writer: Writer, layout: Layout, block: Block, index: int, place: Place) -> int:
     """Write the block of pair `index` at its place; return its checksum."""
     digest = xxhash.xxh3_64()
+    start, stop = place["patch"]
+    shuffled = layout.shuffle.forward(np.arange(start, stop)) if layout.shuffle else None
     with laps() as lap:
 
         def write(name: str, row: int, data: memoryview) -> None:
             digest.update(data)
             lap("sum")
             first, size = layout.rows[name]
-            writer.write(first + (place[SCHEMA[name].row_of][0] + row) * size, data)
+            kind = SCHEMA[name].row_of
+            if shuffled is not None and kind == "patch":
+                places = shuffled[row : row + data.nbytes // size]
+                writer.write((first + places * size).tolist(), data)
+            else:
+                writer.write(first + (place[kind][0] + row) * size, data)
             lap("write")
 
         for role in ROLES:

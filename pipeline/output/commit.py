@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctpatches.checksums import block_digest
+from ctpatches.checksums import block_digest, block_ranges
 from ctpatches.file import abbreviated
 from ctpatches.header import Header
 from pipeline.config import Config
@@ -53,7 +53,7 @@ class OutputFile:
         self.descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
         checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
         path, checksum = os.path.abspath(self.partial), header.extents[-1][0]
-        self.layout, self.size = Layout(path, header.rows, checksum), header.size
+        self.layout, self.size = Layout(path, header.rows, checksum, header.shuffle), header.size
 
     def create(self, header: Header) -> None:
         """Create the partial file in its full size."""
@@ -71,7 +71,8 @@ class OutputFile:
             self.close()
             return
         for index, record in records.items():
-            ranges = self.layout.ranges(self.plan.place(index))
+            place, layout = self.plan.place(index), self.layout
+            ranges = block_ranges(layout.rows, place, layout.shuffle)
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
+
+#: Where bytes are written to: at one place, or in equal parts at several.
+Offset: TypeAlias = int | list[int]
 
 
 class Writer:
-    """Writes bytes at an offset of a partial file."""
+    """Writes bytes at offsets of a partial file."""
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at that byte, now or later: it must not change afterwards."""
+    def write(self, offset: Offset, data: memoryview) -> None:
+        """Write all of `data` there, now or later: it must not change afterwards."""
         raise NotImplementedError
 
     def when_written(self, function: Callable[[], None]) -> None:

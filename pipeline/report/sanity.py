@@ -108,7 +108,7 @@ def coverage(
     drawn = candidates(len(plan.names), config.sheets, rng).tolist()
     chosen = spread([(plan.names[i].patient,) for i in drawn], config.sheets)
     for index in sorted(drawn[i] for i in chosen):
-        columns = source.columns(slice(*plan.starts[index : index + 2]))
+        columns = source.columns(source.rows_of(index))
         image = Reader(config.input_folder).hu(plan.pairs[index].target)
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
         views = []

@@ -77,7 +77,7 @@ def count_scales(parts: Sequence[PairPlan], config: Config) -> list[Facts]:
 class Sample:
     """Patches drawn at random; of each window the first, which is neither rotated nor flipped."""
 
-    index: NDArray[np.int64]  #: ascending
+    index: NDArray[np.int64]  #: in the file, ascending
     pair: NDArray[np.int64]
     scale: Floats
     hu: Floats  #: input and target in HU, shape (2, n, p, p)
@@ -86,9 +86,11 @@ class Sample:
 def read_sample(source: ValidatedFile, plan: Plan, config: Config) -> Sample:
     """Draw the sample and read its patches."""
     index = draw_sample(plan, config)
+    if source.shuffle:
+        index = np.sort(source.shuffle.forward(index))
     values = read_patches(source, index)
     hu = [denormalise(v, source, index, role) for v, role in zip(values, ROLES, strict=True)]
-    pair = np.searchsorted(plan.starts, index, side="right") - 1
+    pair = source.pair_of(index)
     scale = np.array([source["patch/scale"][i] for i in index])
     return Sample(index, pair, scale, np.stack(hu))
 
