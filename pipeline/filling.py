@@ -87,7 +87,8 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         progress.advance(size=size)
 
     with contextlib.ExitStack() as stack:
-        background = threads > 0 and not ranks.parallel
+        # A thread that writes row by row would wait for the interpreter's lock after each of them.
+        background = threads > 0 and not ranks.parallel and not config.shuffle_patches
         writers = ranks.writers(_open(layouts, config, ranks, stack, background))
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
