@@ -157,5 +157,8 @@ def build_header(
             file.attrs[name] = value
             if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
                 file.attrs[name + COPY] = np.bytes_(value.encode())
-    shuffle = Permutation.of_file(config, patches, tables["pair/input_file"].tolist())
+    shuffle = None
+    if config.get("shuffle_patches"):
+        first_file = bytes(tables["pair/input_file"][0])
+        shuffle = Permutation.drawn(patches, config["seed"], first_file)
     return Header(memory.size, rows, extents, memory.writes, shuffle)

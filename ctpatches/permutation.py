@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,16 +37,8 @@ class Permutation:
     keys: tuple[int, ...]
 
     @classmethod
-    def of_file(cls, config: Mapping[str, Any], n: int, names: list[bytes]) -> Permutation | None:
-        """Return that of a file with n patches, by its options and the names of its input slices.
-
-        It is None for a file that is not shuffled.
-        """
-        return cls.drawn(n, config["seed"], names[0]) if config["shuffle_patches"] else None
-
-    @classmethod
     def drawn(cls, n: int, seed: int, name: bytes) -> Permutation:
-        """Return the permutation for a seed and a name, that of the first input slice of a file."""
+        """Return the permutation of a file with n patches, by seed and name of its first input."""
         digest = hashlib.sha256(b"%d %b" % (seed, name)).digest()
         return cls(n, tuple(np.frombuffer(digest, "<u8").tolist()))
 

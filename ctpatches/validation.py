@@ -342,9 +342,11 @@ class ValidatedFile:
         ends = np.append(0, first + patches)
         if not small or not np.array_equal(ends, np.append(first, self.patches)):
             raise Invalid(self.path, "is damaged: pair/first_patch and pair/patches do not match")
-        names = self.values("pair/input_file", slice(1)).tolist()
         #: Of the rows of patches, in a shuffled file.
-        self.shuffle = Permutation.of_file(self.config, self.patches, [*names, b""])
+        self.shuffle: Permutation | None = None
+        if self.config["shuffle_patches"]:
+            name = b"".join(self.values("pair/input_file", slice(1)).tolist())
+            self.shuffle = Permutation.drawn(self.patches, int(self.attributes["seed"]), name)
         #: Rows and columns of the slices, shape (2, pairs).
         self.shapes = np.stack([self.values(f"pair/{name}") for name in ("rows", "columns")])
         self.shapes = self.shapes.astype(np.int64)

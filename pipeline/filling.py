@@ -91,7 +91,8 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
             writer.flush()
 
     with contextlib.ExitStack() as stack:
-        background = threads > 0 and not ranks.parallel
+        # A thread that writes row by row would wait for the interpreter's lock after each of them.
+        background = threads > 0 and not ranks.parallel and not config.shuffle_patches
         files_here = ranks.on_all(lambda: _open(layouts, config, ranks, stack, background))
         writers = ranks.writers(files_here)
         progress = Progress("filling", len(tasks), config.quiet)

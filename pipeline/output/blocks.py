@@ -123,8 +123,10 @@ class PartialFile(Writer):
         data = data.cast("B")
         width = len(data) // len(offsets)
         with named_errors(self.path):
-            for row, at in enumerate(offsets):
-                write_at(self.descriptor, data[row * width : (row + 1) * width], at)
+            for start, at in zip(range(0, len(data), width), offsets, strict=True):
+                row = data[start : start + width]
+                if os.pwrite(self.descriptor, row, at) < width:
+                    write_at(self.descriptor, row, at)  # more than one call writes
 
     def flush(self) -> None:
         if self.sync:
