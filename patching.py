@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -261,8 +261,9 @@ class Block:
     the processor's cache when it is written.
     """
 
-    #: 'input' and 'target': the padded views that patches are cut from, shape (rows, columns).
-    views: dict[str, list[Image]]
+    #: 'input' and 'target': the padded views that patches are cut from, shape (rows, columns), of
+    #: the type of the file.
+    views: dict[str, list[NDArray[Any]]]
     #: The first patch of each of these views, and n.
     starts: list[int]
     #: Pixels per side of a patch, and patches per window.
@@ -275,6 +276,8 @@ class Block:
     orientation: NDArray[np.uint8]
     input_affine: Affine
     target_affine: Affine
+    #: The largest differences of the views of the input and the target due to their type.
+    rounding: tuple[float, float] = (0.0, 0.0)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -286,18 +289,23 @@ class Block:
             for start in range(begin, end, many):
                 yield Piece(view, start, min(start + many, end))
 
-    def cut(self, role: str, piece: Piece, out: Image) -> None:
-        """Cut a piece of the input or the target into `out`, contiguous and of its size."""
+    def cut(self, role: str, piece: Piece) -> NDArray[Any]:
+        """Return a piece of the input or the target, shape (n, p, p), of the type of the file."""
         view, size = self.views[role][piece.view], self.size
+        out = np.empty((piece.stop - piece.start, size, size), view.dtype)
+        # OpenCV moves pixels of float16 as those of int16.
+        bits = np.dtype(np.int16) if view.itemsize == 2 else view.dtype
+        view = view.view(bits)
         windows = slice(piece.start, piece.stop, self.times)
         codes = self.orientation[piece.start : piece.stop].reshape(-1, self.times)
-        patches = iter(out.reshape(-1, size, size))
+        patches = iter(out.view(bits))
         for row, col, drawn in zip(
             self.row[windows].tolist(), self.col[windows].tolist(), codes.tolist(), strict=True
         ):
             window = view[row : row + size, col : col + size]
             for code in drawn:
                 augment.orient(window, code, next(patches))
+        return out
 
 
 def make_block(
@@ -330,7 +338,7 @@ def make_block(
     scales, codes = np.empty(n, np.float32), np.empty(n, np.uint8)
     rows, cols = np.empty(n, np.int32), np.empty(n, np.int32)
     starts = [0]
-    views: dict[str, list[Image]] = {"input": [], "target": []}
+    views: dict[str, list[NDArray[Any]]] = {"input": [], "target": []}
     # A view without a patch need not be created.
     chosen = [(scale, mask) for scale, mask in zip(config.scales, kept, strict=True) if mask.any()]
     noise_std = augment.NOISE_HU / hu_per_unit if hu_per_unit else 0.0
@@ -352,4 +360,4 @@ def make_block(
         drawn = draw_orientations(len(grid), config.rot_augment, config.seed, identity, scale)
         codes[here] = drawn[mask].ravel()
     size, times = config.patch_size, config.orientations
-    return Block(views, starts, size, times, scales, rows, cols, codes, *affines)
+    return Block(views, starts, size, times, scales, rows, cols, codes, affines[0], affines[1])

@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ctpatches.files import Invalid
-from ctpatches.schema import REST, bulk_names
+from ctpatches.schema import REST, SCHEMA, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
@@ -59,7 +59,7 @@ def verify(path: PathLike) -> list[str]:
             if not source.attributes["complete"]:
                 found.append("is not complete: its run was interrupted")
             places = {}  # first byte of a dataset, and bytes of a row
-            for name in [*bulk_names(), REST]:
+            for name in [*bulk_names(source.store), REST]:
                 dataset = source[name]
                 start = dataset.id.get_offset()
                 if start is None and dataset.size:
@@ -72,11 +72,16 @@ def verify(path: PathLike) -> list[str]:
                 found.append("header or tables of pairs are damaged")
             del places[REST]
             checksums = source.values("pair/checksum").tolist()
-            blocks = zip(source.texts("pair/input_file"), checksums, *source.blocks, strict=True)
-            for pair, (name, checksum, first, n) in enumerate(blocks):
-                ranges = [(at + int(first) * w, int(n) * w) for at, w in places.values()]
+            named = zip(source.texts("pair/input_file"), checksums, strict=True)
+            for pair, (name, checksum) in enumerate(named):
+                place = source.place(pair)
+                ranges = []
+                for dataset_name, (at, width) in places.items():
+                    start, stop = place[SCHEMA[dataset_name].row_of]
+                    ranges.append((at + start * width, (stop - start) * width))
                 if block_digest(source.descriptor, ranges) != checksum:
-                    patches = f"patches {first} to {first + n - 1}"
+                    start, stop = place["patch"]
+                    patches = f"patches {start} to {stop - 1}"
                     found.append(f"the block of pair {pair} ({name}), {patches}, is damaged")
     except Invalid as error:
         found.append(error.reason)

@@ -221,7 +221,7 @@ def overview(path: PathLike) -> list[str]:
     `OSError` is raised if it cannot be read, `ValueError` if it is not a valid file of ctpatches.
     """
     with opened(path, complete=False) as source:
-        attributes, image = source.attributes, source["input"]
+        attributes, store = source.attributes, source.store
         complete = "complete" if attributes["complete"] else "NOT complete"
         shapes = [f"{rows} x {columns}" for rows, columns in np.unique(source.shapes, axis=1).T]
         patients = abbreviated(source.patients, MAX_PATIENTS)
@@ -229,8 +229,8 @@ def overview(path: PathLike) -> list[str]:
         facts = {
             "file": f"{path}, {os.path.getsize(path) / 1e6:.1f} MB",
             "format": f"version {source.version}, {complete}",
-            "patches": f"{source.patches} in input and target, {image.dtype}, "
-            f"shape {image.shape[1:]}",
+            "patches": f"{source.patches} of {source.patch_size} x {source.patch_size} pixels in "
+            f"input and target, stored as {store}, {source.config['dtype']}",
             "pairs": f"{source.pairs}, slices of {abbreviated(shapes, MAX_SHAPES)} pixels",
             "patients": f"{len(source.patients)}: {patients}",
             "left out": f"{len(source['left_out/reason'])} entries",

@@ -8,6 +8,9 @@ import stat
 import tempfile
 from collections.abc import Iterator
 
+#: One write(2) call writes at most 2^31 - 4096 bytes on Linux.
+WRITE_BYTES = 1 << 30
+
 
 class Invalid(ValueError):
     """A file that is not a valid file of ctpatches; `reason` does not name it."""
@@ -26,6 +29,14 @@ def open_regular(path: str) -> int:
         os.close(descriptor)
         raise Invalid(path, "is not a regular file")
     return descriptor
+
+
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at that byte, however many bytes one call writes."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        done = os.pwrite(descriptor, rest[:WRITE_BYTES], offset)
+        rest, offset = rest[done:], offset + done
 
 
 @contextlib.contextmanager

@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 FORMAT = "paired CT patches"
 #: The newest `format_version` that this module knows.
-VERSION = 3
+VERSION = 4
 ROLES = ("input", "target")
+#: What a file stores: patches, or the views that they are cut from.
+STORES = ("patches", "views")
+#: Types of the pixels, by the name of `--dtype`.
+DTYPES = {"float32": "<f4", "float16": "<f2", "int16": "<i2"}
 #: Datasets with one value per patch, in the order of a block's checksum.
 PATCH_COLUMNS = {
     "pair": "<u4",
@@ -16,6 +20,9 @@ PATCH_COLUMNS = {
     "col": "<i4",
     "orientation": "|u1",
 }
+#: Datasets with one value per stored view: its first pixel in `views/input` and `views/target`, and
+#: its size, which with `--edge pad` includes the padding.
+VIEW_COLUMNS = {"pair": "<u4", "scale": "<f4", "offset": "<u8", "rows": "<u4", "columns": "<u4"}
 #: XXH3-128 of all bytes that belong to no block.
 REST, REST_BYTES = "checksum", 16
 
@@ -29,8 +36,8 @@ ORIENTATIONS = (
     "flipped left-right",
 )
 
-#: Type of a string of fixed length.
-STRING = "S"
+#: Type of a string of fixed length, and of pixels: one of `DTYPES`.
+STRING, PIXELS = "S", "pixels"
 #: Attributes of the file and their types; all are scalars.
 ATTRIBUTES = {
     "format": STRING,
@@ -57,18 +64,27 @@ LEFT_OUT_COLUMNS = ("patient", "files", "reason", "kind")
 
 
 class Field(NamedTuple):
-    """The type of a dataset (NumPy's name or `STRING`), and what it has a row for."""
+    """The type of a dataset (NumPy's name, `STRING` or `PIXELS`), and what it has a row for."""
 
     dtype: str
     row_of: str
-    #: Whether a row is the pixels of a patch and not a single value.
-    image: bool = False
     #: The first `format_version` with this dataset.
     since: int = 1
+    #: The store that has it; '' for both.
+    store: str = ""
+
+    @property
+    def image(self) -> bool:
+        """Whether a row is the pixels of a patch and not a single value."""
+        return self.dtype == PIXELS and self.row_of == "patch"
 
 
 SCHEMA = {
-    **{role: Field("<f4", "patch", image=True) for role in ROLES},
+    **{role: Field(PIXELS, "patch", store="patches") for role in ROLES},
+    **{f"views/{role}": Field(PIXELS, "pixel", store="views") for role in ROLES},
+    **{
+        f"views/{name}": Field(dtype, "view", store="views") for name, dtype in VIEW_COLUMNS.items()
+    },
     **{f"patch/{name}": Field(dtype, "patch") for name, dtype in PATCH_COLUMNS.items()},
     "pair/patient": Field(STRING, "pair"),
     **{f"pair/{role}_file": Field(STRING, "pair") for role in ROLES},
@@ -79,6 +95,7 @@ SCHEMA = {
     **{f"pair/{role}_{name}": Field("<f8", "pair") for role in ROLES for name in CONSTANTS},
     **{f"pair/{role}_digest": Field("<u8", "pair", since=2) for role in ROLES},
     **{f"pair/{name}": Field(dtype, "pair", since=3) for name, dtype in DIFFERENCE_COLUMNS.items()},
+    **{f"pair/{role}_rounding": Field("<f8", "pair", since=4) for role in ROLES},
     **{f"left_out/{name}": Field(STRING, "left out") for name in LEFT_OUT_COLUMNS},
     REST: Field("|u1", "byte"),
 }
@@ -92,9 +109,14 @@ MAX_COLUMN_CHUNKS = 10_000
 MAX_EXPANSION = 1000
 
 
-def bulk_names() -> list[str]:
-    """Return the datasets with a row per patch, in the order of a block's checksum."""
-    return [*ROLES, *(f"patch/{name}" for name in PATCH_COLUMNS)]
+def bulk_names(store: str) -> list[str]:
+    """Return the datasets that blocks are written to, in the order of a block's checksum."""
+    return [n for n in SCHEMA if SCHEMA[n].row_of in ("patch", "pixel") and in_store(n, store)]
+
+
+def in_store(name: str, store: str) -> bool:
+    """Return whether files of a store have a dataset."""
+    return SCHEMA[name].store in ("", store)
 
 
 def decoded(value: bytes) -> str:

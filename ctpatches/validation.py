@@ -20,10 +20,12 @@ from h5py import h5a, h5d, h5l, h5s, h5t
 from numpy.typing import NDArray
 
 from ctpatches.files import Invalid, open_regular
+from ctpatches.orientations import turned
 from ctpatches.schema import (
     ATTRIBUTES,
     CONSTANTS,
     COPY,
+    DTYPES,
     FORMAT,
     MAX_CHUNK_BYTES,
     MAX_COLUMN_CHUNKS,
@@ -31,13 +33,17 @@ from ctpatches.schema import (
     MAX_IMAGE_SIDE,
     ORIENTATIONS,
     PATCH_COLUMNS,
+    PIXELS,
     REST_BYTES,
     ROLES,
     SCHEMA,
+    STORES,
     STRING,
     VERSION,
+    VIEW_COLUMNS,
     Field,
     decoded,
+    in_store,
 )
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -63,6 +69,8 @@ class ValidatedFile:
         try:
             self._check_header(complete)
             self._check_pairs()
+            if self.store == "views":
+                self._check_views()
         except BaseException:
             self.close()
             raise
@@ -112,8 +120,25 @@ class ValidatedFile:
         return out
 
     def images(self, role: str, rows: Rows) -> NDArray[np.float32]:
-        """Return patches, shape (n, p, p) for either tensor format."""
-        return self.values(role, rows).reshape(-1, self.patch_size, self.patch_size)
+        """Return patches, shape (n, p, p) for either tensor format and either store."""
+        size = self.patch_size
+        if self.store == "patches":
+            return self.values(role, rows).reshape(-1, size, size).astype(np.float32, copy=False)
+        rows = np.arange(self.patches)[rows].reshape(-1)
+        columns = self.columns(rows)
+        view = self.view_of(columns["pair"], columns["scale"])
+        windows = zip(view.tolist(), columns["row"].tolist(), columns["col"].tolist(), strict=True)
+        out = np.empty((len(rows), size, size), np.float32)
+        for at, (one, row, col) in enumerate(windows):
+            offset, width = int(self.views["offset"][one]), int(self.views["columns"][one])
+            start = offset + row * width
+            band = self.values(f"views/{role}", slice(start, start + size * width))
+            out[at] = band.reshape(size, width)[:, col : col + size]
+        return turned(out, columns["orientation"])
+
+    def view_of(self, pair: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the rows of `views/` that patches of these pairs and scales were cut from."""
+        return np.asarray(np.searchsorted(self._view_keys, _view_key(pair, scale)), np.int64)
 
     def texts(self, name: str) -> list[str]:
         """Return all strings of a dataset."""
@@ -149,6 +174,11 @@ class ValidatedFile:
         starts = np.stack([columns["row"], columns["col"]]).astype(np.int64)
         valid = known & (columns["pair"] == pair) & (columns["orientation"] < len(ORIENTATIONS))
         valid &= ((starts >= 0) & (starts + inside <= self.view_shape(pair, scale))).all(axis=0)
+        if self.store == "views":
+            view = np.minimum(self.view_of(pair, scale), len(self._view_keys) - 1)
+            stored = np.stack([self.views[name][view] for name in ("rows", "columns")])
+            valid &= (starts + self.patch_size <= stored).all(axis=0)
+            valid &= self._view_keys[view] == _view_key(pair, scale)
         if not valid.all():
             at = int(np.argmin(valid))
             found = ", ".join(f"{name} {column[at]}" for name, column in columns.items())
@@ -179,7 +209,7 @@ class ValidatedFile:
         try:
             self._check_attributes(complete)
             for name, field in SCHEMA.items():
-                if field.since <= self.version:
+                if field.since <= self.version and in_store(name, self.store):
                     self._datasets[name] = self._checked(name, field)
             # Only the default driver has a descriptor, and a writer may not have written yet.
             direct = self._handle.driver == "sec2" and self._handle.mode == "r"
@@ -210,6 +240,13 @@ class ValidatedFile:
             flags = [self.config[name] for name in ("ds_augment", "anonymize")]
             valid = {type(flag) for flag in flags} == {bool}
             valid &= self.config["edge"] in ("shift", "pad")
+            # Files before version 4 have none of these options.
+            #: What the file stores: one of `ctpatches.schema.STORES`.
+            self.store = self.config.setdefault("store", "patches")
+            valid &= self.store in STORES and self.config.setdefault("dtype", "float32") in DTYPES
+            if self.store == "views":
+                size = self._sizes["size"] = self.config["patch_size"]
+                valid &= type(size) is int and 1 <= size <= MAX_IMAGE_SIDE
         except (ValueError, TypeError, KeyError, RecursionError):
             valid = False
         if not valid:
@@ -247,9 +284,10 @@ class ValidatedFile:
         n, p = self._sizes.get(field.row_of, rows), self._sizes.get("size", max(edges, default=0))
         shapes = [(n, 1, p, p), (n, p, p, 1)] if field.image else [(n,)]
         possible = shape in shapes and (1 <= p <= MAX_IMAGE_SIDE or not field.image)
-        if not possible or not _has_type(kind, field.dtype):
+        expected_type = DTYPES[self.config["dtype"]] if field.dtype == PIXELS else field.dtype
+        if not possible or not _has_type(kind, expected_type):
             rows = self._sizes.get(field.row_of, "N")
-            dtype = "fixed-length strings" if field.dtype == STRING else np.dtype(field.dtype)
+            dtype = "fixed-length strings" if field.dtype == STRING else np.dtype(expected_type)
             expected = f"({rows}, 1, p, p) or ({rows}, p, p, 1)" if field.image else f"({rows},)"
             kind_name = type(kind).__name__.removeprefix("Type").removesuffix("ID").lower()
             found_type = f"{kind_name} of {kind.get_size()} bytes"
@@ -298,6 +336,38 @@ class ValidatedFile:
         self.shapes = self.shapes.astype(np.int64)
         if ((self.shapes < 1) | (self.shapes > MAX_IMAGE_SIDE)).any():
             raise Invalid(self.path, f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
+
+    def _check_views(self) -> None:
+        """Check that the stored views are consecutive, in order, and as large as they must be."""
+        #: The columns of `views/` by name, all integers int64.
+        self.views = {name: self.values(f"views/{name}") for name in VIEW_COLUMNS}
+        known = np.isin(self.views["scale"], np.array(self.scales, np.float32)).all()
+        sizes = np.stack([self.views[name] for name in ("rows", "columns")]).astype(np.int64)
+        pair = self.views["pair"].astype(np.int64)
+        small = (sizes <= 2 * MAX_IMAGE_SIDE).all() and (pair < self.pairs).all()
+        scale = np.where(known, self.views["scale"], 1).astype(np.float64).round(6)
+        self._view_keys = _view_key(pair, scale)
+        ends = np.cumsum(np.prod(sizes, axis=0))
+        offsets = np.append(0, ends)
+        valid = bool(known and small) and np.array_equal(self.views["offset"], offsets[:-1])
+        if valid and len(pair):
+            valid = bool((sizes >= self.view_shape(pair, scale)).all())
+        valid &= bool((np.diff(self._view_keys) > 0).all()) and offsets[-1] == self._sizes["pixel"]
+        if not valid:
+            raise Invalid(self.path, "is damaged: the tables of views/ do not match")
+        #: First pixel of the views of every pair; one more entry for the end.
+        self.pixel_starts = offsets[np.searchsorted(pair, np.arange(self.pairs + 1))]
+
+    def place(self, pair: int) -> dict[str, tuple[int, int]]:
+        """Return first and end row of the block of a pair, in datasets per patch and per pixel."""
+        first, n = (int(column[pair]) for column in self.blocks)
+        pixels = self.pixel_starts[pair : pair + 2] if self.store == "views" else (0, 0)
+        return {"patch": (first, first + n), "pixel": (int(pixels[0]), int(pixels[1]))}
+
+
+def _view_key(pair: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
+    """Return numbers that order views as they are stored: by pair, the largest scale first."""
+    return np.asarray(pair.astype(np.int64) * 10 + (10 - np.rint(scale * 10)).astype(np.int64))
 
 
 def _is_variable_text(place: h5py.h5g.GroupID, attribute: str) -> bool:

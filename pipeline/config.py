@@ -11,6 +11,7 @@ import math
 from dataclasses import MISSING, dataclass
 
 from ctpatches.messages import CallError
+from ctpatches.schema import DTYPES, PATCH_COLUMNS, STORES
 from pipeline.options import (
     FILE,
     FOLDER,
@@ -212,6 +213,18 @@ class Config:
     tensor_format: str = option(
         "patches", choice("torch", "tf"), "torch: (N, 1, p, p); tf: (N, p, p, 1)"
     )
+    store: str = option(
+        "patches",
+        choice(*STORES),
+        "patches: every patch, which any h5 reader can read; views: the images that patches are "
+        "cut from, at most 0.3 of the size, which the loaders of ctpatches read",
+    )
+    dtype: str = option(
+        "patches",
+        choice(*DTYPES),
+        "type of the pixels in the file; int16, for --normalization-type None alone, rounds; "
+        "loaders return float32",
+    )
     rot_augment: bool = flag(
         "augmentation",
         "three patches per window: unchanged, rotated by 90, 180 or 270 degrees, and flipped "
@@ -279,6 +292,10 @@ class Config:
         if self.hu_window != default and self.normalization_type != "hu_window":
             raise CallError(f"--hu-window {low:g} {high:g} requires --normalization-type hu_window")
         self._check_air()
+        if self.dtype == "int16" and self.normalization_type != "None":
+            raise CallError(
+                f"--dtype int16 requires --normalization-type None, found {self.normalization_type}"
+            )
         if self.split and math.isclose(sum(self.split), 100, abs_tol=1e-4):  # percentages
             vars(self)["split"] = tuple(part / 100 for part in self.split)
         parts = self.split or (1.0,)
@@ -314,10 +331,12 @@ class Config:
         """Number of patches per kept window."""
         return 3 if self.rot_augment else 1
 
-    @property
-    def bytes_per_patch(self) -> int:
-        """Bytes of a patch of input and target in the file, with its provenance."""
-        return 2 * 4 * self.patch_size**2 + 17
+    def bytes_of(self, patches: int, pixels: int) -> int:
+        """Return the bytes of blocks in the file, with the provenance of their patches."""
+        per_pixel, *per_patch = (
+            int(dtype[-1]) for dtype in (DTYPES[self.dtype], *PATCH_COLUMNS.values())
+        )
+        return 2 * per_pixel * pixels + sum(per_patch) * patches
 
     def as_json(self) -> str:
         """Return the options that determine the content of the file, as JSON with sorted keys."""

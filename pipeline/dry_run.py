@@ -7,8 +7,6 @@ import os
 import time
 from collections.abc import Mapping
 
-import numpy as np
-
 from pipeline import filling, prefetch
 from pipeline.config import Config
 from pipeline.model import Plan
@@ -33,7 +31,7 @@ TRIALS = 3
 def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     """Print the disk space, the memory and the time that a run needs with that many ranks."""
     pairs = [pair for plan in plans.values() for pair in plan.pairs]
-    size = sum(plan.patches for plan in plans.values()) * config.bytes_per_patch
+    size = sum(config.bytes_of(plan.patches, plan.pixels) for plan in plans.values())
     files = ", ".join(quoted(path) for path in paths.files_of(config).values())
     folder = os.path.dirname(os.path.abspath(config.output_fname))
     while not os.path.isdir(folder):
@@ -64,6 +62,5 @@ def _seconds_per_pair(plan: Plan, config: Config) -> float:
     for task in filling.pair_tasks(0, plan, done=range(few, len(plan.pairs))):
         _, block, *_ = filling.prepare_block(task, config)
         for role, piece in itertools.product(block.views, block.pieces()):
-            patches = np.empty((piece.stop - piece.start, block.size, block.size), np.float32)
-            block.cut(role, piece, patches)
+            block.cut(role, piece)
     return (time.perf_counter() - begin) / few

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ import numpy as np
 
 import patching
 from ctpatches.checksums import pixel_digest
+from ctpatches.dtypes import cast
 from pipeline import difference, prefetch
 from pipeline.config import Config
 from pipeline.dicom import pixels
 from pipeline.errors import naming
-from pipeline.model import Difference, Pair, PairPlan, Plan
+from pipeline.model import Difference, Pair, PairPlan, Place, Plan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
@@ -36,7 +38,7 @@ class PairTask:
     pair: Pair
     part: PairPlan
     degradation: str
-    start: int  # index of its first patch in the file
+    place: Place  # of its block in the file
     fixed: Affine | None
 
 
@@ -48,7 +50,7 @@ PreparedBlock: TypeAlias = tuple[PairTask, patching.Block, tuple[int, int], Diff
 def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
     """Return the tasks of the file of that number, without the pairs that are done."""
     return [
-        PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.starts[i], plan.fixed)
+        PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.place(i), plan.fixed)
         for i, pair in enumerate(plan.pairs)
         if i not in done
     ]
@@ -66,21 +68,23 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     ]
     threads = prefetch.threads_for(task.pair for task in tasks)
 
-    def write(prepared: PreparedBlock) -> tuple[int, int, int, BlockRecord]:
+    def write(prepared: PreparedBlock) -> tuple[int, int, BlockRecord]:
         task, block, digests, measured = prepared
         writer, layout = writers[task.file], layouts[task.file]
         assert writer
         assert layout
         with naming(task.pair.input.file):
-            checksum = blocks.write_block(writer, layout, block, task.index, task.start)
+            checksum = blocks.write_block(writer, layout, block, task.index, task.place)
         affines = block.input_affine, block.target_affine
-        record = BlockRecord(*affines, checksum, digests, measured)
-        return task.file, task.index, len(block), record
+        record = BlockRecord(*affines, checksum, digests, measured, block.rounding)
+        return task.file, task.index, record
 
-    def add(file: int, index: int, patches: int, record: BlockRecord) -> None:
+    def add(file: int, index: int, record: BlockRecord) -> None:
         assert output
         output.add(file, index, record)
-        progress.advance(size=patches * config.bytes_per_patch)
+        rows = output.files[file].plan.place(index)
+        size = config.bytes_of(*(stop - start for start, stop in rows.values()))
+        progress.advance(size=size)
 
     with contextlib.ExitStack() as stack:
         background = threads > 0 and not ranks.parallel
@@ -165,7 +169,7 @@ def make_block(
         if config.normalization_type == "hu_window":
             air = min(max(air, config.hu_window[0]), config.hu_window[1])
         fills.append(float(affine.apply(np.full(1, air, np.float32))[0]))
-    return patching.make_block(
+    block = patching.make_block(
         images,
         affines,
         fills,
@@ -175,3 +179,12 @@ def make_block(
         task.pair.identity,
         config,
     )
+    rounding = []
+    for one, views in zip(slices, block.views.values(), strict=True):
+        try:
+            both = [cast(view, config.dtype) for view in views]
+        except ValueError as error:
+            raise RunError(f"{printable(one.file)}: {error}; choose another --dtype") from error
+        views[:] = [view for view, _ in both]
+        rounding.append(max((largest for _, largest in both), default=0.0))
+    return dataclasses.replace(block, rounding=(rounding[0], rounding[1]))

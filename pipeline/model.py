@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,20 @@ class Difference(NamedTuple):
     target_above: int = 0
 
 
+class View(NamedTuple):
+    """A stored view: a row of `ctpatches.schema.VIEW_COLUMNS`."""
+
+    pair: int
+    scale: float
+    offset: int  # of its first pixel
+    rows: int  # with the padding
+    columns: int
+
+
+#: Where a block lies: first and end row, of datasets with a row per "patch" and per "pixel".
+Place: TypeAlias = dict[str, tuple[int, int]]
+
+
 class Names(NamedTuple):
     """The names of a patient and of the two files of a pair in the output."""
 
@@ -110,6 +124,8 @@ class Plan:
     pairs: list[Pair]  # ordered by patient and position, as all lists below
     parts: list[PairPlan]
     starts: list[int]  # index of the first patch of each pair; one more entry for the end
+    views: list[View]  # that are stored; none where patches are
+    pixel_starts: list[int]  # index of the first pixel of each pair, as `starts`
     degradations: list[str]  # of the inputs by `--blurr_n_noise`: '', 'blur', 'noise'
     names: list[Names]
     fixed: Affine | None  # the normalisation, where it is the same for every image
@@ -122,3 +138,13 @@ class Plan:
     def patches(self) -> int:
         """Number of patches, N of the file."""
         return self.starts[-1]
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of all patches or stored views, per role."""
+        return self.pixel_starts[-1]
+
+    def place(self, index: int) -> Place:
+        """Return where the block of a pair lies."""
+        starts = {"patch": self.starts, "pixel": self.pixel_starts}
+        return {kind: (of[index], of[index + 1]) for kind, of in starts.items()}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import augment
 import patching
 from pipeline.cohort import splitting
 from pipeline.cohort.selection import Cohort
 from pipeline.config import Config
-from pipeline.model import LeftOut, Names, Pair, Plan
+from pipeline.model import LeftOut, Names, Pair, PairPlan, Plan, View
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
 from pipeline.survey import Survey, fixed_affine, survey_pairs
@@ -52,11 +53,20 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
     for subset in paths.files_of(config):
         pairs = [pair for pair, _ in planned if subsets[pair.patient] == subset]
         mine = [survey for pair, survey in planned if subsets[pair.patient] == subset]
-        patches = [survey.part.kept_windows * config.orientations for survey in mine]
+        parts = [survey.part for survey in mine]
+        patches = [part.kept_windows * config.orientations for part in parts]
+        views = list(_stored_views(pairs, parts, config))
+        pixels = [n * config.patch_size**2 for n in patches]
+        if config.store == "views":
+            pixels = [0] * len(pairs)
+            for view in views:
+                pixels[view.pair] += view.rows * view.columns
         plans[subset] = Plan(
             pairs,
-            parts=[survey.part for survey in mine],
+            parts=parts,
             starts=list(itertools.accumulate(patches, initial=0)),
+            views=views,
+            pixel_starts=list(itertools.accumulate(pixels, initial=0)),
             degradations=[degradations[pair.identity] for pair in pairs],
             names=_names(pairs, cohort, config),
             fixed=fixed,
@@ -69,6 +79,22 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
         )
         _check_patches(subset, plans[subset], config)
     return plans
+
+
+def _stored_views(
+    pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config
+) -> Iterator[View]:
+    """Yield the views with kept windows in the order of the file; none where patches are stored."""
+    offset = 0
+    for index, (pair, part) in enumerate(zip(pairs, parts, strict=True)):
+        if config.store == "patches":
+            return
+        for scale, kept in zip(config.scales, part.kept_masks(), strict=True):
+            if kept.any():
+                shape = augment.view_shape((pair.target.rows, pair.target.columns), scale)
+                padded = patching.Grid.of(shape, config.patch_size, config.overlap, config.edge)
+                yield View(index, scale, offset, *padded.shape)
+                offset += math.prod(padded.shape)
 
 
 def _check_anatomy(cohort: Cohort, config: Config) -> None:

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import xxhash
 
+from ctpatches import files
 from ctpatches.checksums import pixel_digest
+from ctpatches.header import RecordedFile
 from ctpatches.schema import VERSION
 from patching import Block
 from pipeline.cohort.selection import find
@@ -76,10 +78,15 @@ def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
     checksums = {}
     with contextlib.closing(blocks.PartialFile(layout)) as file:
         for i in order:
-            checksums[i] = blocks.write_block(file, layout, made[i], i, plan.starts[i])
+            checksums[i] = blocks.write_block(file, layout, made[i], i, plan.place(i))
     records = [
         BlockRecord(
-            block.input_affine, block.target_affine, checksums[i], (2 * i, 2 * i + 1), Difference(i)
+            block.input_affine,
+            block.target_affine,
+            checksums[i],
+            (2 * i, 2 * i + 1),
+            Difference(i),
+            (0.5, i),
         )
         for i, block in enumerate(made)
     ]
@@ -226,7 +233,7 @@ def test_the_header_alone_is_no_larger_than_its_tables(scans, tmp_path):
 
 
 def test_a_recorded_file_reads_what_was_written_and_zeros_elsewhere():
-    file, plain = file_header.RecordedFile(), bytearray(500)
+    file, plain = RecordedFile(), bytearray(500)
     for offset, length in ((97, 7), (0, 1), (200, 101), (99, 2)):
         data = bytes(i % 255 + 1 for i in range(length))
         file.seek(offset)
@@ -252,7 +259,7 @@ def test_a_process_that_sees_another_file_does_not_write(scans, tmp_path):
 
 @pytest.mark.parametrize("limit", [1, 7, 1 << 20])
 def test_bytes_are_written_whole_however_many_a_call_takes(scans, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(blocks, "WRITE_BYTES", limit)
+    monkeypatch.setattr(files, "WRITE_BYTES", limit)
     plan, config = planned(scans.root, tmp_path)
     layout = laid_out(plan, config)
     data = np.arange(100, dtype=np.float32)

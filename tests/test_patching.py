@@ -307,7 +307,7 @@ def block_of(
     hu = (full * pair.target.slope + pair.target.intercept).astype(np.float32)
     (views,) = augment.downscale_all([hu], config.scales)
     part = plan_pair(full.shape, config, views if config.air_threshold else None)
-    task = PairTask(0, 0, pair, part, degradation, 0, fixed)
+    task = PairTask(0, 0, pair, part, degradation, {}, fixed)
     return make_block(task, low.copy(), full.copy(), config)
 
 

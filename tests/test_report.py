@@ -665,7 +665,7 @@ def large_plan(patients: int, pairs: int, windows: int) -> Plan:
     total = patients * pairs
     names = [Names(f"p{i // pairs:05d}", "", "") for i in range(total)]
     starts = np.arange(0, (total + 1) * windows, windows).tolist()
-    return Plan([], [], starts, [], names, None, [], [])
+    return Plan([], [], starts, [], [], [], names, None, [], [])
 
 
 @pytest.mark.parametrize("size", [12, 55, 96, 512])

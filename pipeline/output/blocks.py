@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from ctpatches.schema import PATCH_COLUMNS, bulk_names
+from ctpatches.files import write_at
+from ctpatches.schema import PATCH_COLUMNS, ROLES, SCHEMA
+from pipeline.model import Place
 from pipeline.output.writer import Writer
 from pipeline.profile import laps, step
 from utils import RunError, quoted
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 #: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: One write(2) call writes at most 2^31 - 4096 bytes on Linux.
-WRITE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,16 @@ class Layout:
     path: str
     #: Device and inode: whether a rank sees the file that rank 0 has created.
     identity: tuple[int, int]
-    #: First byte, and bytes per row, of every dataset with a row per patch.
+    #: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
     rows: dict[str, tuple[int, int]]
 
-    def ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return first byte and length of every part of a block, from its first and end patch."""
-        places = (self.rows[name] for name in bulk_names())
-        return [(first + start * size, (stop - start) * size) for first, size in places]
+    def ranges(self, place: Place) -> list[tuple[int, int]]:
+        """Return first byte and length of every part of a block."""
+        out = []
+        for name, (first, size) in self.rows.items():
+            start, stop = place[SCHEMA[name].row_of]
+            out.append((first + start * size, (stop - start) * size))
+        return out
 
 
 @contextlib.contextmanager
@@ -54,14 +56,6 @@ def named_errors(path: str) -> Iterator[None]:
         problem = "no space left for" if error.errno in NO_SPACE else "cannot write"
         reason = error.strerror or str(error).split("\n")[0]
         raise RunError(f"{problem} {quoted(path)}: {reason}") from error
-
-
-def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at that byte, however many bytes one call writes."""
-    rest = memoryview(data).cast("B")
-    while rest:
-        done = os.pwrite(descriptor, rest[:WRITE_BYTES], offset)
-        rest, offset = rest[done:], offset + done
 
 
 class PartialFile(Writer):
@@ -121,26 +115,31 @@ class BackgroundWriter(Writer):
         self._thread.shutdown(cancel_futures=True)
 
 
-def write_block(writer: Writer, layout: Layout, block: Block, index: int, start: int) -> int:
-    """Write the block of pair `index`, whose first patch is `start`; return its checksum."""
-    n = len(block)
+def write_block(writer: Writer, layout: Layout, block: Block, index: int, place: Place) -> int:
+    """Write the block of pair `index` at its place; return its checksum."""
     digest = xxhash.xxh3_64()
     with laps() as lap:
 
-        def write(name: str, patch: int, data: memoryview) -> None:
+        def write(name: str, row: int, data: memoryview) -> None:
             digest.update(data)
             lap("sum")
             first, size = layout.rows[name]
-            writer.write(first + (start + patch) * size, data)
+            writer.write(first + (place[SCHEMA[name].row_of][0] + row) * size, data)
             lap("write")
 
-        for role, piece in itertools.product(("input", "target"), block.pieces()):
-            patches = np.empty((piece.stop - piece.start, block.size, block.size), np.float32)
-            block.cut(role, piece, patches)
-            lap("cut")
-            write(role, piece.start, patches.data)
-            del patches  # the next piece gets its memory, which is in the cache
-        for name, dtype in PATCH_COLUMNS.items() if n else ():
-            values = np.full(n, index) if name == "pair" else getattr(block, name)
+        for role in ROLES:
+            if role in layout.rows:
+                for piece in block.pieces():
+                    patches = block.cut(role, piece)
+                    lap("cut")
+                    write(role, piece.start, patches.data)
+                    del patches  # the next piece gets its memory, which is in the cache
+            else:
+                pixel = 0
+                for view in block.views[role]:
+                    write(f"views/{role}", pixel, np.ascontiguousarray(view).data)
+                    pixel += view.size
+        for name, dtype in PATCH_COLUMNS.items() if len(block) else ():
+            values = np.full(len(block), index) if name == "pair" else getattr(block, name)
             write(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
     return int(digest.intdigest())

@@ -39,6 +39,8 @@ class BlockRecord:
     #: `ctpatches.checksums.pixel_digest` of the input and the target slice.
     digests: tuple[int, int]
     difference: Difference
+    #: `patching.Block.rounding`.
+    rounding: tuple[float, float]
 
 
 def job_of(config: Config, plans: Mapping[str, Plan]) -> Job:
@@ -135,10 +137,15 @@ class Checkpoint:
                     (job,) = content
                 # Earlier versions recorded less of a block: it is created again.
                 elif kind == "done" and len(content) == 2 + len(dataclasses.fields(BlockRecord)):
-                    number, index, *affines, block, digests, measured = content
+                    number, index, *affines, block, digests, measured, rounding = content
                     input_affine, target_affine = (Affine(*affine) for affine in affines)
                     done[number][index] = BlockRecord(
-                        input_affine, target_affine, block, tuple(digests), Difference(*measured)
+                        input_affine,
+                        target_affine,
+                        block,
+                        tuple(digests),
+                        Difference(*measured),
+                        tuple(rounding),
                     )
         os.ftruncate(self._descriptor, intact_bytes)
         return job, done

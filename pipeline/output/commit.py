@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctpatches.checksums import block_digest
+from ctpatches.header import Header
 from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.output import checkpoint, file_header
 from pipeline.output.blocks import NO_SPACE, Layout, named_errors
 from pipeline.output.checkpoint import BlockRecord, Checkpoint
-from pipeline.output.file_header import Header
 from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path
 from utils import RunError, quoted
 
@@ -68,7 +68,7 @@ class OutputFile:
             self.close()
             return
         for index, record in records.items():
-            ranges = self.layout.ranges(*self.plan.starts[index : index + 2])
+            ranges = self.layout.ranges(self.plan.place(index))
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
 

@@ -1,150 +1,42 @@
-"""The header of the h5 file: everything except the rows of patches, built in memory by HDF5.
-
-Every dataset of `ctpatches.schema` is contiguous and has its size from the start, so the place of a
-block is known before the block is created, and any process may write it with a plain write at a
-byte offset. HDF5 itself never writes to the disk, where it crashes when the disk is full.
-"""
+"""The header of the output: the tables of the plan, and the comparison with an existing file."""
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.checksums import rest_digest
-from ctpatches.schema import (
-    COPY,
-    DIFFERENCE_COLUMNS,
-    FORMAT,
-    ORIENTATIONS,
-    PATCH_COLUMNS,
-    REST,
-    REST_BYTES,
-    VERSION,
-)
+from ctpatches.header import Header, build_header
+from ctpatches.schema import DIFFERENCE_COLUMNS, VERSION, VIEW_COLUMNS
 from ctpatches.validation import opened
 from pipeline.config import Config
 from pipeline.model import Difference, Plan
 from pipeline.output import checkpoint
-from pipeline.output.blocks import write_at
 from pipeline.output.checkpoint import BlockRecord
 from utils import Affine
 
-#: A multiple of a page and of a disk block: patches can be mapped, and pages are written whole.
-ALIGNMENT = 4096
 #: Ends of the names of the columns of `pair/` that are known only when the block has been written.
-FILLED = ("checksum", "offset", "divisor", "digest", *DIFFERENCE_COLUMNS)
-
-
-class RecordedFile(io.RawIOBase):
-    """A file in memory that consists of what was written to it, in order, and else of zeros."""
-
-    def __init__(self) -> None:
-        self.writes: list[tuple[int, bytes]] = []
-        self.size = self.position = 0
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}
-        self.position = start[whence] + offset
-        return self.position
-
-    def truncate(self, size: int | None = None) -> int:
-        """Set the size; HDF5 only ever extends a file."""
-        self.size = self.position if size is None else size
-        return self.size
-
-    def write(self, data: Any) -> int:
-        self.writes.append((self.position, bytes(data)))
-        self.position += len(data)
-        self.size = max(self.size, self.position)
-        return len(data)
-
-    def readinto(self, buffer: Any) -> int:
-        first, stop = self.position, self.position + len(buffer)
-        buffer[:] = bytes(len(buffer))
-        for offset, data in self.writes:
-            part = data[max(first - offset, 0) : max(stop - offset, 0)]
-            place = max(offset - first, 0)
-            buffer[place : place + len(part)] = part
-        self.position = stop
-        return len(buffer)
-
-
-@dataclass(frozen=True)
-class Header:
-    """All bytes of a file except its blocks."""
-
-    #: Bytes of the whole file.
-    size: int
-    #: First byte, and bytes per row, of every dataset with a row per patch.
-    rows: dict[str, tuple[int, int]]
-    #: First byte and end of each of them, and of the checksum of all other bytes.
-    extents: list[tuple[int, int]]
-    writes: list[tuple[int, bytes]]
-
-    def write(self, descriptor: int) -> None:
-        """Write the header to a file of the full size, and nothing where its blocks are."""
-        position = 0
-        for start, stop in [*sorted(self.extents), (self.size, self.size)]:
-            write_at(descriptor, bytes(start - position), position)
-            position = stop
-        for offset, data in self.writes:
-            write_at(descriptor, data, offset)
-        digest = rest_digest(descriptor, self.size, self.extents)
-        write_at(descriptor, digest, self.extents[-1][0])
+FILLED = ("checksum", "offset", "divisor", "digest", "rounding", *DIFFERENCE_COLUMNS)
 
 
 def header(plan: Plan, config: Config, records: Sequence[BlockRecord] = ()) -> Header:
     """Build the header: of a file that is not complete, unless there is a record per pair."""
-    p, n = config.patch_size, plan.patches
-    shape = (n, 1, p, p) if config.tensor_format == "torch" else (n, p, p, 1)
-    contiguous: dict[str, tuple[tuple[int, ...], str]] = {
-        "input": (shape, "<f4"),
-        "target": (shape, "<f4"),
-        **{f"patch/{name}": ((n,), dtype) for name, dtype in PATCH_COLUMNS.items()},
-        REST: ((REST_BYTES,), "|u1"),
-    }
-    # Their bytes lie in one piece, at a place that is fixed from now on.
-    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    early.set_layout(h5py.h5d.CONTIGUOUS)
-    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    attributes = {
-        "format": FORMAT,
-        "format_version": np.uint32(VERSION),
-        "complete": np.uint8(bool(records)),
-        "seed": np.int64(config.seed),
-        "unit": "hu" if config.in_hu else "stored",
-        "configuration": config.as_json(),
-        "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
-    }
-    memory = RecordedFile()
-    rows, extents = {}, []
-    interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
-    with h5py.File(memory, "w", **interval) as file:
-        for name, (dataset_shape, dtype) in contiguous.items():
-            dataset = file.create_dataset(name, dataset_shape, dtype, dcpl=early)
-            first, size = int(dataset.id.get_offset()), dataset.dtype.itemsize * dataset.size
-            rows[name] = first, size // len(dataset)
-            extents.append((first, first + size))
-        for name, values in tables(plan, records).items():
-            file.create_dataset(name, data=values)
-        for name, value in attributes.items():
-            file.attrs[name] = value
-            if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
-                file.attrs[name + COPY] = np.bytes_(value.encode())
-    return Header(memory.size, rows, extents, memory.writes)
+    return build_header(
+        tables(plan, records),
+        config.as_json(),
+        "hu" if config.in_hu else "stored",
+        plan.patches,
+        plan.pixels,
+        complete=bool(records),
+    )
 
 
 def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray[Any]]:
     """Return the columns of `pair/` and `left_out/`; those `FILLED` are 0 without records."""
-    nothing = BlockRecord(Affine(0, 0), Affine(0, 0), 0, (0, 0), Difference())
+    nothing = BlockRecord(Affine(0, 0), Affine(0, 0), 0, (0, 0), Difference(), (0.0, 0.0))
     records = records or [nothing] * len(plan.pairs)
     targets = [pair.target for pair in plan.pairs]
     positions = [np.nan if s.position_mm is None else s.position_mm for s in targets]
@@ -172,7 +64,11 @@ def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray
             f"pair/{role}_offset": np.array([affine.offset for affine in affines], "<f8"),
             f"pair/{role}_divisor": np.array([affine.divisor for affine in affines], "<f8"),
             f"pair/{role}_digest": np.array([r.digests[number] for r in records], "<u8"),
+            f"pair/{role}_rounding": np.array([r.rounding[number] for r in records], "<f8"),
         }
+    columns = zip(*plan.views, strict=True)  # empty where patches are stored
+    for (name, dtype), values in zip(VIEW_COLUMNS.items(), columns, strict=False):
+        out[f"views/{name}"] = np.array(values, dtype)
     return out | {
         "left_out/patient": _text(one.patient for one in plan.left_out),
         "left_out/files": _text("\n".join(one.files) for one in plan.left_out),

@@ -1,0 +1,157 @@
+"""The header of the h5 file: everything except the blocks, built in memory by HDF5.
+
+Every dataset of `ctpatches.schema` is contiguous and has its size from the start, so the place of a
+block is known before the block is created, and any process may write it with a plain write at a
+byte offset. HDF5 itself never writes to the disk, where it crashes when the disk is full.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ctpatches.checksums import rest_digest
+from ctpatches.files import write_at
+from ctpatches.schema import (
+    COPY,
+    DTYPES,
+    FORMAT,
+    ORIENTATIONS,
+    PIXELS,
+    REST,
+    REST_BYTES,
+    SCHEMA,
+    VERSION,
+    bulk_names,
+)
+
+#: A multiple of a page and of a disk block: pixels can be mapped, and pages are written whole.
+ALIGNMENT = 4096
+
+
+class RecordedFile(io.RawIOBase):
+    """A file in memory that consists of what was written to it, in order, and else of zeros."""
+
+    def __init__(self) -> None:
+        self.writes: list[tuple[int, bytes]] = []
+        self.size = self.position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}
+        self.position = start[whence] + offset
+        return self.position
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size; HDF5 only ever extends a file."""
+        self.size = self.position if size is None else size
+        return self.size
+
+    def write(self, data: Any) -> int:
+        self.writes.append((self.position, bytes(data)))
+        self.position += len(data)
+        self.size = max(self.size, self.position)
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        first, stop = self.position, self.position + len(buffer)
+        buffer[:] = bytes(len(buffer))
+        for offset, data in self.writes:
+            part = data[max(first - offset, 0) : max(stop - offset, 0)]
+            place = max(offset - first, 0)
+            buffer[place : place + len(part)] = part
+        self.position = stop
+        return len(buffer)
+
+
+@dataclass(frozen=True)
+class Header:
+    """All bytes of a file except its blocks."""
+
+    #: Bytes of the whole file.
+    size: int
+    #: First byte, and bytes per row, of every dataset that blocks are written to.
+    rows: dict[str, tuple[int, int]]
+    #: First byte and end of each of them, and of the checksum of all other bytes.
+    extents: list[tuple[int, int]]
+    writes: list[tuple[int, bytes]]
+
+    def write(self, descriptor: int) -> None:
+        """Write the header to a file of the full size, and nothing where its blocks are."""
+        position = 0
+        for start, stop in [*sorted(self.extents), (self.size, self.size)]:
+            write_at(descriptor, bytes(start - position), position)
+            position = stop
+        for offset, data in self.writes:
+            write_at(descriptor, data, offset)
+        digest = rest_digest(descriptor, self.size, self.extents)
+        write_at(descriptor, digest, self.extents[-1][0])
+
+
+def build_header(
+    tables: Mapping[str, NDArray[Any]],
+    configuration: str,
+    unit: str,
+    patches: int,
+    pixels: int,
+    complete: bool,
+) -> Header:
+    """Build the header of a file.
+
+    Parameters
+    ----------
+    tables : mapping
+        All datasets that blocks are not written to, by name.
+    configuration : str
+        The options that determine the content, as JSON.
+    unit : {'hu', 'stored'}
+        Of the pixels before normalisation.
+    patches, pixels : int
+        Rows of the datasets with a row per patch, and per pixel of a view.
+    complete : bool
+        Whether the blocks have been written.
+    """
+    config = json.loads(configuration)
+    p = config["patch_size"]
+    shape = (patches, 1, p, p) if config["tensor_format"] == "torch" else (patches, p, p, 1)
+    # Their bytes lie in one piece, at a place that is fixed from now on.
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_layout(h5py.h5d.CONTIGUOUS)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    attributes = {
+        "format": FORMAT,
+        "format_version": np.uint32(VERSION),
+        "complete": np.uint8(complete),
+        "seed": np.int64(config["seed"]),
+        "unit": unit,
+        "configuration": configuration,
+        "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
+    }
+    memory = RecordedFile()
+    rows, extents = {}, []
+    interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
+    with h5py.File(memory, "w", **interval) as file:
+        for name in [*bulk_names(config["store"]), REST]:
+            field = SCHEMA[name]
+            n = {"patch": patches, "pixel": pixels, "byte": REST_BYTES}[field.row_of]
+            dtype = DTYPES.get(config["dtype"]) if field.dtype == PIXELS else field.dtype
+            dataset = file.create_dataset(name, shape if field.image else (n,), dtype, dcpl=early)
+            first, size = int(dataset.id.get_offset()), dataset.dtype.itemsize * dataset.size
+            extents.append((first, first + size))
+            if name != REST:
+                rows[name] = first, size // max(len(dataset), 1)
+        for name, values in tables.items():
+            file.create_dataset(name, data=values)
+        for name, value in attributes.items():
+            file.attrs[name] = value
+            if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
+                file.attrs[name + COPY] = np.bytes_(value.encode())
+    return Header(memory.size, rows, extents, memory.writes)
