@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ctpatches.compression import Chunks
 from ctpatches.files import Invalid
 from ctpatches.schema import REST, SCHEMA, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
@@ -48,6 +49,13 @@ def _update(digest: Any, descriptor: int, start: int, stop: int) -> None:
         start += len(data)
 
 
+def _chunks(source: ValidatedFile, rows: Mapping[str, tuple[int, int]]) -> Chunks:
+    """Return where the chunks of a compressed file lie."""
+    first = source["input"].id.get_chunk_info_by_coord((0, 0, 0, 0)).byte_offset
+    starts = [*source.blocks[0].tolist(), source.patches]
+    return Chunks.read(source.descriptor, rows, starts, first)
+
+
 def verify(path: PathLike) -> list[str]:
     """Return what is wrong with a file, one line each; nothing if every byte is as it was written.
 
@@ -59,7 +67,7 @@ def verify(path: PathLike) -> list[str]:
             if not source.attributes["complete"]:
                 found.append("is not complete: its run was interrupted")
             places = {}  # first byte of a dataset, and bytes of a row
-            for name in [*bulk_names(source.store), REST]:
+            for name in [*bulk_names(source.store, source.compressed), REST]:
                 dataset = source[name]
                 start = dataset.id.get_offset()
                 if start is None and dataset.size:
@@ -67,6 +75,9 @@ def verify(path: PathLike) -> list[str]:
                     raise Invalid(source.path, reason)
                 places[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
             extents = [(at, at + width * len(source[name])) for name, (at, width) in places.items()]
+            chunks = _chunks(source, places) if source.compressed else None
+            if chunks:
+                extents.append((int(chunks.blocks[0]), int(chunks.blocks[-1])))
             size = os.fstat(source.descriptor).st_size
             if rest_digest(source.descriptor, size, extents) != source.values(REST).tobytes():
                 found.append("header or tables of pairs are damaged")
@@ -75,7 +86,7 @@ def verify(path: PathLike) -> list[str]:
             named = zip(source.texts("pair/input_file"), checksums, strict=True)
             for pair, (name, checksum) in enumerate(named):
                 place = source.place(pair)
-                ranges = []
+                ranges = [chunks.block(pair)] if chunks else []
                 for dataset_name, (at, width) in places.items():
                     start, stop = place[SCHEMA[dataset_name].row_of]
                     ranges.append((at + start * width, (stop - start) * width))

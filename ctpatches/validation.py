@@ -23,6 +23,7 @@ from ctpatches.files import Invalid, open_regular
 from ctpatches.orientations import turned
 from ctpatches.schema import (
     ATTRIBUTES,
+    COMPRESSIONS,
     CONSTANTS,
     COPY,
     DTYPES,
@@ -209,7 +210,8 @@ class ValidatedFile:
         try:
             self._check_attributes(complete)
             for name, field in SCHEMA.items():
-                if field.since <= self.version and in_store(name, self.store):
+                present = in_store(name, self.store, self.compressed)
+                if field.since <= self.version and present:
                     self._datasets[name] = self._checked(name, field)
             # Only the default driver has a descriptor, and a writer may not have written yet.
             direct = self._handle.driver == "sec2" and self._handle.mode == "r"
@@ -244,6 +246,9 @@ class ValidatedFile:
             #: What the file stores: one of `ctpatches.schema.STORES`.
             self.store = self.config.setdefault("store", "patches")
             valid &= self.store in STORES and self.config.setdefault("dtype", "float32") in DTYPES
+            compression = self.config.setdefault("compression", "none")
+            valid &= compression in COMPRESSIONS and (compression == "none" or self.store != "views")
+            self.compressed = compression != "none"
             if self.store == "views":
                 size = self._sizes["size"] = self.config["patch_size"]
                 valid &= type(size) is int and 1 <= size <= MAX_IMAGE_SIDE

@@ -20,47 +20,52 @@ GROUP = 1024
 UNDEFINED = 2**64 - 1
 
 
-def node_type(dimensions: int) -> np.dtype[np.void]:
-    """Return the layout of a node of the index of a dataset of so many dimensions."""
-    # A key: the first chunk of a child. `rest` also has an entry for the bytes of a pixel.
-    key = [("bytes", "<u4"), ("filters", "<u4"), ("row", "<u8"), ("rest", "<u8", dimensions)]
-    child = np.dtype([*key, ("place", "<u8")])
-    head = [("signature", "S4"), ("type", "u1"), ("level", "u1"), ("used", "<u2")]
-    siblings = [("left", "<u8"), ("right", "<u8")]
-    return np.dtype([*head, *siblings, ("child", child, CHILDREN), ("end", np.dtype(key))])
+#: A key: the first chunk of a child. `rest` is its place along the axes of a patch, and in a pixel.
+_KEY = [("bytes", "<u4"), ("filters", "<u4"), ("row", "<u8"), ("rest", "<u8", 4)]
+NODE = np.dtype(
+    [
+        ("signature", "S4"),
+        ("type", "u1"),
+        ("level", "u1"),
+        ("used", "<u2"),
+        ("left", "<u8"),
+        ("right", "<u8"),
+        ("child", [*_KEY, ("place", "<u8")], CHILDREN),
+        ("end", _KEY),
+    ]
+)
 
 
-def root_of(writes: Sequence[tuple[int, bytes]], chunk: int, dimensions: int) -> int:
+def root_of(writes: Sequence[tuple[int, bytes]], chunk: int) -> int:
     """Return where HDF5 has written the index whose only chunk is at that byte."""
-    kind = node_type(dimensions)
     for place, data in writes:
-        if data.startswith(b"TREE\1") and len(data) == kind.itemsize:
-            node = np.frombuffer(data, kind)[0]
+        if data.startswith(b"TREE\1") and len(data) == NODE.itemsize:
+            node = np.frombuffer(data, NODE)[0]
             if node["used"] == 1 and node["child"]["place"][0] == chunk:
                 return place
     raise RuntimeError("HDF5 has created no B-tree of version 1")
 
 
 def index_nodes(
-    places: NDArray[np.uint64], sizes: NDArray[np.uint32], dimensions: int, root: int, end: int
+    places: NDArray[np.uint64], sizes: NDArray[np.uint32], root: int, end: int
 ) -> Iterator[tuple[int, bytes]]:
     """Yield the nodes of an index, with their places in the file.
 
     The chunks, one per row of the dataset, are at `places` and have `sizes` bytes. The root
     replaces the one at `root`; all other nodes follow the byte `end`, without gaps.
     """
-    kind, n, level = node_type(dimensions), len(places), 0
+    n, level = len(places), 0
     while level == 0 or len(places) > 1:
         count = -(-len(places) // CHILDREN)
-        nodes = end + kind.itemsize * np.arange(count, dtype=np.uint64)
-        end += kind.itemsize * count
+        nodes = end + NODE.itemsize * np.arange(count, dtype=np.uint64)
+        end += NODE.itemsize * count
         if count == 1:
             nodes[0] = root
         for first in range(0, count, GROUP):
             here = nodes[first : first + GROUP]
-            table = np.zeros(len(here), kind)
+            table = np.zeros(len(here), NODE)
             table["signature"], table["type"], table["level"] = b"TREE", 1, level
-            table["left"], table["right"] = here - kind.itemsize, here + kind.itemsize
+            table["left"], table["right"] = here - NODE.itemsize, here + NODE.itemsize
             if first == 0:
                 table["left"][0] = UNDEFINED
             if first + GROUP >= count:
