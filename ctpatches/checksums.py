@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ctpatches.compression import Chunks
 from ctpatches.files import Invalid
 from ctpatches.schema import REST, SCHEMA, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
+REWRITTEN = "was compressed or rewritten: its checksums are of other bytes"
 
 
 def pixel_digest(hu: NDArray[np.float32]) -> int:
@@ -49,13 +49,6 @@ def _update(digest: Any, descriptor: int, start: int, stop: int) -> None:
         start += len(data)
 
 
-def _chunks(source: ValidatedFile, rows: Mapping[str, tuple[int, int]]) -> Chunks:
-    """Return where the chunks of a compressed file lie."""
-    first = source["input"].id.get_chunk_info_by_coord((0, 0, 0, 0)).byte_offset
-    starts = [*source.blocks[0].tolist(), source.patches]
-    return Chunks.read(source.descriptor, rows, starts, first)
-
-
 def verify(path: PathLike) -> list[str]:
     """Return what is wrong with a file, one line each; nothing if every byte is as it was written.
 
@@ -71,11 +64,12 @@ def verify(path: PathLike) -> list[str]:
                 dataset = source[name]
                 start = dataset.id.get_offset()
                 if start is None and dataset.size:
-                    reason = "was compressed or rewritten: its checksums are of other bytes"
-                    raise Invalid(source.path, reason)
+                    raise Invalid(source.path, REWRITTEN)
                 places[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
             extents = [(at, at + width * len(source[name])) for name, (at, width) in places.items()]
-            chunks = _chunks(source, places) if source.compressed else None
+            chunks = source.chunks
+            if source.compressed and not chunks:
+                raise Invalid(source.path, REWRITTEN)
             if chunks:
                 extents.append((int(chunks.blocks[0]), int(chunks.blocks[-1])))
             size = os.fstat(source.descriptor).st_size

@@ -47,7 +47,7 @@ def root_of(writes: Sequence[tuple[int, bytes]], chunk: int) -> int:
 
 
 def index_nodes(
-    places: NDArray[np.uint64], sizes: NDArray[np.uint32], root: int, end: int
+    places: NDArray[np.int64], sizes: NDArray[np.uint32], root: int, end: int
 ) -> Iterator[tuple[int, bytes]]:
     """Yield the nodes of an index, with their places in the file.
 
@@ -57,7 +57,7 @@ def index_nodes(
     n, level = len(places), 0
     while level == 0 or len(places) > 1:
         count = -(-len(places) // CHILDREN)
-        nodes = end + NODE.itemsize * np.arange(count, dtype=np.uint64)
+        nodes = end + NODE.itemsize * np.arange(count)
         end += NODE.itemsize * count
         if count == 1:
             nodes[0] = root

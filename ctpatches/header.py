@@ -9,7 +9,6 @@ follows them. HDF5 itself never writes to the disk, where it crashes when the di
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from ctpatches.checksums import rest_digest
 from ctpatches.chunk_index import index_nodes, root_of
-from ctpatches.compression import Chunks, filters
+from ctpatches.chunks import Chunks
+from ctpatches.compression import filter_options
 from ctpatches.files import write_at
 from ctpatches.schema import (
     COPY,
@@ -169,7 +169,7 @@ def build_header(
                 shape,
                 DTYPES[config["dtype"]],
                 chunks=(1, *shape[1:]),
-                **filters(config["compression"]),
+                **filter_options(config["compression"]),
             )
             dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index
             first_chunks[role] = dataset.id.get_chunk_info(0).byte_offset

@@ -12,7 +12,7 @@ import math
 from dataclasses import MISSING, dataclass
 
 from ctpatches.messages import CallError
-from ctpatches.schema import CHUNK_COLUMNS, COMPRESSIONS, DTYPES, PATCH_COLUMNS, PLUGIN, STORES
+from ctpatches.schema import COMPRESSIONS, DTYPES, PATCH_COLUMNS, PLUGIN, STORES
 from pipeline.options import (
     FILE,
     FOLDER,

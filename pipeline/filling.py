@@ -29,7 +29,6 @@ from pipeline.profile import step
 from pipeline.progress import Progress
 from utils import AIR_HU, Affine, Image, RunError, img_pair_normalization, printable
 
-
 #: With compression, blocks per rank that may be begun before the oldest one is finished.
 MAX_AHEAD = 4
 

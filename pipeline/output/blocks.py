@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from ctpatches.files import write_at
 from ctpatches.compression import compress
+from ctpatches.files import write_at
 from ctpatches.schema import CHUNK_COLUMNS, PATCH_COLUMNS, ROLES, SCHEMA
 from pipeline.model import Place
 from pipeline.output.writer import Writer

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctpatches.checksums import block_digest
-from ctpatches.compression import Chunks
+from ctpatches.chunks import Chunks
 from ctpatches.header import Header
 from pipeline.config import Config
 from pipeline.model import Plan
@@ -88,7 +88,7 @@ class OutputFile:
         if not self.layout or not self.layout.chunks:
             return None
         starts, first = self.plan.starts, self.layout.chunks
-        return Chunks.read(self.descriptor, self.layout.rows, starts, first)
+        return Chunks.recorded(self.descriptor, self.layout.rows, starts, first)
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
