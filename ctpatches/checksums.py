@@ -17,6 +17,7 @@ from ctpatches.schema import REST, SCHEMA, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
+REWRITTEN = "was compressed or rewritten: its checksums are of other bytes"
 
 
 def pixel_digest(hu: NDArray[np.float32]) -> int:
@@ -85,14 +86,18 @@ def verify(path: PathLike) -> list[str]:
             if not source.attributes["complete"]:
                 found.append("is not complete: its run was interrupted")
             places = {}  # first byte of a dataset, and bytes of a row
-            for name in [*bulk_names(source.store), REST]:
+            for name in [*bulk_names(source.store, source.compressed), REST]:
                 dataset = source[name]
                 start = dataset.id.get_offset()
                 if start is None and dataset.size:
-                    reason = "was compressed or rewritten: its checksums are of other bytes"
-                    raise Invalid(source.path, reason)
+                    raise Invalid(source.path, REWRITTEN)
                 places[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
             extents = [(at, at + width * len(source[name])) for name, (at, width) in places.items()]
+            chunks = source.chunks
+            if source.compressed and not chunks:
+                raise Invalid(source.path, REWRITTEN)
+            if chunks:
+                extents.append((int(chunks.blocks[0]), int(chunks.blocks[-1])))
             size = os.fstat(source.descriptor).st_size
             if rest_digest(source.descriptor, size, extents) != source.values(REST).tobytes():
                 found.append("header or tables of pairs are damaged")
@@ -101,7 +106,8 @@ def verify(path: PathLike) -> list[str]:
             named = zip(source.texts("pair/input_file"), checksums, strict=True)
             for pair, (name, checksum) in enumerate(named):
                 place = source.place(pair)
-                ranges = block_ranges(places, place, source.shuffle)
+                ranges = [chunks.block(pair)] if chunks else []
+                ranges += block_ranges(places, place, source.shuffle)
                 if block_digest(source.descriptor, ranges) != checksum:
                     start, stop = place["patch"]
                     patches = f"patches {start} to {stop - 1}"

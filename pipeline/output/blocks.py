@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 import secrets
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from ctpatches.compression import compress
 from ctpatches.files import write_at
 from ctpatches.permutation import Permutation
-from ctpatches.schema import PATCH_COLUMNS, REST_BYTES, ROLES, SCHEMA
+from ctpatches.schema import CHUNK_COLUMNS, PATCH_COLUMNS, REST_BYTES, ROLES, SCHEMA
 from pipeline.model import Place
 from pipeline.output.writer import Offset, Writer
 from pipeline.profile import laps, step
@@ -45,6 +46,9 @@ class Layout:
     checksum: int
     #: Of the rows of patches, in a shuffled file.
     shuffle: Permutation | None = None
+    #: As of `--compression`, and the first byte of the chunks of a compressed file.
+    compression: str = "none"
+    chunks: int = 0
     #: Random bytes that the file has in place of its checksum until it is complete: a rank that
     #: reads them sees the file of rank 0. Device numbers differ between hosts.
     token: bytes = field(default_factory=functools.partial(secrets.token_bytes, REST_BYTES))
@@ -137,6 +141,45 @@ class PartialFile(Writer):
         os.close(self.descriptor)
 
 
+class PackedFile(Writer):
+    """A compressed partial file: the chunks of a block follow those of the block before it.
+
+    Only rank 0 can know the place of a block. Those that are finished before an earlier one wait in
+    memory; `pipeline.mpi.task_farm` bounds their number.
+    """
+
+    #: Chunks are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end of any file.
+    CHUNKS, CHUNKS_STRIDE = 1 << 63, 1 << 40
+
+    def __init__(self, file: PartialFile, block: int) -> None:
+        self._file, self._block = file, block
+        self._end = os.fstat(file.descriptor).st_size
+        self._early: defaultdict[int, list[memoryview]] = defaultdict(list)
+        self._finished: dict[int, Callable[[], None]] = {}
+
+    def write(self, offset: Offset, data: memoryview) -> None:
+        if isinstance(offset, list) or offset < self.CHUNKS:
+            self._file.write(offset, data)
+            return
+        block = (offset - self.CHUNKS) // self.CHUNKS_STRIDE
+        if block > self._block:
+            self._early[block].append(data)
+        else:
+            self._append(data)
+
+    def _append(self, data: memoryview) -> None:
+        self._file.write(self._end, data)
+        self._end += len(data)
+
+    def when_written(self, block: int, function: Callable[[], None]) -> None:
+        self._finished[block] = function
+        while self._block in self._finished:
+            self._finished.pop(self._block)()
+            self._block += 1
+            for data in self._early.pop(self._block, ()):
+                self._append(data)
+
+
 class BackgroundWriter(Writer):
     """Writes in a thread, in order. An error is raised by a later `write` or by `flush`."""
 
@@ -157,8 +200,8 @@ class BackgroundWriter(Writer):
         with step("write"):
             self._file.write(offset, data)
 
-    def when_written(self, function: Callable[[], None]) -> None:
-        self._pending.append(self._thread.submit(function))
+    def when_written(self, block: int, function: Callable[[], None]) -> None:
+        self._pending.append(self._thread.submit(self._file.when_written, block, function))
 
     def flush(self) -> None:
         while self._pending:
@@ -174,6 +217,7 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, place:
     digest = xxhash.xxh3_64()
     start, stop = place["patch"]
     shuffled = layout.shuffle.forward(np.arange(start, stop)) if layout.shuffle else None
+    sizes: defaultdict[str, list[int]] = defaultdict(list)
     with laps() as lap:
 
         def write(name: str, row: int, data: memoryview) -> None:
@@ -189,7 +233,19 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, place:
             lap("write")
 
         for role in ROLES:
-            if role in layout.rows:
+            if layout.compression != "none":
+                for piece in block.pieces():
+                    patches = block.cut(role, piece)
+                    lap("cut")
+                    chunks = compress(patches, layout.compression)
+                    sizes[f"{role}_bytes"] += map(len, chunks)
+                    data = memoryview(b"".join(chunks))
+                    lap("compress")
+                    digest.update(data)
+                    lap("sum")
+                    writer.write(PackedFile.CHUNKS + index * PackedFile.CHUNKS_STRIDE, data)
+                    lap("write")
+            elif role in layout.rows:
                 for piece in block.pieces():
                     patches = block.cut(role, piece)
                     lap("cut")
@@ -203,4 +259,6 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, place:
         for name, dtype in PATCH_COLUMNS.items() if len(block) else ():
             values = np.full(len(block), index) if name == "pair" else getattr(block, name)
             write(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
+        for name, column in sizes.items() if len(block) else ():
+            write(f"patch/{name}", 0, np.array(column, CHUNK_COLUMNS[name]).data)
     return int(digest.intdigest())
