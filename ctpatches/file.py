@@ -160,7 +160,8 @@ def read_patches(file: File, patches: Patches, dtype: str = "float32") -> tuple[
     """Return input and target of some patches, each of shape (n, p, p)."""
     with opened(file) as source:
         rows = positions(patches, source.patches)
-        return source.images("input", rows, dtype), source.images("target", rows, dtype)
+        low, full = (source.images(role, rows, dtype=dtype) for role in ROLES)
+        return low, full
 
 
 def dtype_of(source: ValidatedFile, unit: str, dtype: str) -> str:
@@ -168,14 +169,15 @@ def dtype_of(source: ValidatedFile, unit: str, dtype: str) -> str:
 
     `ValueError` is raised if there is no such unit or type.
     """
-    if unit not in ("file", "hu") or dtype not in ("float32", "file"):
-        found = f"unit {unit!r}, dtype {dtype!r}"
-        raise ValueError(f"{found}; expected: 'file' or 'hu', 'float32' or 'file'")
+    if unit not in ("file", "hu"):
+        raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
+    if dtype not in ("float32", "file"):
+        raise ValueError(f"dtype {dtype!r}; expected: 'float32' or 'file'")
     return str(source.config["dtype"]) if (unit, dtype) == ("file", "file") else "float32"
 
 
 def rounding(source: ValidatedFile) -> dict[str, float]:
-    """Return the largest difference that the type of the pixels makes, in the file and in HU."""
+    """Return by how much pixels were rounded at most, in the unit of the file and in HU."""
     largest = {"file": 0.0, "hu": 0.0}
     for role in ROLES if source.version >= 4 else ():
         in_file = source.values(f"pair/{role}_rounding")
@@ -187,9 +189,11 @@ def rounding(source: ValidatedFile) -> dict[str, float]:
 
 
 def rounding_text(source: ValidatedFile) -> str:
-    """Return `rounding` in words."""
+    """Return `rounding` in words; nothing for float32 that was never rounded."""
     largest = rounding(source)
-    return f"to {source.config['dtype']}, by at most {largest['file']:.3g} ({largest['hu']:.3g} HU)"
+    if source.config["dtype"] == "float32" and not largest["file"]:
+        return ""
+    return f"by at most {largest['file']:.3g} in the unit of the file, {largest['hu']:.3g} HU"
 
 
 def positions(indices: Patches, n: int) -> NDArray[np.int64]:
@@ -267,11 +271,11 @@ def overview(path: PathLike) -> list[str]:
             "left out": f"{len(source['left_out/reason'])} entries",
             "scales": ", ".join(f"{scale:g}" for scale in source.scales),
             "unit": "HU" if attributes["unit"] == b"hu" else "stored values",
-            **({"rounded": rounding_text(source)} if source.config["dtype"] != "float32" else {}),
+            "rounded": rounding_text(source),
             "options": ", ".join(n if v is True else f"{n} {v}" for n, v in given.items()),
             "seed": str(int(attributes["seed"])),
         }
-    return [f"{name:10} {printable(fact)}" for name, fact in facts.items()]
+    return [f"{name:10} {printable(fact)}" for name, fact in facts.items() if fact]
 
 
 def abbreviated(values: list[str], limit: int) -> str:

@@ -211,7 +211,7 @@ class PatchReader:
         rows = self.rows(indices)
         source = self._open()
         codes = np.zeros(len(rows), np.uint8)
-        parts: list[Any] = [source.images(role, rows, self.dtype.name) for role in ROLES]
+        parts: list[Any] = [source.images(role, rows, dtype=self.dtype.name) for role in ROLES]
         if self.unit == "hu":
             both = zip(parts, ROLES, strict=True)
             parts = [denormalise(images, source, rows, role) for images, role in both]

@@ -117,7 +117,7 @@ def print_files(plans: Mapping[str, Plan], config: Config, pages: Mapping[str, P
         print(f"{'output':28} {printable(file)}")
         if config.dtype != "float32":
             with opened(file) as source:
-                print(f"{'rounded':28} {rounding_text(source)}")
+                print(f"{f'rounded to {config.dtype}':28} {rounding_text(source)}")
         if subset in pages:
             print(f"{'report':28} {printable(pages[subset])}")
 

@@ -280,13 +280,13 @@ def test_summary_overview_and_report_state_the_rounding(scans, tmp_path):
     ended = called(tmp_path, *argv(scans.root, tmp_path / "x.h5", *options, report=True))
     with PatchFile(tmp_path / "x.h5") as file:
         largest = rounding(file)
-    text = f"to float16, by at most {largest['file']:.3g} ({largest['hu']:.3g} HU)"
-    assert f"{'rounded':28} {text}\n" in ended.out
+    text = f"by at most {largest['file']:.3g} in the unit of the file, {largest['hu']:.3g} HU"
+    assert f"{'rounded to float16':28} {text}\n" in ended.out
     assert f"{'rounded':10} {text}" in overview(tmp_path / "x.h5")
     report = tmp_path / "sanity_check" / "x"
     assert json.loads((report / "report.json").read_text())["rounding"] == largest
     page = " ".join((report / "report.html").read_text().split())
-    assert f"The pixels of the file are float16: rounded by at most {largest['file']:.3g}" in page
+    assert f"The pixels of the file are float16, rounded by at most {largest['file']:.3g}" in page
     assert "h5 file of views, float16, stored values" in page
     assert 'file["input"]' not in page
 
