@@ -76,7 +76,7 @@ def _update(digest: Any, descriptor: int, start: int, stop: int) -> None:
 
 
 def verify(path: PathLike) -> list[str]:
-    """Return what is wrong with a file, one line each; nothing if every byte is as it was written.
+    """Return what is wrong with a file, one line each; nothing if it is undamaged.
 
     `OSError` is raised if the file cannot be read at all.
     """

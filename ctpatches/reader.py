@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.file import MAX_PATIENTS, abbreviated, denormalise, positions, provenances
+from ctpatches.file import MAX_PATIENTS, abbreviated, denormalise, dtype_of, positions, provenances
 from ctpatches.messages import printable
 from ctpatches.orientations import Images, draw_orientations, turned
 from ctpatches.schema import ORIENTATIONS, REST, ROLES
@@ -26,7 +26,6 @@ Scales: TypeAlias = float | Iterable[float] | None
 Orientations: TypeAlias = int | Iterable[int] | None
 #: Called with input and target, and returns both.
 Transform: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
-UNITS = ("file", "hu")
 #: Rows of `patch/` that are read at once, so that memory stays bounded.
 MAX_ROWS = 1 << 20
 
@@ -55,6 +54,8 @@ class PatchReader:
         `--rot_augment` added.
     unit : {'file', 'hu'}
         As stored in the file, or with the normalisation inverted, each by its own constants.
+    dtype : {'float32', 'file'}
+        Type of the arrays: float32, or as stored in the file. HU are always float32.
     transform : callable, optional
         Called by the loaders, not by `read`, with input and target, and returns both. In
         `PatchDataset` these are two tensors of one patch, shape (1, p, p); in `tf_dataset` and
@@ -78,14 +79,16 @@ class PatchReader:
     orientations : list of int
     patch_size : int
         Rows and columns of a patch.
+    dtype : numpy.dtype
+        Type of the arrays.
 
     Raises
     ------
     OSError
         The file cannot be read.
     ValueError
-        It is not a complete, valid file of ctpatches; the unit is not valid; no patient, scale or
-        orientation is chosen, or one that it does not have, or none with a patch.
+        It is not a complete, valid file of ctpatches; the unit or the type is not valid; no
+        patient, scale or orientation is chosen, or one that it does not have, or none with a patch.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class PatchReader:
         scales: Scales = None,
         orientations: Orientations = None,
         unit: str = "file",
+        dtype: str = "float32",
         transform: Transform | None = None,
         provenance: bool = False,
         augment: bool = False,
@@ -104,10 +108,9 @@ class PatchReader:
         self.path = os.path.abspath(file)
         self.unit, self.transform = unit, transform
         self.provenance, self.augment, self.seed = provenance, augment, seed
-        if unit not in UNITS:
-            raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
         with ValidatedFile(self.path) as source:
             self.patch_size = source.patch_size
+            self.dtype = np.dtype(dtype_of(source, unit, dtype))
             # It covers the checksums of all blocks: these 16 bytes identify the file.
             self._checksum = source.values(REST).tobytes()
             self.patients = self._chosen("patient", patients, source.patients)
@@ -147,7 +150,7 @@ class PatchReader:
         facts = (
             f"{len(self)} of {self._in_file} patches of {size} x {size} pixels",
             self._selection(),
-            f"unit {self.unit}",
+            f"unit {self.unit}, {self.dtype}",
             *([f"augmented with seed {self.seed}"] if self.augment else []),
             *([f"transform {name}"] if self.transform else []),
         )
@@ -216,7 +219,7 @@ class PatchReader:
         rows = self.rows(indices)
         source = self._open()
         codes = np.zeros(len(rows), np.uint8)
-        parts: list[Any] = [source.images(role, rows) for role in ROLES]
+        parts: list[Any] = [source.images(role, rows, dtype=self.dtype.name) for role in ROLES]
         if self.unit == "hu":
             both = zip(parts, ROLES, strict=True)
             parts = [denormalise(images, source, rows, role) for images, role in both]

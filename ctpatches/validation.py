@@ -123,8 +123,11 @@ class ValidatedFile:
                 raise OSError(f"{self.path!r} ends before patch {row}: it was truncated")
         return out
 
-    def images(self, role: str, rows: Rows) -> NDArray[np.float32]:
-        """Return patches, shape (n, p, p) for either tensor format and either store."""
+    def images(self, role: str, rows: Rows, dtype: str = "float32") -> NDArray[Any]:
+        """Return patches, shape (n, p, p) for either tensor format and either store.
+
+        They are of a type of `DTYPES`.
+        """
         size = self.patch_size
         if self.chunks:
             if not isinstance(rows, np.ndarray):
@@ -132,16 +135,16 @@ class ValidatedFile:
             chunks = self.chunks.read(self.descriptor, role, rows)
             form = self.config["compression"], self[role].dtype, size
             try:
-                return decompress(chunks, len(rows), *form).astype(np.float32, copy=False)
+                return decompress(chunks, len(rows), *form).astype(DTYPES[dtype], copy=False)
             except (OSError, RuntimeError) as error:
                 raise OSError(f"{self.path!r}: {role} cannot be read: {error}") from error
         if self.store == "patches":
-            return self.values(role, rows).reshape(-1, size, size).astype(np.float32, copy=False)
+            return self.values(role, rows).reshape(-1, size, size).astype(DTYPES[dtype], copy=False)
         rows = np.arange(self.patches)[rows].reshape(-1)
         columns = self.columns(rows)
         view = self.view_of(columns["pair"], columns["scale"])
         windows = zip(view.tolist(), columns["row"].tolist(), columns["col"].tolist(), strict=True)
-        out = np.empty((len(rows), size, size), np.float32)
+        out = np.empty((len(rows), size, size), DTYPES[dtype])
         for at, (one, row, col) in enumerate(windows):
             offset, width = int(self.views["offset"][one]), int(self.views["columns"][one])
             start = offset + row * width

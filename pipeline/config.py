@@ -226,13 +226,14 @@ class Config:
         "patches",
         choice(*STORES),
         "patches: every patch, which any h5 reader can read; views: the images that patches are "
-        "cut from, at most 0.3 of the size, which the loaders of ctpatches read",
+        "cut from, with --rot_augment about 0.3 of the size, which the loaders of ctpatches read",
     )
     dtype: str = option(
         "patches",
         choice(*DTYPES),
-        "type of the pixels in the file; int16, for --normalization-type None alone, rounds; "
-        "loaders return float32",
+        "type of the pixels in the file; float16 and int16, the latter for --normalization-type "
+        "None alone, round to the nearest value, by how much at most is reported; loaders return "
+        "float32",
     )
     shuffle_patches: bool = flag(
         "patches",

@@ -63,6 +63,7 @@ def _seconds_per_pair(plan: Plan, config: Config) -> float:
     begin = time.perf_counter()
     for task in filling.pair_tasks(0, plan, done=range(few, len(plan.pairs))):
         _, block, *_ = filling.prepare_block(task, config)
-        for role, piece in itertools.product(block.views, block.pieces()):
+        pieces = block.pieces() if config.store == "patches" else ()
+        for role, piece in itertools.product(block.views, pieces):
             block.cut(role, piece)
     return (time.perf_counter() - begin) / few

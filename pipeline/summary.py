@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches.file import rounding_text
+from ctpatches.validation import opened
 from pipeline.cohort.patients import INCOMPLETE
 from pipeline.cohort.selection import Cohort
 from pipeline.config import Config
@@ -115,6 +117,9 @@ def print_files(plans: Mapping[str, Plan], config: Config, pages: Mapping[str, P
             print(f"{subset:28} {plans[subset].patches} patches of {patients}")
         for file in files:
             print(f"{'output':28} {printable(file)}")
+            if config.dtype != "float32":
+                with opened(file) as source:
+                    print(f"{f'rounded to {config.dtype}':28} {rounding_text(source)}")
             if file in pages:
                 print(f"{'report':28} {printable(pages[file])}")
 

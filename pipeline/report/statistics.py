@@ -80,7 +80,7 @@ class Sample:
     index: NDArray[np.int64]  #: in the file, ascending
     pair: NDArray[np.int64]
     scale: Floats
-    hu: Floats  #: input and target in HU, shape (2, n, p, p)
+    hu: Floats  #: input and target in HU, shape (2, n, p, p); see `spread`
 
 
 def read_sample(source: ValidatedFile, plan: Plan, config: Config) -> Sample:
@@ -88,11 +88,24 @@ def read_sample(source: ValidatedFile, plan: Plan, config: Config) -> Sample:
     index = draw_sample(plan, config)
     if source.shuffle:
         index = np.sort(source.shuffle.forward(index))
-    values = read_patches(source, index)
+    rng = generator(config.seed, "spread")
+    values = [spread(one, rng) for one in read_patches(source, index, config.dtype)]
     hu = [denormalise(v, source, index, role) for v, role in zip(values, ROLES, strict=True)]
     pair = source.pair_of(index)
     scale = np.array([source["patch/scale"][i] for i in index])
     return Sample(index, pair, scale, np.stack(hu))
+
+
+def spread(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Return rounded values anywhere in their intervals: the curve of a histogram would be a comb.
+
+    Float16 0 and 1 stay: they may be clipped values.
+    """
+    if values.dtype == np.float32:
+        return values
+    whole = values.dtype.kind == "i"
+    steps = 1 if whole else np.where((values == 0) | (values == 1), 0, np.spacing(values))
+    return values + rng.uniform(-0.5, 0.5, values.shape) * steps
 
 
 def draw_sample(plan: Plan, config: Config) -> NDArray[np.int64]:
