@@ -158,7 +158,9 @@ def read_patches(file: File, patches: Patches) -> tuple[Images, Images]:
     """Return input and target of some patches, each of shape (n, p, p)."""
     with opened(file) as source:
         rows = positions(patches, source.patches)
-        return source.images("input", rows), source.images("target", rows)
+        windows = source.windows(rows) if source.store == "views" else None
+        low, full = (source.images(role, rows, windows) for role in ROLES)
+        return low, full
 
 
 def positions(indices: Patches, n: int) -> NDArray[np.int64]:
