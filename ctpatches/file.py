@@ -160,7 +160,8 @@ def read_patches(file: File, patches: Patches, dtype: str = "float32") -> tuple[
     """Return input and target of some patches, each of shape (n, p, p)."""
     with opened(file) as source:
         rows = positions(patches, source.patches)
-        low, full = (source.images(role, rows, dtype=dtype) for role in ROLES)
+        windows = source.windows(rows) if source.store == "views" else None
+        low, full = (source.images(role, rows, windows, dtype) for role in ROLES)
         return low, full
 
 

@@ -19,6 +19,7 @@ from ctpatches.messages import printable
 from ctpatches.orientations import Images, draw_orientations, turned
 from ctpatches.schema import ORIENTATIONS, REST, ROLES
 from ctpatches.validation import PathLike, ValidatedFile
+from ctpatches.views import Windows
 
 Indices: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 Patients: TypeAlias = str | Iterable[str] | None
@@ -120,6 +121,7 @@ class PatchReader:
             selected = self._of_patients(patients, source)
             if scales is not None or orientations is not None:
                 self._filter(selected, source)
+            self._windows = self._load_windows(selected, source)
         # Where a run of selected patches begins, and where it ends. Two numbers per run stand for
         # all indices: a choice of patients or of scales has few runs.
         edges = np.flatnonzero(np.diff(selected, prepend=False, append=False))
@@ -193,6 +195,13 @@ class PatchReader:
             selected[rows] &= np.isin(columns["scale"], scales)
             selected[rows] &= np.isin(columns["orientation"], self.orientations)
 
+    def _load_windows(self, selected: NDArray[np.bool_], source: ValidatedFile) -> Windows | None:
+        """Return the windows of the selected patches; None where patches are stored."""
+        if source.store == "patches":
+            return None
+        pieces = (slice(at, at + MAX_ROWS) for at in range(0, len(selected), MAX_ROWS))
+        return np.concatenate([source.windows(rows)[selected[rows]] for rows in pieces])
+
     def set_epoch(self, epoch: int) -> None:
         """Draw other orientations from now on; call it before each pass over the loader."""
         self._epoch.value = epoch
@@ -219,7 +228,9 @@ class PatchReader:
         rows = self.rows(indices)
         source = self._open()
         codes = np.zeros(len(rows), np.uint8)
-        parts: list[Any] = [source.images(role, rows, dtype=self.dtype.name) for role in ROLES]
+        windows = None if self._windows is None else self._windows[positions(indices, len(self))]
+        dtype = self.dtype.name
+        parts: list[Any] = [source.images(role, rows, windows, dtype) for role in ROLES]
         if self.unit == "hu":
             both = zip(parts, ROLES, strict=True)
             parts = [denormalise(images, source, rows, role) for images, role in both]
