@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ctpatches.blocks import block_ranges
 from ctpatches.files import Invalid
-from ctpatches.schema import REST, SCHEMA, bulk_names
+from ctpatches.schema import REST, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
@@ -48,6 +49,38 @@ def _update(digest: Any, descriptor: int, start: int, stop: int) -> None:
         start += len(data)
 
 
+def byte_rows(source: ValidatedFile) -> dict[str, tuple[int, int]]:
+    """Return first byte, and bytes per row, of every dataset with a checksum of its own."""
+    out = {}
+    for name in [*bulk_names(source.store), REST]:
+        dataset = source[name]
+        start = dataset.id.get_offset()
+        if start is None and dataset.size:
+            reason = "was compressed or rewritten: its checksums are of other bytes"
+            raise Invalid(source.path, reason)
+        out[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+    return out
+
+
+def damages(source: ValidatedFile) -> Iterator[str]:
+    """Yield for the header, and then for the block of every pair, its damage or ''."""
+    rows = byte_rows(source)
+    extents = [(at, at + width * len(source[name])) for name, (at, width) in rows.items()]
+    size = os.fstat(source.descriptor).st_size
+    intact = rest_digest(source.descriptor, size, extents) == source.values(REST).tobytes()
+    yield "" if intact else "header or tables of pairs are damaged"
+    del rows[REST]
+    checksums = source.values("pair/checksum").tolist()
+    for pair, (name, checksum) in enumerate(
+        zip(source.texts("pair/input_file"), checksums, strict=True)
+    ):
+        place = source.place(pair)
+        intact = block_digest(source.descriptor, block_ranges(rows, place)) == checksum
+        start, stop = place["patch"]
+        damage = f"the block of pair {pair} ({name}), patches {start} to {stop - 1}, is damaged"
+        yield "" if intact else damage
+
+
 def verify(path: PathLike) -> list[str]:
     """Return what is wrong with a file, one line each; nothing if every byte is as it was written.
 
@@ -58,31 +91,7 @@ def verify(path: PathLike) -> list[str]:
         with ValidatedFile(path, complete=False) as source:
             if not source.attributes["complete"]:
                 found.append("is not complete: its run was interrupted")
-            places = {}  # first byte of a dataset, and bytes of a row
-            for name in [*bulk_names(source.store), REST]:
-                dataset = source[name]
-                start = dataset.id.get_offset()
-                if start is None and dataset.size:
-                    reason = "was compressed or rewritten: its checksums are of other bytes"
-                    raise Invalid(source.path, reason)
-                places[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
-            extents = [(at, at + width * len(source[name])) for name, (at, width) in places.items()]
-            size = os.fstat(source.descriptor).st_size
-            if rest_digest(source.descriptor, size, extents) != source.values(REST).tobytes():
-                found.append("header or tables of pairs are damaged")
-            del places[REST]
-            checksums = source.values("pair/checksum").tolist()
-            named = zip(source.texts("pair/input_file"), checksums, strict=True)
-            for pair, (name, checksum) in enumerate(named):
-                place = source.place(pair)
-                ranges = []
-                for dataset_name, (at, width) in places.items():
-                    start, stop = place[SCHEMA[dataset_name].row_of]
-                    ranges.append((at + start * width, (stop - start) * width))
-                if block_digest(source.descriptor, ranges) != checksum:
-                    start, stop = place["patch"]
-                    patches = f"patches {start} to {stop - 1}"
-                    found.append(f"the block of pair {pair} ({name}), {patches}, is damaged")
+            found += filter(None, damages(source))
     except Invalid as error:
         found.append(error.reason)
     return found

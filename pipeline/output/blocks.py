@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import xxhash
-
-from ctpatches.files import write_at
-from ctpatches.schema import PATCH_COLUMNS, ROLES, SCHEMA
+from ctpatches.blocks import block_ranges
+from ctpatches.files import named_errors, write_at
 from pipeline.model import Place
 from pipeline.output.writer import Writer
 from pipeline.profile import laps, step
-from utils import RunError, quoted
+from utils import RunError
 
 if TYPE_CHECKING:
     from patching import Block
-
-#: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -40,22 +32,7 @@ class Layout:
 
     def ranges(self, place: Place) -> list[tuple[int, int]]:
         """Return first byte and length of every part of a block."""
-        out = []
-        for name, (first, size) in self.rows.items():
-            start, stop = place[SCHEMA[name].row_of]
-            out.append((first + start * size, (stop - start) * size))
-        return out
-
-
-@contextlib.contextmanager
-def named_errors(path: str) -> Iterator[None]:
-    """Turn an error of the system or of HDF5 into one line that names the file."""
-    try:
-        yield
-    except OSError as error:
-        problem = "no space left for" if error.errno in NO_SPACE else "cannot write"
-        reason = error.strerror or str(error).split("\n")[0]
-        raise RunError(f"{problem} {quoted(path)}: {reason}") from error
+        return block_ranges(self.rows, place)
 
 
 class PartialFile(Writer):
@@ -117,29 +94,5 @@ class BackgroundWriter(Writer):
 
 def write_block(writer: Writer, layout: Layout, block: Block, index: int, place: Place) -> int:
     """Write the block of pair `index` at its place; return its checksum."""
-    digest = xxhash.xxh3_64()
     with laps() as lap:
-
-        def write(name: str, row: int, data: memoryview) -> None:
-            digest.update(data)
-            lap("sum")
-            first, size = layout.rows[name]
-            writer.write(first + (place[SCHEMA[name].row_of][0] + row) * size, data)
-            lap("write")
-
-        for role in ROLES:
-            if role in layout.rows:
-                for piece in block.pieces():
-                    patches = block.cut(role, piece)
-                    lap("cut")
-                    write(role, piece.start, patches.data)
-                    del patches  # the next piece gets its memory, which is in the cache
-            else:
-                pixel = 0
-                for view in block.views[role]:
-                    write(f"views/{role}", pixel, np.ascontiguousarray(view).data)
-                    pixel += view.size
-        for name, dtype in PATCH_COLUMNS.items() if len(block) else ():
-            values = np.full(len(block), index) if name == "pair" else getattr(block, name)
-            write(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
-    return int(digest.intdigest())
+        return block.write(writer.write, layout.rows, index, place, lap)
