@@ -23,7 +23,7 @@ def cast(values: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], float]:
     Raises
     ------
     ValueError
-        A value does not fit; the message has it.
+        A value, once rounded, does not fit; the message has the lowest or the highest.
 
     Examples
     --------
@@ -34,16 +34,12 @@ def cast(values: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], float]:
         return values, 0.0
     kind = np.dtype(DTYPES[dtype])
     limits: Any = np.iinfo(kind) if kind.kind == "i" else np.finfo(kind)
-    low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    # Beyond the limits by less than half a step, a value is rounded to the limit.
-    rounded = (
-        np.rint(np.array([low, high], np.float32))
-        if kind.kind == "i"
-        else np.array([low, high], np.float32).astype(kind)
-    )
-    if not (limits.min <= rounded[0] and rounded[1] <= limits.max):
-        beyond = low if rounded[0] < limits.min else high
-        found = f"value {beyond:g} does not fit {dtype}"
+    rounded = np.rint(values) if kind.kind == "i" else values
+    ends = np.array([rounded.min(initial=0), rounded.max(initial=0)], np.float32)
+    with np.errstate(over="ignore"):  # to infinity, which is beyond the limits
+        low, high = ends if kind.kind == "i" else ends.astype(kind)
+    if not (limits.min <= low and high <= limits.max):
+        found = f"value {ends[int(limits.min <= low)]:.9g} does not fit {dtype}"
         raise ValueError(f"{found}; expected: {float(limits.min):g} to {float(limits.max):g}")
-    out = np.rint(values).astype(kind) if kind.kind == "i" else values.astype(kind)
-    return out, float(np.abs(out.astype(np.float32) - values).max(initial=0))
+    out = rounded.astype(kind)
+    return out, float(np.abs(out - values).max(initial=0))
