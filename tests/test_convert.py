@@ -76,7 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 def converted(source: Path, target: Path, stored: str = "", **options: Any) -> Path:
     """Convert a file; what it should be is checked for damage."""
-    given = dict(zip(("store", "dtype"), stored.split(), strict=False))
+    given: dict[str, Any] = dict(zip(("store", "dtype"), stored.split(), strict=False))
     convert(source, target, **given, **options)
     assert verify(target) == []
     return target
