@@ -11,12 +11,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ctpatches.compression import compress
 from ctpatches.orientations import orient
-from ctpatches.schema import PATCH_COLUMNS, ROLES, SCHEMA
+from ctpatches.schema import CHUNK_COLUMNS, PATCH_COLUMNS, ROLES, SCHEMA
 
 #: Bytes of patches that are cut at once: with their view they fit into the second-level cache of a
 #: core, where their checksum and the write find them.
 PIECE_BYTES = 512 << 10
+#: The chunks of a compressed block are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end
+#: of any file: who writes them knows their place.
+CHUNKS, CHUNKS_STRIDE = 1 << 63, 1 << 40
 #: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
 ByteRows = Mapping[str, tuple[int, int]]
 #: First and end row of a block, in datasets with a row per "patch" and per "pixel".
@@ -90,6 +94,7 @@ class Block:
         rows: ByteRows,
         index: int,
         place: RowRanges,
+        compression: str = "none",
         lap: Callable[[str], None] = lambda _: None,
     ) -> int:
         """Write the block of pair `index` at its place; return its checksum.
@@ -98,29 +103,43 @@ class Block:
         name.
         """
         digest = xxhash.xxh3_64()
+        sizes: dict[str, list[int]] = {name: [] for name in CHUNK_COLUMNS}
 
-        def add(name: str, row: int, data: memoryview) -> None:
+        def add(offset: int, data: memoryview) -> None:
             digest.update(data)
             lap("sum")
-            first, size = rows[name]
-            write(first + (place[SCHEMA[name].row_of][0] + row) * size, data)
+            write(offset, data)
             lap("write")
 
+        def add_rows(name: str, row: int, data: memoryview) -> None:
+            first, size = rows[name]
+            add(first + (place[SCHEMA[name].row_of][0] + row) * size, data)
+
         for role in ROLES:
-            if role in rows:
+            if compression != "none":
                 for piece in self.pieces():
                     patches = self.cut(role, piece)
                     lap("cut")
-                    add(role, piece.start, patches.data)
+                    chunks = compress(patches, compression)
+                    sizes[f"{role}_bytes"] += map(len, chunks)
+                    lap("compress")
+                    add(CHUNKS + index * CHUNKS_STRIDE, memoryview(b"".join(chunks)))
+            elif role in rows:
+                for piece in self.pieces():
+                    patches = self.cut(role, piece)
+                    lap("cut")
+                    add_rows(role, piece.start, patches.data)
                     del patches  # the next piece gets its memory, which is in the cache
             else:
                 pixel = 0
                 for view in self.views[role]:
-                    add(f"views/{role}", pixel, np.ascontiguousarray(view).data)
+                    add_rows(f"views/{role}", pixel, np.ascontiguousarray(view).data)
                     pixel += view.size
         for name, dtype in PATCH_COLUMNS.items() if len(self) else ():
             values = np.full(len(self), index) if name == "pair" else getattr(self, name)
-            add(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
+            add_rows(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
+        for name, dtype in CHUNK_COLUMNS.items() if compression != "none" and len(self) else ():
+            add_rows(f"patch/{name}", 0, np.array(sizes[name], dtype).data)
         return int(digest.intdigest())
 
 

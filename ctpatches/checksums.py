@@ -17,6 +17,7 @@ from ctpatches.schema import REST, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
+REWRITTEN = "was compressed or rewritten: its checksums are of other bytes"
 
 
 def pixel_digest(hu: NDArray[np.float32]) -> int:
@@ -52,30 +53,33 @@ def _update(digest: Any, descriptor: int, start: int, stop: int) -> None:
 def byte_rows(source: ValidatedFile) -> dict[str, tuple[int, int]]:
     """Return first byte, and bytes per row, of every dataset with a checksum of its own."""
     out = {}
-    for name in [*bulk_names(source.store), REST]:
+    for name in [*bulk_names(source.store, source.compressed), REST]:
         dataset = source[name]
         start = dataset.id.get_offset()
         if start is None and dataset.size:
-            reason = "was compressed or rewritten: its checksums are of other bytes"
-            raise Invalid(source.path, reason)
+            raise Invalid(source.path, REWRITTEN)
         out[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+    if source.compressed and not source.chunks:
+        raise Invalid(source.path, REWRITTEN)
     return out
 
 
 def damages(source: ValidatedFile) -> Iterator[str]:
     """Yield for the header, and then for the block of every pair, its damage or ''."""
-    rows = byte_rows(source)
+    rows, chunks = byte_rows(source), source.chunks
     extents = [(at, at + width * len(source[name])) for name, (at, width) in rows.items()]
+    if chunks:
+        extents.append((int(chunks.blocks[0]), int(chunks.blocks[-1])))
     size = os.fstat(source.descriptor).st_size
     intact = rest_digest(source.descriptor, size, extents) == source.values(REST).tobytes()
     yield "" if intact else "header or tables of pairs are damaged"
     del rows[REST]
     checksums = source.values("pair/checksum").tolist()
-    for pair, (name, checksum) in enumerate(
-        zip(source.texts("pair/input_file"), checksums, strict=True)
-    ):
+    named = zip(source.texts("pair/input_file"), checksums, strict=True)
+    for pair, (name, checksum) in enumerate(named):
         place = source.place(pair)
-        intact = block_digest(source.descriptor, block_ranges(rows, place)) == checksum
+        ranges = [*([chunks.block(pair)] if chunks else []), *block_ranges(rows, place)]
+        intact = block_digest(source.descriptor, ranges) == checksum
         start, stop = place["patch"]
         damage = f"the block of pair {pair} ({name}), patches {start} to {stop - 1}, is damaged"
         yield "" if intact else damage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -13,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches import dtypes
-from ctpatches.blocks import Block, Piece
+from ctpatches.blocks import CHUNKS, Block, Piece
 from ctpatches.checksums import damages
+from ctpatches.chunks import Chunks
 from ctpatches.files import (
     Invalid,
     atomic_write,
@@ -29,8 +31,10 @@ from ctpatches.messages import CallError, RunError, printable, quoted
 from ctpatches.normalisation import Affine, normalised_air
 from ctpatches.orientations import upright
 from ctpatches.schema import (
+    COMPRESSIONS,
     DTYPES,
     PATCH_COLUMNS,
+    PLUGIN,
     REST,
     ROLES,
     SCHEMA,
@@ -41,7 +45,7 @@ from ctpatches.validation import PathLike, ValidatedFile
 from ctpatches.windows import padded_length
 
 #: What can be chosen, by option.
-CHOICES = {"store": STORES, "dtype": tuple(DTYPES), "compression": ("none",)}
+CHOICES = {"store": STORES, "dtype": tuple(DTYPES), "compression": COMPRESSIONS}
 #: Files of earlier format versions lack tables that cannot be made without the scans.
 OLDEST_VERSION = 3
 
@@ -69,8 +73,8 @@ def convert(
     dtype : {'float32', 'float16', 'int16'}, optional
         Fractions become the nearest number, of two equally near ones the even one. `pair/` states
         by how much pixels differ at most from those before any rounding.
-    compression : {'none'}, optional
-        Options that are not given are those of the source.
+    compression : {'none', 'lz4', 'zstd', 'gzip'}, optional
+        Of patches. Options that are not given are those of the source.
     overwrite : bool
         Whether an existing target is replaced.
 
@@ -100,9 +104,9 @@ def convert(
         if file.version < OLDEST_VERSION:
             found = f"has format version {file.version}, without the tables of later ones"
             raise Invalid(file.path, f"{found}; expected: {OLDEST_VERSION} or later")
-        # The configuration of this version does not have the compression.
-        options = {name: given[name] or file.config[name] for name in ("store", "dtype")}
-        config = file.config | options
+        config = file.config | {name: value for name, value in given.items() if value}
+        if config["store"] == "views" and not compression:
+            config["compression"] = "none"
         _check_configuration(file, config)
         with atomic_write(target) as partial:
             _write(file, config, partial, target)
@@ -126,7 +130,7 @@ def _check_target(source: str, target: str, overwrite: bool) -> None:
 
 
 def _check_configuration(file: ValidatedFile, config: Mapping[str, Any]) -> None:
-    """Refuse a type that does not suit the normalisation, and a configuration that is not valid."""
+    """Refuse options that cannot be combined, and a configuration that is not valid."""
     overlap, window = config.get("overlap"), config.get("hu_window")
     valid = type(overlap) is int and 0 <= overlap < file.patch_size == config.get("patch_size")
     valid &= config.get("tensor_format") in ("torch", "tf")
@@ -140,6 +144,13 @@ def _check_configuration(file: ValidatedFile, config: Mapping[str, Any]) -> None
             f"dtype int16 requires a file of --normalization-type None, {quoted(file.path)} has "
             f"{printable(found)}"
         )
+    compression = config["compression"]
+    if compression != "none" and config["store"] != "patches":
+        raise CallError(
+            f"compression {compression} requires store patches, found {config['store']}"
+        )
+    if compression not in ("none", "gzip") and not importlib.util.find_spec(PLUGIN):
+        raise CallError(f"compression {compression} needs {PLUGIN}: pip install {PLUGIN}")
 
 
 def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: str) -> None:
@@ -154,12 +165,17 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
         pixels = sum(map(math.prod, _sizes(views))) if config["store"] == "views" else 0
         return build_header(tables, configuration, unit, file.patches, pixels, complete=True)
 
+    empty = header()
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    end = empty.size  # of the chunks of a compressed file
+
     def write(offset: int, data: memoryview) -> None:
+        nonlocal end
+        if offset >= CHUNKS:
+            offset, end = end, end + len(data)
         with named_errors(target):
             write_at(descriptor, data, offset)
 
-    empty = header()
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
         with named_errors(target):
             os.ftruncate(descriptor, empty.size)
@@ -170,11 +186,17 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
             own = slice(*np.searchsorted(views["pair"], [pair, pair + 1]).tolist())
             block = _block(pixels, config["store"], {name: views[name][own] for name in views})
             place = file.place(pair) | {"pixel": (int(views["offset"][own][:1].sum()), 0)}
-            tables["pair/checksum"][pair] = block.write(write, empty.rows, pair, place)
+            tables["pair/checksum"][pair] = block.write(
+                write, empty.rows, pair, place, config["compression"]
+            )
             for role in ROLES:
                 tables[f"pair/{role}_rounding"][pair] += pixels.rounding[role]
         with named_errors(target):
-            header().write(descriptor)
+            starts = [*file.blocks[0].tolist(), file.patches]
+            chunks = None
+            if config["compression"] != "none":
+                chunks = Chunks.recorded(descriptor, empty.rows, starts, empty.size)
+            header().write(descriptor, chunks)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -248,9 +270,8 @@ class _Pixels:
     def patches(self, role: str, piece: Piece) -> NDArray[Any]:
         """Return patches of the block, shape (n, p, p)."""
         first, _ = self.file.place(self.pair)["patch"]
-        return self._cast(
-            role, self.file.images(role, slice(first + piece.start, first + piece.stop))
-        )
+        rows = np.arange(first + piece.start, first + piece.stop)
+        return self._cast(role, self.file.images(role, rows))
 
     def view(self, role: str, offset: int, size: tuple[int, int]) -> NDArray[Any]:
         """Return a stored view."""

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     convert(options.source, options.target, **given)
     for label, path in (("input", options.source), ("output", options.target)):
         with ValidatedFile(path) as file:
-            form = f"{file.store}, {file.config['dtype']}"
+            form = ", ".join(file.config[name] for name in CHOICES)
             print(f"{label:10} {printable(path)}, {os.path.getsize(path) / 1e6:.1f} MB: {form}")
             if label == "output":
                 largest = max(file.values(f"pair/{role}_rounding").max(initial=0) for role in ROLES)

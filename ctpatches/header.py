@@ -2,7 +2,8 @@
 
 Every dataset of `ctpatches.schema` is contiguous and has its size from the start, so the place of a
 block is known before the block is created, and any process may write it with a plain write at a
-byte offset. HDF5 itself never writes to the disk, where it crashes when the disk is full.
+byte offset. Compressed patches are an exception: their chunks follow the header, and their index
+follows them. HDF5 itself never writes to the disk, where it crashes when the disk is full.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.checksums import rest_digest
+from ctpatches.chunk_index import index_nodes, root_of
+from ctpatches.chunks import Chunks
+from ctpatches.compression import filter_options
 from ctpatches.files import write_at
 from ctpatches.schema import (
     COPY,
@@ -28,6 +32,7 @@ from ctpatches.schema import (
     PIXELS,
     REST,
     REST_BYTES,
+    ROLES,
     SCHEMA,
     VERSION,
     bulk_names,
@@ -35,6 +40,8 @@ from ctpatches.schema import (
 
 #: A multiple of a page and of a disk block: pixels can be mapped, and pages are written whole.
 ALIGNMENT = 4096
+#: Where the superblock has the size of the file (HDF5 File Format Specification, section II.A).
+END_OF_FILE = 40
 
 
 class RecordedFile(io.RawIOBase):
@@ -75,24 +82,40 @@ class RecordedFile(io.RawIOBase):
 class Header:
     """All bytes of a file except its blocks."""
 
-    #: Bytes of the whole file.
+    #: Bytes of the whole file, of a compressed one those before its chunks.
     size: int
     #: First byte, and bytes per row, of every dataset that blocks are written to.
     rows: dict[str, tuple[int, int]]
     #: First byte and end of each of them, and of the checksum of all other bytes.
     extents: list[tuple[int, int]]
     writes: list[tuple[int, bytes]]
+    compression: str
+    #: By role, where the index of a compressed dataset begins.
+    roots: dict[str, int]
 
-    def write(self, descriptor: int) -> None:
-        """Write the header to a file of the full size, and nothing where its blocks are."""
+    def write(self, descriptor: int, chunks: Chunks | None = None) -> None:
+        """Write the header to a file of the full size, and nothing where its blocks are.
+
+        With `chunks` also the index of a compressed file, behind them.
+        """
         position = 0
         for start, stop in [*sorted(self.extents), (self.size, self.size)]:
             write_at(descriptor, bytes(start - position), position)
             position = stop
         for offset, data in self.writes:
             write_at(descriptor, data, offset)
-        digest = rest_digest(descriptor, self.size, self.extents)
-        write_at(descriptor, digest, self.extents[-1][0])
+        size, extents = self.size, self.extents
+        if chunks:
+            start, size = self.size, int(chunks.blocks[-1])
+            extents = [(start, size), *extents]
+            for role, root in self.roots.items():
+                nodes = index_nodes(chunks.places[role], chunks.sizes[role], root, size)
+                for offset, data in nodes:
+                    write_at(descriptor, data, offset)
+                    size = max(size, offset + len(data))
+            write_at(descriptor, size.to_bytes(8, "little"), END_OF_FILE)
+        digest = rest_digest(descriptor, size, extents)
+        write_at(descriptor, digest, extents[-1][0])
 
 
 def build_header(
@@ -135,11 +158,22 @@ def build_header(
         "configuration": configuration,
         "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
     }
+    compressed = config["compression"] != "none"
     memory = RecordedFile()
-    rows, extents = {}, []
+    rows, extents, first_chunks = {}, [], {}
     interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
     with h5py.File(memory, "w", **interval) as file:
-        for name in [*bulk_names(config["store"]), REST]:
+        for role in ROLES if compressed else ():
+            dataset = file.create_dataset(
+                role,
+                shape,
+                DTYPES[config["dtype"]],
+                chunks=(1, *shape[1:]),
+                **filter_options(config["compression"]),
+            )
+            dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index
+            first_chunks[role] = dataset.id.get_chunk_info(0).byte_offset
+        for name in [*bulk_names(config["store"], compressed), REST]:
             field = SCHEMA[name]
             n = {"patch": patches, "pixel": pixels, "byte": REST_BYTES}[field.row_of]
             dtype = DTYPES.get(config["dtype"]) if field.dtype == PIXELS else field.dtype
@@ -154,4 +188,5 @@ def build_header(
             file.attrs[name] = value
             if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
                 file.attrs[name + COPY] = np.bytes_(value.encode())
-    return Header(memory.size, rows, extents, memory.writes)
+    roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
+    return Header(memory.size, rows, extents, memory.writes, config["compression"], roots)

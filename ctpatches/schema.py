@@ -12,6 +12,9 @@ ROLES = ("input", "target")
 STORES = ("patches", "views")
 #: Types of the pixels, by the name of `--dtype`.
 DTYPES = {"float32": "<f4", "float16": "<f2", "int16": "<i2"}
+COMPRESSIONS = ("none", "lz4", "zstd", "gzip")
+#: What all of them but gzip need.
+PLUGIN = "hdf5plugin"
 #: Datasets with one value per patch, in the order of a block's checksum.
 PATCH_COLUMNS = {
     "pair": "<u4",
@@ -20,6 +23,8 @@ PATCH_COLUMNS = {
     "col": "<i4",
     "orientation": "|u1",
 }
+#: In compressed files: bytes of the chunk of every patch.
+CHUNK_COLUMNS = {f"{role}_bytes": "<u4" for role in ROLES}
 #: Datasets with one value per stored view: its first pixel in `views/input` and `views/target`, and
 #: its size, which with `--edge pad` includes the padding.
 VIEW_COLUMNS = {"pair": "<u4", "scale": "<f4", "offset": "<u8", "rows": "<u4", "columns": "<u4"}
@@ -72,6 +77,8 @@ class Field(NamedTuple):
     since: int = 1
     #: The store that has it; '' for both.
     store: str = ""
+    #: Whether only compressed files have it.
+    compressed: bool = False
 
     @property
     def image(self) -> bool:
@@ -86,6 +93,10 @@ SCHEMA = {
         f"views/{name}": Field(dtype, "view", store="views") for name, dtype in VIEW_COLUMNS.items()
     },
     **{f"patch/{name}": Field(dtype, "patch") for name, dtype in PATCH_COLUMNS.items()},
+    **{
+        f"patch/{name}": Field(dtype, "patch", store="patches", compressed=True)
+        for name, dtype in CHUNK_COLUMNS.items()
+    },
     "pair/patient": Field(STRING, "pair"),
     **{f"pair/{role}_file": Field(STRING, "pair") for role in ROLES},
     "pair/position_mm": Field("<f8", "pair"),
@@ -109,14 +120,22 @@ MAX_COLUMN_CHUNKS = 10_000
 MAX_EXPANSION = 1000
 
 
-def bulk_names(store: str) -> list[str]:
-    """Return the datasets that blocks are written to, in the order of a block's checksum."""
-    return [n for n in SCHEMA if SCHEMA[n].row_of in ("patch", "pixel") and in_store(n, store)]
+def bulk_names(store: str, compressed: bool = False) -> list[str]:
+    """Return the datasets that blocks are written to, in the order of a block's checksum.
+
+    In compressed files that begins with the chunks of the inputs and of the targets.
+    """
+    names = [name for name in SCHEMA if SCHEMA[name].row_of in ("patch", "pixel")]
+    return [
+        name
+        for name in names
+        if in_store(name, store, compressed) and not (compressed and SCHEMA[name].image)
+    ]
 
 
-def in_store(name: str, store: str) -> bool:
+def in_store(name: str, store: str, compressed: bool = False) -> bool:
     """Return whether files of a store have a dataset."""
-    return SCHEMA[name].store in ("", store)
+    return SCHEMA[name].store in ("", store) and SCHEMA[name].compressed <= compressed
 
 
 def decoded(value: bytes) -> str:

@@ -6,12 +6,13 @@ It drives Python, the command line, `--config`, the report, and the test of the 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 from dataclasses import MISSING, dataclass
 
 from ctpatches.messages import CallError
-from ctpatches.schema import DTYPES, PATCH_COLUMNS, STORES
+from ctpatches.schema import COMPRESSIONS, DTYPES, PATCH_COLUMNS, PLUGIN, STORES
 from pipeline.options import (
     FILE,
     FOLDER,
@@ -225,6 +226,12 @@ class Config:
         "type of the pixels in the file; int16, for --normalization-type None alone, rounds; "
         "loaders return float32",
     )
+    compression: str = option(
+        "patches",
+        choice(*COMPRESSIONS),
+        "of every patch by itself; lz4 is the fastest; gzip, which any h5 reader decompresses, the "
+        "slowest; readers of lz4 and zstd need the package hdf5plugin",
+    )
     rot_augment: bool = flag(
         "augmentation",
         "three patches per window: unchanged, rotated by 90, 180 or 270 degrees, and flipped "
@@ -296,6 +303,7 @@ class Config:
             raise CallError(
                 f"--dtype int16 requires --normalization-type None, found {self.normalization_type}"
             )
+        self._check_compression()
         if self.split and math.isclose(sum(self.split), 100, abs_tol=1e-4):  # percentages
             vars(self)["split"] = tuple(part / 100 for part in self.split)
         parts = self.split or (1.0,)
@@ -315,6 +323,20 @@ class Config:
             if value != one.default and not (self.air_threshold and rule in ("", self.air_rule)):
                 needed = "--air_threshold" + (f" --air-rule {rule}" if rule else "")
                 raise CallError(f"{one.flag} {one.text(value)} requires {needed}")
+
+    def _check_compression(self) -> None:
+        """Raise CallError for a compression that cannot be had."""
+        if self.compression == "none":
+            return
+        if self.store != "patches":
+            raise CallError(
+                f"--compression {self.compression} requires --store patches, found {self.store}: "
+                "a window of a view would have to be decompressed with its surroundings"
+            )
+        if self.compression != "gzip" and not importlib.util.find_spec(PLUGIN):
+            raise CallError(
+                f"--compression {self.compression} needs the package {PLUGIN}: pip install {PLUGIN}"
+            )
 
     @property
     def in_hu(self) -> bool:

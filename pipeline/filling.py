@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -28,6 +29,9 @@ from pipeline.output.writer import Writer
 from pipeline.profile import step
 from pipeline.progress import Progress
 from utils import Affine, Image, RunError, img_pair_normalization, printable
+
+#: With compression, blocks per rank that may be begun before the oldest one is finished.
+MAX_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -89,21 +93,26 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
 
     with contextlib.ExitStack() as stack:
         background = threads > 0 and not ranks.parallel
-        writers = ranks.writers(_open(layouts, config, ranks, stack, background))
+        first_blocks = [len(file.done) for file in files]
+        writers = ranks.writers(_open(layouts, first_blocks, config, ranks, stack, background))
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
         prepare = functools.partial(prepare_block, config=config)
-        results = ranks.imap_unordered(write, tasks, prepare, threads)
+        max_ahead = math.inf
+        if config.compression != "none":  # blocks that are finished early wait for the others
+            max_ahead = MAX_AHEAD * ranks.size
+        results = ranks.imap_unordered(write, tasks, prepare, threads, max_ahead)
         for filled in stack.enter_context(contextlib.closing(results)):
             writer = writers[filled[0]]
             assert writer
-            writer.when_written(functools.partial(add, *filled))
+            writer.when_written(filled[1], functools.partial(add, *filled))
         for writer in filter(None, writers):
             writer.flush()
 
 
 def _open(
     layouts: Sequence[blocks.Layout | None],
+    first_blocks: Sequence[int],
     config: Config,
     ranks: Ranks,
     stack: contextlib.ExitStack,
@@ -111,17 +120,20 @@ def _open(
 ) -> list[Writer | None]:
     """Open the files that this rank writes to itself: the bytes for others go through rank 0."""
     out: list[Writer | None] = []
-    for layout in layouts:
+    compressed = config.compression != "none"
+    for number, layout in enumerate(layouts):
         file = None
         if layout and ranks.rank == 0:
             file = blocks.PartialFile(layout)
-        elif layout and config.hand_over != "messages" and ranks.beside_root:
+        elif layout and config.hand_over != "messages" and ranks.beside_root and not compressed:
             file = blocks.PartialFile.seen(layout)
         writer: Writer | None = file
         if file:
             stack.callback(file.close)
-        if file and background:
-            writer = stack.enter_context(contextlib.closing(blocks.BackgroundWriter(file)))
+        if file and compressed:
+            writer = blocks.PackedFile(file, first_blocks[number])
+        if writer and background:
+            writer = stack.enter_context(contextlib.closing(blocks.BackgroundWriter(writer)))
         out.append(writer)
     return out
 

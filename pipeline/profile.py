@@ -15,7 +15,7 @@ _MAIN, _LOCK = threading.get_ident(), threading.Lock()
 
 #: Steps in the order of the table; `wait` is for work, `rank 0` for what rank 0 does alone.
 STEPS = (
-    *("headers", "read", "plan", "noise", "scale", "cut", "sum"),
+    *("headers", "read", "plan", "noise", "scale", "cut", "compress", "sum"),
     *("write", "receive", "wait", "rank 0"),
 )
 

@@ -39,6 +39,8 @@ JOBS = {
     "air window": "--air_threshold --normalization-type hu_window",
 }
 STORES, DTYPES = ("patches", "views"), ("float32", "float16", "int16")
+COMPRESSIONS = ("lz4", "zstd", "gzip")
+STORED = ("views float32", "patches float32")
 #: From one, to one and the jobs for which the bytes are those of a direct run.
 EXACT = [
     *(("views float32", f"{s} {d}", JOBS) for s in STORES for d in DTYPES),
@@ -46,8 +48,17 @@ EXACT = [
     *((f"patches {d}", f"views {d}", ("all", "pad", "window")) for d in DTYPES),
     ("patches float32", "patches float16", ("all", "pad", "window")),
     ("patches float32", "views int16", ("all", "pad")),
+    *((source, f"patches float32 {c}", ("air",)) for source in STORED for c in COMPRESSIONS),
+    *((f"patches {d} lz4", f"patches {d} none", ("all",)) for d in DTYPES),
+    ("patches int16 lz4", "patches int16 zstd", ("pad",)),
+    ("patches int16 zstd", "views int16", ("pad",)),
 ]
 Maker = Callable[[str, str], Path]
+
+
+def options_of(stored: str) -> dict[str, Any]:
+    """Return the options of a conversion by name."""
+    return dict(zip(("store", "dtype", "compression"), stored.split(), strict=False))
 
 
 def direct(path: Path, *options: str) -> Path:
@@ -66,9 +77,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
     def run(job: str, stored: str) -> Path:
         path = folder / f"{job} {stored}.h5"
-        store, dtype = stored.split()
         if not path.exists():
-            direct(path, *JOBS[job].split(), "--store", store, "--dtype", dtype)
+            words = [f"--{name}={value}" for name, value in options_of(stored).items()]
+            direct(path, *JOBS[job].split(), *words)
         return path
 
     return run
@@ -76,8 +87,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 def converted(source: Path, target: Path, stored: str = "", **options: Any) -> Path:
     """Convert a file; what it should be is checked for damage."""
-    given: dict[str, Any] = dict(zip(("store", "dtype"), stored.split(), strict=False))
-    convert(source, target, **given, **options)
+    convert(source, target, **options_of(stored), **options)
     assert verify(target) == []
     return target
 
@@ -127,6 +137,10 @@ def test_options_are_by_default_those_of_the_source(made, tmp_path):
     assert digest(converted(source, tmp_path / "same.h5")) == digest(source)
     out = converted(source, tmp_path / "patches.h5", "patches")
     assert digest(out) == digest(made("all", "patches int16"))
+    source = made("all", "patches int16 lz4")
+    assert digest(converted(source, tmp_path / "same lz4.h5")) == digest(source)
+    out = converted(source, tmp_path / "views.h5", "views")
+    assert digest(out) == digest(made("all", "views int16"))
 
 
 @pytest.mark.parametrize("job", ["air", "air std", "air window"])
@@ -217,9 +231,9 @@ def test_what_was_written_is_printed(made, tmp_path):
     assert (ended.status, ended.err) == (0, "")
     first, second, third = ended.out.splitlines()
     assert first.startswith(f"input      {source}, ")
-    assert first.endswith(" MB: patches, float32")
+    assert first.endswith(" MB: patches, float32, none")
     assert second.startswith(f"output     {out}, ")
-    assert second.endswith(" MB: views, int16")
+    assert second.endswith(" MB: views, int16, none")
     assert third == f"rounding   at most {rounding_of(out).max():g}, in the unit of the pixels"
     assert os.listdir(out.parent) == ["out.h5"]
 
@@ -267,6 +281,11 @@ def test_the_temporary_file_of_another_run_is_left_alone(made, tmp_path):
     ("words", "status", "expected"),
     [
         ("--store tiles", 2, "invalid choice: 'tiles'"),
+        (
+            "--store views --compression lz4",
+            2,
+            "compression lz4 requires store patches, found views",
+        ),
         ("--dtype int16", 2, "dtype int16 requires a file of --normalization-type None"),
     ],
 )

@@ -171,7 +171,7 @@ def test_what_waits_for_written_bytes_is_called_behind_them():
     found: list[int] = []
     for offset in range(5):
         writer.write(offset, memoryview(b"x"))
-        writer.when_written(lambda: found.append(len(disk.written)))
+        writer.when_written(0, lambda: found.append(len(disk.written)))
     writer.flush()
     writer.close()
     assert found == [1, 2, 3, 4, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import re
 import sys
@@ -122,6 +123,7 @@ class Ranks:
         tasks: Sequence[Any],
         prepare: Callable[[Any], Any] = lambda task: task,
         threads: int = 0,
+        max_ahead: float = math.inf,
     ) -> Generator[Result, None, None]:
         """Yield `function(prepare(task))` for every task, on rank 0 and in any order.
 
@@ -130,7 +132,8 @@ class Ranks:
         are stopped at once. Raises SharedFailure on every rank, where a function fails on any.
 
         `prepare` is the part of a task that may be done before its turn has come: a serial run does
-        it in so many `threads`. Ranks under MPI use none: each has one core at best.
+        it in so many `threads`. Ranks under MPI use none: each has one core at best. A task is not
+        begun before all but `max_ahead` of those before it are done.
         """
         if not self._messages:
             ahead = 0 if self.parallel else threads
@@ -145,7 +148,9 @@ class Ranks:
             if self.rank:
                 task_farm.work(self._messages, whole)
             else:
-                yield from task_farm.coordinate(self._messages, whole, tasks, self._writers)
+                yield from task_farm.coordinate(
+                    self._messages, whole, tasks, self._writers, max_ahead
+                )
         except (SharedFailure, GeneratorExit):  # the latter where the consumer fails
             self.close()  # the other ranks have been stopped
             raise

@@ -31,19 +31,30 @@ def coordinate(
     function: Callable[[Any], Any],
     tasks: Iterable[Any],
     writers: Sequence[Writer | None],
+    max_ahead: float = math.inf,
 ) -> Iterator[Any]:
     """Yield the result of every task, and write the bytes that workers send.
 
+    A task is not begun before all but `max_ahead` of those before it are done.
+
     Raises SharedFailure, on every rank, where `function` or a writer fails on any.
     """
-    waiting = deque(tasks)
-    held = dict.fromkeys(range(1, messages.comm.size), 0)
+    waiting = deque(enumerate(tasks))
+    #: The numbers of the tasks of every rank, which it does in order.
+    held: dict[int, deque[int]] = {rank: deque() for rank in range(1, messages.comm.size)}
+
+    def may_begin() -> bool:
+        """Return whether there is a task, and it may be begun."""
+        oldest = min((numbers[0] for numbers in held.values() if numbers), default=math.inf)
+        return bool(waiting) and waiting[0][0] <= oldest + max_ahead
 
     def hand_out(rank: int) -> None:
         """Hand out a task, unless the rank holds enough, or its share of those that are left."""
-        if held[rank] < MAX_HELD_TASKS and len(waiting) > held[rank] * messages.comm.size:
-            held[rank] += 1
-            messages.send(rank, Tag.TASK, waiting.popleft())
+        enough = len(held[rank]) >= MAX_HELD_TASKS
+        if not enough and len(waiting) > len(held[rank]) * messages.comm.size and may_begin():
+            number, task = waiting.popleft()
+            held[rank].append(number)
+            messages.send(rank, Tag.TASK, task)
 
     failure: SharedFailure | None = SharedFailure("rank 0 stopped", 1)  # the consumer stops early
     try:
@@ -51,9 +62,9 @@ def coordinate(
             for rank in held:
                 hand_out(rank)
         while waiting or any(held.values()):
-            message = messages.poll() if waiting else messages.wait()
+            message = messages.poll() if may_begin() else messages.wait()
             if message is None:
-                yield function(waiting.popleft())
+                yield function(waiting.popleft()[1])
             elif message.tag == Tag.WRITE:
                 file, offset, data = message.content
                 writer = writers[file]
@@ -61,10 +72,11 @@ def coordinate(
                 with profile.step("write"):
                     writer.write(offset, data)
             else:
-                held[message.source] -= 1
+                held[message.source].popleft()
                 if isinstance(message.content, SharedFailure):
                     raise message.content
-                hand_out(message.source)
+                for rank in held:  # others may have waited for this result
+                    hand_out(rank)
                 yield message.content
         failure = None
     except Exception as error:

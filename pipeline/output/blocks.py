@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ctpatches.blocks import block_ranges
+from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE, block_ranges
 from ctpatches.files import named_errors, write_at
 from pipeline.model import Place
 from pipeline.output.writer import Writer
@@ -29,6 +29,9 @@ class Layout:
     identity: tuple[int, int]
     #: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
     rows: dict[str, tuple[int, int]]
+    #: As of `--compression`, and the first byte of the chunks of a compressed file.
+    compression: str = "none"
+    chunks: int = 0
 
     def ranges(self, place: Place) -> list[tuple[int, int]]:
         """Return first byte and length of every part of a block."""
@@ -60,6 +63,41 @@ class PartialFile(Writer):
         os.close(self.descriptor)
 
 
+class PackedFile(Writer):
+    """A compressed partial file: the chunks of a block follow those of the block before it.
+
+    Only rank 0 can know the place of a block. Those that are finished before an earlier one wait in
+    memory; `pipeline.mpi.task_farm` bounds their number.
+    """
+
+    def __init__(self, file: PartialFile, block: int) -> None:
+        self._file, self._block = file, block
+        self._end = os.fstat(file.descriptor).st_size
+        self._early: defaultdict[int, list[memoryview]] = defaultdict(list)
+        self._finished: dict[int, Callable[[], None]] = {}
+
+    def write(self, offset: int, data: memoryview) -> None:
+        block = (offset - CHUNKS) // CHUNKS_STRIDE
+        if block > self._block:
+            self._early[block].append(data)
+        elif block == self._block:
+            self._append(data)
+        else:
+            self._file.write(offset, data)
+
+    def _append(self, data: memoryview) -> None:
+        self._file.write(self._end, data)
+        self._end += len(data)
+
+    def when_written(self, block: int, function: Callable[[], None]) -> None:
+        self._finished[block] = function
+        while self._block in self._finished:
+            self._finished.pop(self._block)()
+            self._block += 1
+            for data in self._early.pop(self._block, ()):
+                self._append(data)
+
+
 class BackgroundWriter(Writer):
     """Writes in a thread, in order. An error is raised by a later `write` or by `flush`."""
 
@@ -80,8 +118,8 @@ class BackgroundWriter(Writer):
         with step("write"):
             self._file.write(offset, data)
 
-    def when_written(self, function: Callable[[], None]) -> None:
-        self._pending.append(self._thread.submit(function))
+    def when_written(self, block: int, function: Callable[[], None]) -> None:
+        self._pending.append(self._thread.submit(self._file.when_written, block, function))
 
     def flush(self) -> None:
         while self._pending:
@@ -95,4 +133,4 @@ class BackgroundWriter(Writer):
 def write_block(writer: Writer, layout: Layout, block: Block, index: int, place: Place) -> int:
     """Write the block of pair `index` at its place; return its checksum."""
     with laps() as lap:
-        return block.write(writer.write, layout.rows, index, place, lap)
+        return block.write(writer.write, layout.rows, index, place, layout.compression, lap)

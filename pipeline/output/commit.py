@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctpatches.checksums import block_digest
+from ctpatches.chunks import Chunks
 from ctpatches.files import named_errors, reserve, sync_folder
 from ctpatches.header import Header
 from pipeline.config import Config
@@ -37,7 +38,7 @@ class OutputFile:
     #: Whether it has its final name, given by this run or an earlier one.
     complete: bool = False
     descriptor: int = -1
-    #: Bytes of the whole file.
+    #: Bytes of the whole file; of a compressed one at least.
     size: int = 0
 
     @property
@@ -51,10 +52,12 @@ class OutputFile:
         checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
         status = os.fstat(self.descriptor)
         path, identity = os.path.abspath(self.partial), (status.st_dev, status.st_ino)
-        self.layout, self.size = Layout(path, identity, header.rows), header.size
+        chunks = header.size if header.roots else 0
+        self.layout = Layout(path, identity, header.rows, header.compression, chunks)
+        self.size = header.size
 
     def create(self, header: Header) -> None:
-        """Create the partial file in its full size."""
+        """Create the partial file in its full size; a compressed one grows by its blocks."""
         self.open(header, os.O_CREAT | os.O_EXCL)
         os.ftruncate(self.descriptor, self.size)
 
@@ -68,17 +71,33 @@ class OutputFile:
         if not self.layout or self.problem():
             self.close()
             return
-        for index, record in records.items():
+        chunks = self.chunks()
+        for index, record in sorted(records.items()):
             ranges = self.layout.ranges(self.plan.place(index))
+            if chunks:
+                ranges.insert(0, chunks.block(index))
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
+            elif chunks:
+                break  # nothing is known of the places of those after it
+        if chunks:
+            self.size = chunks.block(len(self.done))[0]
+            os.ftruncate(self.descriptor, self.size)
+
+    def chunks(self) -> Chunks | None:
+        """Return where the chunks of a compressed file lie, as far as they have been written."""
+        if not self.layout or not self.layout.chunks:
+            return None
+        starts, first = self.plan.starts, self.layout.chunks
+        return Chunks.recorded(self.descriptor, self.layout.rows, starts, first)
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
         if not checkpoint.is_at(self.partial, self.descriptor):
             return "was removed or replaced by another process"
         size = os.fstat(self.descriptor).st_size
-        if size != self.size:
+        compressed = self.layout and self.layout.chunks
+        if size < self.size or (size > self.size and not compressed):
             return f"has {size} bytes, expected {self.size}: another process changed it"
         return ""
 
@@ -232,8 +251,11 @@ class Output:
     def add(self, number: int, index: int, record: BlockRecord) -> None:
         """Record that the block of a pair is in the file of that number."""
         assert self._checkpoint
-        self.files[number].check()
-        self.files[number].done[index] = record
+        file = self.files[number]
+        file.check()
+        if file.layout and file.layout.chunks:
+            file.size = os.fstat(file.descriptor).st_size
+        file.done[index] = record
         with named_errors(self._checkpoint.path):
             self._checkpoint.add(number, index, record)
 
@@ -249,7 +271,8 @@ class Output:
             with named_errors(file.partial):
                 file.check()
                 records = [file.done[i] for i in range(len(file.plan.pairs))]
-                file_header.header(file.plan, self.config, records).write(file.descriptor)
+                header = file_header.header(file.plan, self.config, records)
+                header.write(file.descriptor, file.chunks())
                 os.fsync(file.descriptor)
         if self._key:
             with named_errors(self._new_key):

@@ -12,8 +12,8 @@ class Writer:
         """Write all of `data` at that byte, now or later: it must not change afterwards."""
         raise NotImplementedError
 
-    def when_written(self, function: Callable[[], None]) -> None:
-        """Call a function once everything before it has been written."""
+    def when_written(self, block: int, function: Callable[[], None]) -> None:
+        """Call a function once the block of that pair, of which no more comes, is in the file."""
         function()
 
     def flush(self) -> None:

@@ -1,0 +1,93 @@
+"""Compression of patches by the filters of HDF5: a chunk per patch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ctpatches.schema import PLUGIN
+
+#: Patches that are compressed or decompressed at once.
+ROWS = 64
+_NUMBERS, _KEPT = itertools.count(), threading.local()
+
+
+def filter_options(compression: Any) -> dict[str, Any]:
+    """Return the filters of a compression as arguments of `h5py.Group.create_dataset`."""
+    if compression == "gzip":
+        return {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+    import hdf5plugin
+
+    return dict(hdf5plugin.Bitshuffle(cname=compression))
+
+
+def missing_filter(layout: h5py.h5p.PropDCID) -> str:
+    """Return what has to be installed to read a dataset; '' if nothing."""
+    for number in range(layout.get_nfilters()):
+        code = layout.get_filter(number)[0]
+        if not h5py.h5z.filter_avail(code):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(PLUGIN)
+            if not h5py.h5z.filter_avail(code):
+                return f"compressed by HDF5's filter {code}; to read it: pip install {PLUGIN}"
+    return ""
+
+
+def _memory(compression: str, dtype: np.dtype[Any], size: int) -> h5py.Dataset:
+    """Return a dataset in memory of `ROWS` patches, the same one in every call of a thread.
+
+    HDF5 has no other interface to its filters.
+    """
+    kept: dict[Any, h5py.Dataset] = _KEPT.__dict__
+    key = f"{compression} {dtype.str} {size}"
+    if key not in kept:
+        # A piece of memory has a name, like a file, which no other may have.
+        name, form = f"ctpatches {next(_NUMBERS)}", (size, size)
+        file = h5py.File(name, "w", driver="core", backing_store=False, rdcc_nbytes=0)
+        filters = filter_options(compression)
+        kept[key] = file.create_dataset("x", (ROWS, *form), dtype, chunks=(1, *form), **filters)
+    return kept[key]
+
+
+def compress(patches: NDArray[Any], compression: str) -> list[bytes]:
+    """Return the chunk of each of some patches, shape (n, p, p), as HDF5 writes it.
+
+    A chunk depends on its patch alone.
+    """
+    dataset = _memory(compression, patches.dtype, patches.shape[-1])
+    out = []
+    for start in range(0, len(patches), ROWS):
+        part = patches[start : start + ROWS]
+        dataset[: len(part)] = part
+        out += [dataset.id.read_direct_chunk((row, 0, 0))[1] for row in range(len(part))]
+    return out
+
+
+def decompress(
+    chunks: Iterable[bytes], n: int, compression: str, dtype: np.dtype[Any], size: int
+) -> NDArray[Any]:
+    """Return the patches of n chunks, shape (n, p, p).
+
+    Raises OSError for a chunk that is damaged.
+    """
+    dataset = _memory(compression, dtype, size)
+    out, remaining = np.empty((n, size, size), dtype), iter(chunks)
+    # A chunk of bitshuffle begins with the number of bytes of its patch. The filter was seen to end
+    # the process where that is another one.
+    begin = b"" if compression == "gzip" else out[:1].nbytes.to_bytes(8, "big")
+    for start in range(0, n, ROWS):
+        part = out[start : start + ROWS]
+        for row, chunk in zip(range(len(part)), remaining, strict=False):
+            if not chunk or not chunk.startswith(begin):
+                raise OSError("a chunk is damaged")
+            dataset.id.write_direct_chunk((row, 0, 0), chunk)
+        part[:] = dataset[: len(part)]
+    return out
