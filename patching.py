@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 import augment
-from utils import AIR_HU, PIECE_BYTES, Affine, Image, generator
+from ctpatches import blocks
+from ctpatches.windows import padded_length, window_starts
+from utils import AIR_HU, Affine, Image, generator
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -30,35 +31,6 @@ MIN_COMPONENT, MIN_SOLIDITY = 0.002, 0.1
 #: lie between this and BODY_HU. In eight scans of chests, medians of lung are -885 to -829 HU, of
 #: what lies below the body -939 to -926, of what lies above it -1001 to -994.
 LUNG_HU = -910.0
-
-
-def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np.int64]:
-    """Return where windows begin along one axis of a view, ascending.
-
-    Parameters
-    ----------
-    length, size, overlap : int
-        Of the view, of a patch, and of neighbouring windows, pixels; ``0 <= overlap < size``.
-    edge : {'shift', 'pad'}
-        ``shift``: at multiples of the stride (size minus overlap), the last moved inward.
-        ``pad``: at 0 and at k x stride - overlap for k = 1, 2, ... while k x stride < length.
-
-    Returns
-    -------
-    ndarray of int64
-        Empty if the view is smaller than a patch.
-    """
-    stride = size - overlap
-    if length < size:
-        return np.empty(0, np.int64)
-    if edge == "pad":
-        starts = np.arange(0, length, stride) - overlap
-        starts[0] = 0
-        return np.unique(np.maximum(starts, 0))
-    starts = np.arange(0, length - size + 1, stride)
-    if starts[-1] + size < length:
-        starts = np.append(starts, length - size)
-    return starts
 
 
 @dataclass(frozen=True)
@@ -80,8 +52,8 @@ class Grid:
         rows, cols = (window_starts(length, size, overlap, edge) for length in shape)
         if not len(rows) or not len(cols):
             return Grid(rows[:0], cols[:0], size, shape)
-        height, width = max(shape[0], rows[-1] + size), max(shape[1], cols[-1] + size)
-        return Grid(rows, cols, size, (int(height), int(width)))
+        height, width = (padded_length(length, size, overlap, edge) for length in shape)
+        return Grid(rows, cols, size, (height, width))
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.cols)
@@ -245,67 +217,16 @@ def draw_orientations(
     return codes
 
 
-class Piece(NamedTuple):
-    """Consecutive patches of a block, all of one view: its number, first patch, end."""
-
-    view: int
-    start: int
-    stop: int
-
-
 @dataclass(frozen=True)
-class Block:
-    """All n patches of one pair, in their final order: view, window, orientation.
+class Block(blocks.Block):
+    """A block as it was created; OpenCV orients its patches in half the time of NumPy."""
 
-    The patches are cut on demand, a piece at a time: memory stays small, and a piece is still in
-    the processor's cache when it is written.
-    """
-
-    #: 'input' and 'target': the padded views that patches are cut from, shape (rows, columns), of
-    #: the type of the file.
-    views: dict[str, list[NDArray[Any]]]
-    #: The first patch of each of these views, and n.
-    starts: list[int]
-    #: Pixels per side of a patch, and patches per window.
-    size: int
-    times: int
-    #: Of the views, of the first pixel of the windows in them, and of the patches, shape (n,).
-    scale: NDArray[np.float32]
-    row: NDArray[np.int32]
-    col: NDArray[np.int32]
-    orientation: NDArray[np.uint8]
     input_affine: Affine
     target_affine: Affine
     #: The largest differences of the views of the input and the target due to their type.
     rounding: tuple[float, float] = (0.0, 0.0)
 
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def pieces(self, max_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
-        """Yield pieces of at most `max_bytes`, but of at least one window, in order."""
-        many = max(1, max_bytes // (self.times * 4 * self.size**2)) * self.times
-        for view, (begin, end) in enumerate(itertools.pairwise(self.starts)):
-            for start in range(begin, end, many):
-                yield Piece(view, start, min(start + many, end))
-
-    def cut(self, role: str, piece: Piece) -> NDArray[Any]:
-        """Return a piece of the input or the target, shape (n, p, p), of the type of the file."""
-        view, size = self.views[role][piece.view], self.size
-        out = np.empty((piece.stop - piece.start, size, size), view.dtype)
-        # OpenCV moves pixels of float16 as those of int16.
-        bits = np.dtype(np.int16) if view.itemsize == 2 else view.dtype
-        view = view.view(bits)
-        windows = slice(piece.start, piece.stop, self.times)
-        codes = self.orientation[piece.start : piece.stop].reshape(-1, self.times)
-        patches = iter(out.view(bits))
-        for row, col, drawn in zip(
-            self.row[windows].tolist(), self.col[windows].tolist(), codes.tolist(), strict=True
-        ):
-            window = view[row : row + size, col : col + size]
-            for code in drawn:
-                augment.orient(window, code, next(patches))
-        return out
+    orient = staticmethod(augment.orient)
 
 
 def make_block(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,12 @@ from ctpatches.messages import (
     printable,
     quoted,
 )
+from ctpatches.normalisation import AIR_HU, Affine
 
 #: What both packages use is defined in `ctpatches`, which imports nothing from here.
 __all__ = [
+    "AIR_HU",
+    "Affine",
     "CallError",
     "RunError",
     "ToolError",
@@ -39,31 +41,8 @@ __all__ = [
 Image = NDArray[np.float32]
 
 SUBSETS = ("train", "val", "test")
-#: The lowest value of a CT scale in HU: what lies outside the patient and outside the image.
-AIR_HU = -1024.0
 #: Pixels of an image that are summed at once.
 SUM_PIXELS = 512 * 512
-#: Bytes of patches that are cut at once: with their view they fit into the second-level cache of a
-#: core, where their checksum and the write find them.
-PIECE_BYTES = 512 << 10
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A normalisation of one image: ``(pixels - offset) / divisor``, zeros where divisor is 0."""
-
-    offset: float = 0.0
-    divisor: float = 1.0
-
-    def apply(self, image: Image) -> Image:
-        """Return the normalised image, float32, of the same shape."""
-        if self == Affine():
-            return image
-        if self.divisor == 0:
-            return np.zeros_like(image)
-        out: Image = image - np.float32(self.offset)
-        out /= np.float32(self.divisor)
-        return out
 
 
 def sum_of(function: Callable[[Image], NDArray[Any]], image: Image) -> float:

@@ -6,13 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ctpatches.conversion import convert
     from ctpatches.file import PatchFile
     from ctpatches.stitching import stitch
 
-__all__ = ["PatchFile", "stitch"]
+__all__ = ["PatchFile", "convert", "stitch"]
 __version__ = "0.1.0"
 
-_MODULES = {"PatchFile": "ctpatches.file", "stitch": "ctpatches.stitching"}
+_MODULES = {
+    "PatchFile": "ctpatches.file",
+    "convert": "ctpatches.conversion",
+    "stitch": "ctpatches.stitching",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line of the package: `python -m ctpatches verify|info|stitch`."""
+"""The command line of the package: `python -m ctpatches verify|info|stitch|convert`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ctpatches import __version__, stitch_command, streams, verify_command
+from ctpatches import __version__, convert_command, stitch_command, streams, verify_command
 from ctpatches.file import overview
 from ctpatches.messages import CallError, ToolError, printable, quoted
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": "compare every byte of files with their checksums",
     "info": "print an overview of a file",
     "stitch": "assemble slices from patches, as DICOM, NumPy array or NIfTI",
+    "convert": "store the patches of a file in another way",
 }
 
 
@@ -37,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
         if name == "stitch":
             stitch_command.add_options(command)
+        elif name == "convert":
+            convert_command.add_options(command)
         else:
             command.add_argument("files", nargs="+", metavar="FILE", help="an h5 file")
     return parser
@@ -50,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return verify_command.run(options.files, PROGRAM)
         if options.command == "stitch":
             stitch_command.run(options, PROGRAM)
+        elif options.command == "convert":
+            convert_command.run(options)
         else:
             for file in options.files:
                 print("\n".join(overview(file)))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ctpatches.blocks import block_ranges
 from ctpatches.files import Invalid
-from ctpatches.permutation import Permutation
-from ctpatches.schema import REST, SCHEMA, bulk_names
+from ctpatches.schema import REST, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
@@ -23,31 +23,6 @@ REWRITTEN = "was compressed or rewritten: its checksums are of other bytes"
 def pixel_digest(hu: NDArray[np.float32]) -> int:
     """Return the digest that identifies a slice: XXH3-64 of its HU, little-endian float32."""
     return int(xxhash.xxh3_64_intdigest(np.ascontiguousarray(hu, "<f4").data))
-
-
-def block_ranges(
-    rows: Mapping[str, tuple[int, int]],
-    place: Mapping[str, tuple[int, int]],
-    shuffle: Permutation | None,
-) -> Iterator[tuple[int, int]]:
-    """Yield first byte and length of every part of a block, in the order of its checksum.
-
-    Parameters
-    ----------
-    rows : mapping
-        First byte, and bytes per row, of every dataset that blocks are written to, in their order.
-    place : mapping
-        First and end row of the block: without shuffling, in datasets with a row per "patch".
-    shuffle : Permutation, optional
-        Of the rows of patches.
-    """
-    for name, (first, size) in rows.items():
-        start, stop = place[SCHEMA[name].row_of]
-        if shuffle and SCHEMA[name].row_of == "patch":
-            for row in shuffle.forward(np.arange(start, stop)).tolist():
-                yield first + row * size, size
-        else:
-            yield first + start * size, (stop - start) * size
 
 
 def block_digest(descriptor: int, ranges: Iterable[tuple[int, int]]) -> int:
@@ -75,6 +50,42 @@ def _update(digest: Any, descriptor: int, start: int, stop: int) -> None:
         start += len(data)
 
 
+def byte_rows(source: ValidatedFile) -> dict[str, tuple[int, int]]:
+    """Return first byte, and bytes per row, of every dataset with a checksum of its own."""
+    out = {}
+    for name in [*bulk_names(source.store, source.compressed), REST]:
+        dataset = source[name]
+        start = dataset.id.get_offset()
+        if start is None and dataset.size:
+            raise Invalid(source.path, REWRITTEN)
+        out[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+    if source.compressed and not source.chunks:
+        raise Invalid(source.path, REWRITTEN)
+    return out
+
+
+def damages(source: ValidatedFile) -> Iterator[str]:
+    """Yield for the header, and then for the block of every pair, its damage or ''."""
+    rows, chunks = byte_rows(source), source.chunks
+    extents = [(at, at + width * len(source[name])) for name, (at, width) in rows.items()]
+    if chunks:
+        extents.append((int(chunks.blocks[0]), int(chunks.blocks[-1])))
+    size = os.fstat(source.descriptor).st_size
+    intact = rest_digest(source.descriptor, size, extents) == source.values(REST).tobytes()
+    yield "" if intact else "header or tables of pairs are damaged"
+    del rows[REST]
+    checksums = source.values("pair/checksum").tolist()
+    named = zip(source.texts("pair/input_file"), checksums, strict=True)
+    for pair, (name, checksum) in enumerate(named):
+        place = source.place(pair)
+        ranges = [chunks.block(pair)] if chunks else []
+        ranges += block_ranges(rows, place, source.shuffle)
+        intact = block_digest(source.descriptor, ranges) == checksum
+        start, stop = place["patch"]
+        patches = f"{stop - start} patches" if source.shuffle else f"patches {start} to {stop - 1}"
+        yield "" if intact else f"the block of pair {pair} ({name}), {patches}, is damaged"
+
+
 def verify(path: PathLike) -> list[str]:
     """Return what is wrong with a file, one line each; nothing if it is undamaged.
 
@@ -85,35 +96,7 @@ def verify(path: PathLike) -> list[str]:
         with ValidatedFile(path, complete=False) as source:
             if not source.attributes["complete"]:
                 found.append("is not complete: its run was interrupted")
-            places = {}  # first byte of a dataset, and bytes of a row
-            for name in [*bulk_names(source.store, source.compressed), REST]:
-                dataset = source[name]
-                start = dataset.id.get_offset()
-                if start is None and dataset.size:
-                    raise Invalid(source.path, REWRITTEN)
-                places[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
-            extents = [(at, at + width * len(source[name])) for name, (at, width) in places.items()]
-            chunks = source.chunks
-            if source.compressed and not chunks:
-                raise Invalid(source.path, REWRITTEN)
-            if chunks:
-                extents.append((int(chunks.blocks[0]), int(chunks.blocks[-1])))
-            size = os.fstat(source.descriptor).st_size
-            if rest_digest(source.descriptor, size, extents) != source.values(REST).tobytes():
-                found.append("header or tables of pairs are damaged")
-            del places[REST]
-            checksums = source.values("pair/checksum").tolist()
-            named = zip(source.texts("pair/input_file"), checksums, strict=True)
-            for pair, (name, checksum) in enumerate(named):
-                place = source.place(pair)
-                ranges = [chunks.block(pair)] if chunks else []
-                ranges += block_ranges(places, place, source.shuffle)
-                if block_digest(source.descriptor, ranges) != checksum:
-                    start, stop = place["patch"]
-                    patches = f"patches {start} to {stop - 1}"
-                    if source.shuffle:
-                        patches = f"{stop - start} patches"
-                    found.append(f"the block of pair {pair} ({name}), {patches}, is damaged")
+            found += filter(None, damages(source))
     except Invalid as error:
         found.append(error.reason)
     return found

@@ -16,10 +16,9 @@ from pydicom.uid import RE_VALID_UID, DeflatedExplicitVRLittleEndian, generate_u
 
 from ctpatches.files import atomic_write, open_regular
 from ctpatches.messages import CallError, RunError, errors_naming, printable, quoted
+from ctpatches.normalisation import AIR_HU
 from ctpatches.stitching import Image
 
-#: Value of pixels without a patch, HU.
-AIR_HU = -1024.0
 #: Limit for files, and for Deflated files when they are inflated.
 MAX_FILE_BYTES = 64 << 20
 #: No scanner writes a slope or an intercept beyond, nor a slope below its inverse.

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from typing import TypeAlias
 
+from ctpatches.messages import RunError, quoted
+
+#: Where bytes are written to: at one place, or in equal parts at several.
+Offset: TypeAlias = int | list[int]
 #: One write(2) call writes at most 2^31 - 4096 bytes on Linux.
 WRITE_BYTES = 1 << 30
+#: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Invalid(ValueError):
@@ -31,12 +39,45 @@ def open_regular(path: str) -> int:
     return descriptor
 
 
-def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at that byte, however many bytes one call writes."""
-    rest = memoryview(data).cast("B")
-    while rest:
-        done = os.pwrite(descriptor, rest[:WRITE_BYTES], offset)
-        rest, offset = rest[done:], offset + done
+def write_at(descriptor: int, data: bytes | memoryview, offset: Offset) -> None:
+    """Write all of `data` there, however many bytes one call writes."""
+    data = memoryview(data).cast("B")
+    offsets = offset if isinstance(offset, list) else [offset]
+    width = len(data) // len(offsets)
+    for part, at in enumerate(offsets):
+        rest = data[part * width : (part + 1) * width]
+        while rest:
+            done = os.pwrite(descriptor, rest[:WRITE_BYTES], at)
+            rest, at = rest[done:], at + done  # noqa: PLW2901
+
+
+@contextlib.contextmanager
+def named_errors(path: str) -> Iterator[None]:
+    """Turn an error of the system or of HDF5 into one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        problem = "no space left for" if error.errno in NO_SPACE else "cannot write"
+        reason = error.strerror or str(error).split("\n")[0]
+        raise RunError(f"{problem} {quoted(path)}: {reason}") from error
+
+
+def sync_folder(path: str) -> None:
+    """Bring what was renamed in the folder of a file to the disk."""
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Reserve the space of a file, if the file system can."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
 
 
 @contextlib.contextmanager

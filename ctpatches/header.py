@@ -185,8 +185,8 @@ def build_header(
             extents.append((first, first + size))
             if name != REST:
                 rows[name] = first, size // max(len(dataset), 1)
-        for name, values in tables.items():
-            file.create_dataset(name, data=values)
+        for name in (name for name in SCHEMA if name in tables):  # one order of the bytes
+            file.create_dataset(name, data=tables[name])
         for name, value in attributes.items():
             file.attrs[name] = value
             if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason

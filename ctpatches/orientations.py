@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Images: TypeAlias = NDArray[np.float32]
+Pixels: TypeAlias = NDArray[Any]
 
-#: The eight orientations of a square, of arrays of shape (n, p, p): the first six as in
+#: The eight orientations of a square, of arrays of shape (p, p) or (n, p, p): the first six as in
 #: `ctpatches.schema.ORIENTATIONS`, then mirrored at the main and at the other diagonal.
-DIHEDRAL: tuple[Callable[[Images], Images], ...] = (
+DIHEDRAL: tuple[Callable[[Pixels], Pixels], ...] = (
     lambda a: a,
-    lambda a: np.rot90(a, 1, (1, 2)),
-    lambda a: np.rot90(a, 2, (1, 2)),
-    lambda a: np.rot90(a, 3, (1, 2)),
-    lambda a: a[:, ::-1],
-    lambda a: a[:, :, ::-1],
-    lambda a: a.swapaxes(1, 2),
-    lambda a: a[:, ::-1, ::-1].swapaxes(1, 2),
+    lambda a: a.swapaxes(-2, -1)[..., ::-1, :],
+    lambda a: a[..., ::-1, ::-1],
+    lambda a: a.swapaxes(-2, -1)[..., ::-1],
+    lambda a: a[..., ::-1, :],
+    lambda a: a[..., ::-1],
+    lambda a: a.swapaxes(-2, -1),
+    lambda a: a[..., ::-1, ::-1].swapaxes(-2, -1),
 )
+
+
+def orient(image: Pixels, code: int, out: Pixels) -> Pixels:
+    """Write a patch into `out` in the orientation of a code, and return that."""
+    out[:] = DIHEDRAL[code](image)
+    return out
 
 
 def draw_orientations(seed: int, epoch: int, patches: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -40,7 +47,7 @@ def draw_orientations(seed: int, epoch: int, patches: NDArray[np.int64]) -> NDAr
     return (state >> np.uint64(61)).astype(np.uint8)
 
 
-def turned(images: Images, codes: NDArray[np.uint8]) -> Images:
+def turned(images: Pixels, codes: NDArray[np.uint8]) -> Pixels:
     """Return images, shape (n, p, p), each in the orientation of its code."""
     out = np.empty_like(images)
     for code in np.unique(codes):
@@ -49,6 +56,6 @@ def turned(images: Images, codes: NDArray[np.uint8]) -> Images:
     return out
 
 
-def upright(images: Images, codes: NDArray[np.uint8]) -> Images:
+def upright(images: Pixels, codes: NDArray[np.uint8]) -> Pixels:
     """Return images, shape (n, p, p), as they were before `turned` with the same codes below 6."""
     return turned(images, np.array([0, 3, 2, 1, 4, 5], np.uint8)[codes])

@@ -15,6 +15,7 @@ import numpy as np
 import patching
 from ctpatches.checksums import pixel_digest
 from ctpatches.dtypes import cast
+from ctpatches.normalisation import normalised_air
 from pipeline import difference, prefetch
 from pipeline.config import Config
 from pipeline.dicom import pixels
@@ -27,7 +28,7 @@ from pipeline.output.commit import Output
 from pipeline.output.writer import Writer
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import AIR_HU, Affine, Image, RunError, img_pair_normalization, printable
+from utils import Affine, Image, RunError, img_pair_normalization, printable
 
 #: With compression, blocks per rank that may be begun before the oldest one is finished.
 MAX_AHEAD = 4
@@ -181,14 +182,13 @@ def make_block(
         input_image, target_image, config.normalization_type, task.fixed
     )
     slices, images = (task.pair.input, task.pair.target), (input_image, target_image)
+    unit = "hu" if config.in_hu else "stored"
+    window = config.hu_window if config.normalization_type == "hu_window" else None
     fills = []
     for one, image, affine in zip(slices, images, affines, strict=True):
         if not np.isfinite(image).all():
             raise RunError(f"{printable(one.file)}: NaN or infinity came out of it; is it damaged?")
-        air = AIR_HU if config.in_hu else (AIR_HU - one.intercept) / one.slope
-        if config.normalization_type == "hu_window":
-            air = min(max(air, config.hu_window[0]), config.hu_window[1])
-        fills.append(float(affine.apply(np.full(1, air, np.float32))[0]))
+        fills.append(normalised_air(affine, one.slope, one.intercept, unit, window))
     block = patching.make_block(
         images,
         affines,

@@ -242,15 +242,23 @@ def from_dataset(path: Path) -> None:
 
 
 def from_shell(path: Path) -> None:
-    """Run the command that stitches; it must end in one line."""
-    said = io.StringIO()
-    words = [str(path), "--overwrite", "--source", str(path.parent)]
-    for output in ("--pair 0 --output out.npy", "--pair 0 --output out.dcm", "--all --output out"):
-        *which, name = output.split()
+    """Run the commands that write files; they must end in one line."""
+    calls = [
+        ["stitch", "--source", str(path.parent), *words.split()]
+        for words in (
+            "--pair 0 --output out.npy",
+            "--pair 0 --output out.dcm",
+            "--all --output out",
+        )
+    ]
+    calls.append(["convert", "--store", "views", "--dtype", "int16", "out.h5"])
+    for name, *words, output in calls:
+        said = io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            status = command.main(["stitch", *words, *which, str(path.with_name(name))])
+            first, last = [name, str(path)], [str(path.with_name(output)), "--overwrite"]
+            status = command.main([*first, *words, *last])
         assert (status in (1, 2)) == bool(said.getvalue()), said.getvalue()
-    assert said.getvalue().isprintable() or said.getvalue().count("\n") <= 3, said.getvalue()
+        assert said.getvalue().isprintable() or said.getvalue().count("\n") <= 3, said.getvalue()
 
 
 READERS: tuple[Callable[[Path], object], ...] = (

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 
 from ctpatches import streams
+from ctpatches.files import Offset
 from pipeline.mpi import launch, task_farm
 from pipeline.mpi.messages import Tag
 from pipeline.mpi.ranks import Ranks
-from pipeline.output.writer import Offset, Writer
+from pipeline.output.writer import Writer
 from utils import RunError
 
 TASKS = 40

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 import augment
 import patching
-from patching import Block, Grid, window_starts
+from ctpatches.windows import window_starts
+from patching import Block, Grid
 from pipeline.config import NORMALIZATIONS, Config
 from pipeline.dicom.header import read_slice
 from pipeline.filling import PairTask, make_block

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from ctpatches.files import Offset
 from pipeline import prefetch, profile
 from pipeline.dicom.header import read_slice
 from pipeline.model import Pair
 from pipeline.mpi.ranks import Ranks
 from pipeline.output.blocks import BackgroundWriter
-from pipeline.output.writer import Offset, Writer
+from pipeline.output.writer import Writer
 from tests.scans import phantom, write_slice
 from utils import RunError
 

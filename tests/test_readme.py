@@ -10,10 +10,11 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from ctpatches import stitch_command
+from ctpatches import convert_command, stitch_command
 from pipeline.command_line import build_parser
 from pipeline.config import OPTIONS
 from tests.running import REPO, run
@@ -156,19 +157,25 @@ def tables(page: str) -> dict[str, list[str]]:
     out = {}
     for line in (REPO / "docs" / page).read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if match := re.match(r"`(--[\w-]+)", cells[0]):
+        if match := re.match(r"\| `(--[\w-]+)", line):
             assert match[1] not in out, f"{match[1]} is documented twice"
             out[match[1]] = cells
     return out
 
 
-def stitch_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    stitch_command.add_options(parser)
+def parser_of(command: ModuleType) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    command.add_options(parser)
     return parser
 
 
-MAIN_OPTIONS, STITCH_OPTIONS = options_of(build_parser()), options_of(stitch_parser())
+MAIN_OPTIONS = options_of(build_parser())
+#: The options of the commands of `ctpatches`, by the page that documents them.
+COMMANDS = {
+    "loading.md": options_of(parser_of(stitch_command)),
+    "file_format.md": options_of(parser_of(convert_command)),
+}
+ALL_OPTIONS = {*MAIN_OPTIONS, *(name for options in COMMANDS.values() for name in options)}
 
 
 def shown_default(action: argparse.Action) -> str:
@@ -194,22 +201,27 @@ def test_every_option_is_documented_with_its_choices_and_default(option):
             assert re.findall(r"`(\S+)`", choices) == list(known.kind.choices)
 
 
-@pytest.mark.parametrize("option", sorted(set(STITCH_OPTIONS) - {"--help"}))
-def test_every_option_of_stitch_is_documented_with_its_default(option):
-    _, default, effect = tables("loading.md")[option]
-    assert effect
+@pytest.mark.parametrize(
+    ("page", "option"), [(page, option) for page, options in COMMANDS.items() for option in options]
+)
+def test_every_option_of_a_command_is_documented_with_its_choices_and_default(page, option):
+    _, default, effect = tables(page)[option]
+    action = COMMANDS[page][option]
     assert default
-    assert default.startswith(shown_default(STITCH_OPTIONS[option]))
+    assert default.startswith(shown_default(action))
+    assert {f"`{choice}`" for choice in action.choices or ()} <= set(re.findall(r"`\S+`", effect))
 
 
 def test_every_documented_option_exists():
     assert set(tables("options.md")) == set(MAIN_OPTIONS)
-    assert set(tables("loading.md")) == set(STITCH_OPTIONS) - {"--help"}
+    for page, options in COMMANDS.items():
+        assert set(tables(page)) == set(options)
 
 
 def test_every_option_in_a_command_exists():
-    known = {name.replace("_", "-") for name in [*MAIN_OPTIONS, *STITCH_OPTIONS]}
-    calls = [c for c in commands() if re.search(r"main\.py|gen_patches|ctpatches stitch", c)]
+    known = {name.replace("_", "-") for name in ALL_OPTIONS}
+    program = r"main\.py|gen_patches|ctpatches (stitch|convert)"
+    calls = [c for c in commands() if re.search(program, c)]
     found = {word for c in calls for word in re.findall(r"(?<!\S)--[\w-]+", c)}
     assert found
     assert {option for option in found if option.replace("_", "-") not in known} == set()
@@ -219,7 +231,7 @@ def test_every_option_in_a_command_exists():
 def test_every_option_in_the_text_exists(page):
     spans = " ".join(re.findall(r"`([^`]+)`", prose(REPO / page)))
     found = set(re.findall(r"(?<!\S)--[a-zA-Z][\w-]*", spans))
-    assert found - {*MAIN_OPTIONS, *STITCH_OPTIONS} - FOREIGN == set()
+    assert found - ALL_OPTIONS - FOREIGN == set()
 
 
 # --- links and versions ----------------------------------------------------------------------

@@ -10,8 +10,9 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ctpatches.files import Offset
 from pipeline import profile
-from pipeline.output.writer import Offset, Writer
+from pipeline.output.writer import Writer
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-import xxhash
-
-from ctpatches.compression import compress
-from ctpatches.files import write_at
+from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE
+from ctpatches.files import Offset, named_errors, write_at
 from ctpatches.permutation import Permutation
-from ctpatches.schema import CHUNK_COLUMNS, PATCH_COLUMNS, REST_BYTES, ROLES, SCHEMA
+from ctpatches.schema import REST_BYTES
 from pipeline.model import Place
-from pipeline.output.writer import Offset, Writer
+from pipeline.output.writer import Writer
 from pipeline.profile import laps, step
 from utils import RunError, quoted
 
 if TYPE_CHECKING:
     from patching import Block
 
-#: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: File systems whose clients cache a file without regard to what other hosts write to it: see "Data
 #: and metadata coherence" in nfs(5), "Cache coherency" in mount.cifs(8).
 INCOHERENT = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs")
@@ -60,17 +54,6 @@ class Layout:
     def has_token(self, descriptor: int) -> bool:
         """Return whether an open file has the token."""
         return os.pread(descriptor, REST_BYTES, self.checksum) == self.token
-
-
-@contextlib.contextmanager
-def named_errors(path: str) -> Iterator[None]:
-    """Turn an error of the system or of HDF5 into one line that names the file."""
-    try:
-        yield
-    except OSError as error:
-        problem = "no space left for" if error.errno in NO_SPACE else "cannot write"
-        reason = error.strerror or str(error).split("\n")[0]
-        raise RunError(f"{problem} {quoted(path)}: {reason}") from error
 
 
 def file_system(path: str) -> str:
@@ -123,14 +106,8 @@ class PartialFile(Writer):
         return file
 
     def write(self, offset: Offset, data: memoryview) -> None:
-        offsets = offset if isinstance(offset, list) else [offset]
-        data = data.cast("B")
-        width = len(data) // len(offsets)
         with named_errors(self.path):
-            for start, at in zip(range(0, len(data), width), offsets, strict=True):
-                row = data[start : start + width]
-                if os.pwrite(self.descriptor, row, at) < width:
-                    write_at(self.descriptor, row, at)  # more than one call writes
+            write_at(self.descriptor, data, offset)
 
     def flush(self) -> None:
         if self.sync:
@@ -148,9 +125,6 @@ class PackedFile(Writer):
     memory; `pipeline.mpi.task_farm` bounds their number.
     """
 
-    #: Chunks are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end of any file.
-    CHUNKS, CHUNKS_STRIDE = 1 << 63, 1 << 40
-
     def __init__(self, file: PartialFile, block: int) -> None:
         self._file, self._block = file, block
         self._end = os.fstat(file.descriptor).st_size
@@ -158,10 +132,10 @@ class PackedFile(Writer):
         self._finished: dict[int, Callable[[], None]] = {}
 
     def write(self, offset: Offset, data: memoryview) -> None:
-        if isinstance(offset, list) or offset < self.CHUNKS:
+        if isinstance(offset, list) or offset < CHUNKS:
             self._file.write(offset, data)
             return
-        block = (offset - self.CHUNKS) // self.CHUNKS_STRIDE
+        block = (offset - CHUNKS) // CHUNKS_STRIDE
         if block > self._block:
             self._early[block].append(data)
         else:
@@ -214,51 +188,7 @@ class BackgroundWriter(Writer):
 
 def write_block(writer: Writer, layout: Layout, block: Block, index: int, place: Place) -> int:
     """Write the block of pair `index` at its place; return its checksum."""
-    digest = xxhash.xxh3_64()
-    start, stop = place["patch"]
-    shuffled = layout.shuffle.forward(np.arange(start, stop)) if layout.shuffle else None
-    sizes: defaultdict[str, list[int]] = defaultdict(list)
     with laps() as lap:
-
-        def write(name: str, row: int, data: memoryview) -> None:
-            digest.update(data)
-            lap("sum")
-            first, size = layout.rows[name]
-            kind = SCHEMA[name].row_of
-            if shuffled is not None and kind == "patch":
-                places = shuffled[row : row + data.nbytes // size]
-                writer.write((first + places * size).tolist(), data)
-            else:
-                writer.write(first + (place[kind][0] + row) * size, data)
-            lap("write")
-
-        for role in ROLES:
-            if layout.compression != "none":
-                for piece in block.pieces():
-                    patches = block.cut(role, piece)
-                    lap("cut")
-                    chunks = compress(patches, layout.compression)
-                    sizes[f"{role}_bytes"] += map(len, chunks)
-                    data = memoryview(b"".join(chunks))
-                    lap("compress")
-                    digest.update(data)
-                    lap("sum")
-                    writer.write(PackedFile.CHUNKS + index * PackedFile.CHUNKS_STRIDE, data)
-                    lap("write")
-            elif role in layout.rows:
-                for piece in block.pieces():
-                    patches = block.cut(role, piece)
-                    lap("cut")
-                    write(role, piece.start, patches.data)
-                    del patches  # the next piece gets its memory, which is in the cache
-            else:
-                pixel = 0
-                for view in block.views[role]:
-                    write(f"views/{role}", pixel, np.ascontiguousarray(view).data)
-                    pixel += view.size
-        for name, dtype in PATCH_COLUMNS.items() if len(block) else ():
-            values = np.full(len(block), index) if name == "pair" else getattr(block, name)
-            write(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
-        for name, column in sizes.items() if len(block) else ():
-            write(f"patch/{name}", 0, np.array(column, CHUNK_COLUMNS[name]).data)
-    return int(digest.intdigest())
+        return block.write(
+            writer.write, layout.rows, index, place, layout.compression, layout.shuffle, lap
+        )

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctpatches.checksums import block_digest, block_ranges
+from ctpatches.blocks import block_ranges
+from ctpatches.checksums import block_digest
 from ctpatches.chunks import Chunks
 from ctpatches.file import abbreviated
+from ctpatches.files import named_errors, reserve, sync_folder
 from ctpatches.header import Header
 from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.output import checkpoint, file_header
-from pipeline.output.blocks import NO_SPACE, Layout, named_errors
+from pipeline.output.blocks import Layout
 from pipeline.output.checkpoint import BlockRecord, Checkpoint
 from pipeline.output.paths import PARTIAL, all_files, checkpoint_path, key_path, other_files
 from utils import RunError, quoted
@@ -122,7 +124,7 @@ class OutputFile:
         self.descriptor, self.layout = -1, None
 
 
-def reserve(files: Sequence[OutputFile]) -> None:
+def reserve_all(files: Sequence[OutputFile]) -> None:
     """Reserve the disk space of all files, so that a full disk is found before the work."""
     size = sum(file.size for file in files)
     disk = os.statvfs(files[0].partial)
@@ -133,11 +135,7 @@ def reserve(files: Sequence[OutputFile]) -> None:
             f"no space left for {names}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
         )
     for file in files:
-        try:
-            os.posix_fallocate(file.descriptor, 0, file.size)
-        except OSError as error:  # or the file system cannot reserve space
-            if error.errno in NO_SPACE:
-                raise
+        reserve(file.descriptor, file.size)
 
 
 def key_text(plans: Iterable[Plan]) -> bytes:
@@ -225,7 +223,7 @@ class Output:
         for file, header in new:
             file.create(header)
         if new:
-            reserve([file for file, _ in new])
+            reserve_all([file for file, _ in new])
         for file, header in new:
             header.write(file.descriptor)
         for file in self.files:
@@ -323,11 +321,7 @@ class Output:
         for file in files:
             file.close()
         with named_errors(self.config.output_fname):
-            folder = os.open(Path(self.config.output_fname).absolute().parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self.config.output_fname)
             self._checkpoint.close(remove=True)
         self._checkpoint = None
 

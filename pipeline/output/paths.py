@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from ctpatches.files import named_errors
 from pipeline.config import Config
-from pipeline.output.blocks import named_errors
 from pipeline.output.checkpoint import check_unlocked
 from utils import SUBSETS, CallError, quoted
 

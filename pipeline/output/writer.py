@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
-#: Where bytes are written to: at one place, or in equal parts at several.
-Offset: TypeAlias = int | list[int]
+from ctpatches.files import Offset
 
 
 class Writer:

@@ -1,0 +1,167 @@
+"""The block of a pair: its patches, cut from views on demand, and its bytes in a file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ctpatches.compression import compress
+from ctpatches.files import Offset
+from ctpatches.orientations import orient
+from ctpatches.permutation import Permutation
+from ctpatches.schema import CHUNK_COLUMNS, PATCH_COLUMNS, ROLES, SCHEMA
+
+#: Bytes of patches that are cut at once: with their view they fit into the second-level cache of a
+#: core, where their checksum and the write find them.
+PIECE_BYTES = 512 << 10
+#: The chunks of a compressed block are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end
+#: of any file: who writes them knows their place.
+CHUNKS, CHUNKS_STRIDE = 1 << 63, 1 << 40
+#: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
+ByteRows = Mapping[str, tuple[int, int]]
+#: First and end row of a block, in datasets with a row per "patch" and per "pixel".
+RowRanges = Mapping[str, tuple[int, int]]
+
+
+class Piece(NamedTuple):
+    """Consecutive patches of a block, all of one view: its number, first patch, end."""
+
+    view: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """All n patches of one pair, in their final order: view, window, orientation.
+
+    The patches are cut on demand, a piece at a time: memory stays small, and a piece is still in
+    the processor's cache when it is written.
+    """
+
+    #: 'input' and 'target': the padded views that patches are cut from, shape (rows, columns), of
+    #: the type of the file.
+    views: dict[str, list[NDArray[Any]]]
+    #: The first patch of each of these views, and n.
+    starts: list[int]
+    #: Pixels per side of a patch, and patches per window.
+    size: int
+    times: int
+    #: Of the views, of the first pixel of the windows in them, and of the patches, shape (n,).
+    scale: NDArray[np.float32]
+    row: NDArray[np.int32]
+    col: NDArray[np.int32]
+    orientation: NDArray[np.uint8]
+
+    #: Writes an image into an array, in an orientation: (image, code, array).
+    orient = staticmethod(orient)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def pieces(self, max_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
+        """Yield pieces of at most `max_bytes`, but of at least one window, in order."""
+        many = max(1, max_bytes // (self.times * 4 * self.size**2)) * self.times
+        for view, (begin, end) in enumerate(itertools.pairwise(self.starts)):
+            for start in range(begin, end, many):
+                yield Piece(view, start, min(start + many, end))
+
+    def cut(self, role: str, piece: Piece) -> NDArray[Any]:
+        """Return a piece of the input or the target, shape (n, p, p), of the type of the file."""
+        view, size = self.views[role][piece.view], self.size
+        out = np.empty((piece.stop - piece.start, size, size), view.dtype)
+        # OpenCV moves pixels of float16 as those of int16.
+        bits = np.dtype(np.int16) if view.itemsize == 2 else view.dtype
+        view = view.view(bits)
+        windows = slice(piece.start, piece.stop, self.times)
+        codes = self.orientation[piece.start : piece.stop].reshape(-1, self.times)
+        patches = iter(out.view(bits))
+        for row, col, drawn in zip(
+            self.row[windows].tolist(), self.col[windows].tolist(), codes.tolist(), strict=True
+        ):
+            window = view[row : row + size, col : col + size]
+            for code in drawn:
+                self.orient(window, code, next(patches))
+        return out
+
+    def write(
+        self,
+        write: Callable[[Offset, memoryview], None],
+        rows: ByteRows,
+        index: int,
+        place: RowRanges,
+        compression: str = "none",
+        shuffle: Permutation | None = None,
+        lap: Callable[[str], None] = lambda _: None,
+    ) -> int:
+        """Write the block of pair `index` at its place; return its checksum.
+
+        `write` is called with what lies at a byte offset, or in equal parts at several; `lap` after
+        every step, with its name.
+        """
+        digest = xxhash.xxh3_64()
+        patch_rows = shuffle.forward(np.arange(*place["patch"])) if shuffle else None
+        sizes: dict[str, list[int]] = {name: [] for name in CHUNK_COLUMNS}
+
+        def add(offset: Offset, data: memoryview) -> None:
+            digest.update(data)
+            lap("sum")
+            write(offset, data)
+            lap("write")
+
+        def add_rows(name: str, row: int, data: memoryview) -> None:
+            first, size = rows[name]
+            kind = SCHEMA[name].row_of
+            if patch_rows is not None and kind == "patch":
+                chosen = patch_rows[row : row + data.nbytes // size]
+                add((first + chosen * size).tolist(), data)
+            else:
+                add(first + (place[kind][0] + row) * size, data)
+
+        for role in ROLES:
+            if compression != "none":
+                for piece in self.pieces():
+                    patches = self.cut(role, piece)
+                    lap("cut")
+                    chunks = compress(patches, compression)
+                    sizes[f"{role}_bytes"] += map(len, chunks)
+                    lap("compress")
+                    add(CHUNKS + index * CHUNKS_STRIDE, memoryview(b"".join(chunks)))
+            elif role in rows:
+                for piece in self.pieces():
+                    patches = self.cut(role, piece)
+                    lap("cut")
+                    add_rows(role, piece.start, patches.data)
+                    del patches  # the next piece gets its memory, which is in the cache
+            else:
+                pixel = 0
+                for view in self.views[role]:
+                    add_rows(f"views/{role}", pixel, np.ascontiguousarray(view).data)
+                    pixel += view.size
+        for name, dtype in PATCH_COLUMNS.items() if len(self) else ():
+            values = np.full(len(self), index) if name == "pair" else getattr(self, name)
+            add_rows(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
+        for name, dtype in CHUNK_COLUMNS.items() if compression != "none" and len(self) else ():
+            add_rows(f"patch/{name}", 0, np.array(sizes[name], dtype).data)
+        return int(digest.intdigest())
+
+
+def block_ranges(
+    rows: ByteRows,
+    place: RowRanges,
+    shuffle: Permutation | None,
+) -> Iterator[tuple[int, int]]:
+    """Yield first byte and length of every part of a block, in the order of its checksum."""
+    for name, (first, size) in rows.items():
+        start, stop = place[SCHEMA[name].row_of]
+        if shuffle and SCHEMA[name].row_of == "patch":
+            for row in shuffle.forward(np.arange(start, stop)).tolist():
+                yield first + row * size, size
+        else:
+            yield first + start * size, (stop - start) * size
