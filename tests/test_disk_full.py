@@ -86,7 +86,7 @@ def test_space_is_needed_for_all_files_of_a_split_together(tmp_path, tree):
 
 def test_a_report_that_finds_no_space_is_completed_later(tmp_path, tree, whole):
     output = tmp_path / "x.h5"
-    words = command(0, argv(tree.root, output, report=True))
+    words = command(0, argv(tree.root, output, "--sheets", "0", report=True))
     with mounted(tmp_path / "sanity_check", "size=4k") as images:
         (images / "filler").write_bytes(bytes(4096))
         one_error(run(words, tmp_path), "x.h5' is complete", "--resume", status=1)

@@ -16,7 +16,7 @@ from tests.conftest import Tree
 from tests.running import REPO, mpiexec, run
 
 HOSTS = 3
-OPTIONS = ("--patch-size", "p12", "--rot_augment", "--ds_augment", "--air_threshold")
+OPTIONS = ("--patch-size", "p12", "--rot_augment", "--ds_augment", "--air_threshold", "--no-report")
 
 #: Starts MPICH's proxy on a host: `mpiexec` calls it as it would call ssh. Each host has its own
 #: name, and all but the first see nothing in the folder of the output.
