@@ -157,8 +157,13 @@ def build_header(
             file.attrs[name] = value
             if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
                 file.attrs[name + COPY] = np.bytes_(value.encode())
-    shuffle = None
-    if config.get("shuffle_patches"):
-        first_file = bytes(tables["pair/input_file"][0])
-        shuffle = Permutation.drawn(patches, config["seed"], first_file)
-    return Header(memory.size, rows, extents, memory.writes, shuffle)
+    return Header(memory.size, rows, extents, memory.writes, _shuffle(tables, config, patches))
+
+
+def _shuffle(
+    tables: Mapping[str, NDArray[Any]], config: Mapping[str, Any], patches: int
+) -> Permutation | None:
+    """Return the permutation of the rows of patches; None where they are not shuffled."""
+    if not config.get("shuffle_patches"):
+        return None
+    return Permutation.drawn(patches, config["seed"], bytes(tables["pair/input_file"][0]))
