@@ -191,9 +191,15 @@ def build_header(
             file.attrs[name] = value
             if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
                 file.attrs[name + COPY] = np.bytes_(value.encode())
-    shuffle = None
-    if config.get("shuffle_patches"):
-        first_file = bytes(tables["pair/input_file"][0])
-        shuffle = Permutation.drawn(patches, config["seed"], first_file)
     roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
+    shuffle = _shuffle(tables, config, patches)
     return Header(memory.size, rows, extents, memory.writes, shuffle, config["compression"], roots)
+
+
+def _shuffle(
+    tables: Mapping[str, NDArray[Any]], config: Mapping[str, Any], patches: int
+) -> Permutation | None:
+    """Return the permutation of the rows of patches; None where they are not shuffled."""
+    if not config.get("shuffle_patches"):
+        return None
+    return Permutation.drawn(patches, config["seed"], bytes(tables["pair/input_file"][0]))
