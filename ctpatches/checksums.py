@@ -17,7 +17,6 @@ from ctpatches.schema import REST, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
-REWRITTEN = "was compressed or rewritten: its checksums are of other bytes"
 
 
 def pixel_digest(hu: NDArray[np.float32]) -> int:
@@ -57,10 +56,9 @@ def byte_rows(source: ValidatedFile) -> dict[str, tuple[int, int]]:
         dataset = source[name]
         start = dataset.id.get_offset()
         if start is None and dataset.size:
-            raise Invalid(source.path, REWRITTEN)
+            reason = "was compressed or rewritten: its checksums are of other bytes"
+            raise Invalid(source.path, reason)
         out[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
-    if source.compressed and not source.chunks:
-        raise Invalid(source.path, REWRITTEN)
     return out
 
 

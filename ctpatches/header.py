@@ -152,6 +152,8 @@ def build_header(
     early.set_layout(h5py.h5d.CONTIGUOUS)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    chunked = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    chunked.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)  # the same in all versions of h5py
     attributes = {
         "format": FORMAT,
         "format_version": np.uint32(VERSION),
@@ -172,6 +174,7 @@ def build_header(
                 shape,
                 DTYPES[config["dtype"]],
                 chunks=(1, *shape[1:]),
+                dcpl=chunked,
                 **filter_options(config["compression"]),
             )
             dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index

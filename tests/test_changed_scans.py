@@ -66,13 +66,13 @@ def test_a_slice_that_changes_between_planning_and_filling_ends_the_run(
 ):
     made = write_patient(tmp_path / "scans", "A", 4, syntax=syntax)
     change, word = CHANGES[how]
-    reserve = commit.reserve
+    reserve_all = commit.reserve_all
 
     def change_and_reserve(files: Sequence[commit.OutputFile]) -> None:
         change(tmp_path / "scans" / made[2].target_file)
-        reserve(files)
+        reserve_all(files)
 
-    monkeypatch.setattr(commit, "reserve", change_and_reserve)
+    monkeypatch.setattr(commit, "reserve_all", change_and_reserve)
     ended = called(tmp_path, *argv(tmp_path / "scans", output, *BAD))
     one_error(ended, made[2].target_file, word, status=1)
     assert output.read_bytes() == EARLIER
