@@ -126,7 +126,7 @@ def test_space_that_runs_out_for_the_checkpoint_is_named(tmp_path, monkeypatch):
             while True:
                 filler.write(bytes(4096))
 
-    monkeypatch.setattr(commit, "reserve", reserve_and_fill)
+    monkeypatch.setattr(commit, "reserve_all", reserve_and_fill)
     with mounted(tmp_path / "disk", "size=16m") as disk:
         output = disk / "x.h5"
         ended = called(tmp_path, *argv(tmp_path / "many", output))
