@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from ctpatches.compression import compress
+from ctpatches.files import Offset
 from ctpatches.orientations import orient
+from ctpatches.permutation import Permutation
 from ctpatches.schema import CHUNK_COLUMNS, PATCH_COLUMNS, ROLES, SCHEMA
 
 #: Bytes of patches that are cut at once: with their view they fit into the second-level cache of a
@@ -21,10 +23,24 @@ PIECE_BYTES = 512 << 10
 #: The chunks of a compressed block are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end
 #: of any file: who writes them knows their place.
 CHUNKS, CHUNKS_STRIDE = 1 << 63, 1 << 40
-#: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
-ByteRows = Mapping[str, tuple[int, int]]
 #: First and end row of a block, in datasets with a row per "patch" and per "pixel".
 RowRanges = Mapping[str, tuple[int, int]]
+
+
+class Layout(Protocol):
+    """Where the bytes of a file lie, as its `ctpatches.header.Header` has it."""
+
+    @property
+    def rows(self) -> Mapping[str, tuple[int, int]]:
+        """First byte, and bytes per row, of every dataset that blocks are written to."""
+
+    @property
+    def shuffle(self) -> Permutation | None:
+        """Of the rows of patches, in a shuffled file."""
+
+    @property
+    def compression(self) -> str:
+        """Of the patches."""
 
 
 class Piece(NamedTuple):
@@ -90,37 +106,42 @@ class Block:
 
     def write(
         self,
-        write: Callable[[int, memoryview], None],
-        rows: ByteRows,
+        write: Callable[[Offset, memoryview], None],
+        layout: Layout,
         index: int,
         place: RowRanges,
-        compression: str = "none",
         lap: Callable[[str], None] = lambda _: None,
     ) -> int:
         """Write the block of pair `index` at its place; return its checksum.
 
-        `write` is called with a byte offset and what lies there; `lap` after every step, with its
+        `write` is called with where bytes go, and with them; `lap` after every step, with its
         name.
         """
-        digest = xxhash.xxh3_64()
+        digest, rows = xxhash.xxh3_64(), layout.rows
+        start, stop = place["patch"]
+        shuffled = layout.shuffle.forward(np.arange(start, stop)) if layout.shuffle else None
         sizes: dict[str, list[int]] = {name: [] for name in CHUNK_COLUMNS}
 
-        def add(offset: int, data: memoryview) -> None:
+        def add(offset: Offset, data: memoryview) -> None:
             digest.update(data)
             lap("sum")
             write(offset, data)
             lap("write")
 
         def add_rows(name: str, row: int, data: memoryview) -> None:
-            first, size = rows[name]
-            add(first + (place[SCHEMA[name].row_of][0] + row) * size, data)
+            (first, size), kind = rows[name], SCHEMA[name].row_of
+            if shuffled is not None and kind == "patch":
+                places = shuffled[row : row + data.nbytes // size]
+                add((first + places * size).tolist(), data)
+            else:
+                add(first + (place[kind][0] + row) * size, data)
 
         for role in ROLES:
-            if compression != "none":
+            if layout.compression != "none":
                 for piece in self.pieces():
                     patches = self.cut(role, piece)
                     lap("cut")
-                    chunks = compress(patches, compression)
+                    chunks = compress(patches, layout.compression)
                     sizes[f"{role}_bytes"] += map(len, chunks)
                     lap("compress")
                     add(CHUNKS + index * CHUNKS_STRIDE, memoryview(b"".join(chunks)))
@@ -138,15 +159,8 @@ class Block:
         for name, dtype in PATCH_COLUMNS.items() if len(self) else ():
             values = np.full(len(self), index) if name == "pair" else getattr(self, name)
             add_rows(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
-        for name, dtype in CHUNK_COLUMNS.items() if compression != "none" and len(self) else ():
+        for name, dtype in (
+            CHUNK_COLUMNS.items() if layout.compression != "none" and len(self) else ()
+        ):
             add_rows(f"patch/{name}", 0, np.array(sizes[name], dtype).data)
         return int(digest.intdigest())
-
-
-def block_ranges(rows: ByteRows, place: RowRanges) -> list[tuple[int, int]]:
-    """Return first byte and length of every part of a block, in the order of its checksum."""
-    out = []
-    for name, (first, size) in rows.items():
-        start, stop = place[SCHEMA[name].row_of]
-        out.append((first + start * size, (stop - start) * size))
-    return out

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ctpatches.blocks import block_ranges
 from ctpatches.files import Invalid
-from ctpatches.schema import REST, bulk_names
+from ctpatches.permutation import Permutation
+from ctpatches.schema import REST, SCHEMA, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
@@ -25,7 +25,32 @@ def pixel_digest(hu: NDArray[np.float32]) -> int:
     return int(xxhash.xxh3_64_intdigest(np.ascontiguousarray(hu, "<f4").data))
 
 
-def block_digest(descriptor: int, ranges: Sequence[tuple[int, int]]) -> int:
+def block_ranges(
+    rows: Mapping[str, tuple[int, int]],
+    place: Mapping[str, tuple[int, int]],
+    shuffle: Permutation | None,
+) -> Iterator[tuple[int, int]]:
+    """Yield first byte and length of every part of a block, in the order of its checksum.
+
+    Parameters
+    ----------
+    rows : mapping
+        First byte, and bytes per row, of every dataset that blocks are written to, in their order.
+    place : mapping
+        First and end row of the block: without shuffling, in datasets with a row per "patch".
+    shuffle : Permutation, optional
+        Of the rows of patches.
+    """
+    for name, (first, size) in rows.items():
+        start, stop = place[SCHEMA[name].row_of]
+        if shuffle and SCHEMA[name].row_of == "patch":
+            for row in shuffle.forward(np.arange(start, stop)).tolist():
+                yield first + row * size, size
+        else:
+            yield first + start * size, (stop - start) * size
+
+
+def block_digest(descriptor: int, ranges: Iterable[tuple[int, int]]) -> int:
     """Return the checksum of a block from the (start, length) ranges of its bytes, in order."""
     digest = xxhash.xxh3_64()
     for start, length in ranges:
@@ -78,15 +103,16 @@ def damages(source: ValidatedFile) -> Iterator[str]:
     named = zip(source.texts("pair/input_file"), checksums, strict=True)
     for pair, (name, checksum) in enumerate(named):
         place = source.place(pair)
-        ranges = [*([chunks.block(pair)] if chunks else []), *block_ranges(rows, place)]
+        ranges = [chunks.block(pair)] if chunks else []
+        ranges += block_ranges(rows, place, source.shuffle)
         intact = block_digest(source.descriptor, ranges) == checksum
         start, stop = place["patch"]
-        damage = f"the block of pair {pair} ({name}), patches {start} to {stop - 1}, is damaged"
-        yield "" if intact else damage
+        patches = f"{stop - start} patches" if source.shuffle else f"patches {start} to {stop - 1}"
+        yield "" if intact else f"the block of pair {pair} ({name}), {patches}, is damaged"
 
 
 def verify(path: PathLike) -> list[str]:
-    """Return what is wrong with a file, one line each; nothing if every byte is as it was written.
+    """Return what is wrong with a file, one line each; nothing if it is undamaged.
 
     `OSError` is raised if the file cannot be read at all.
     """

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.files import Invalid
+from ctpatches.permutation import Permutation
 from ctpatches.schema import ROLES
 
 #: No chunk has more than this beyond twice the bytes of its patch.
@@ -33,20 +34,28 @@ class Chunks:
 
     @classmethod
     def packed(
-        cls, sizes: Mapping[str, NDArray[np.uint32]], starts: Sequence[int], first: int
+        cls,
+        sizes: Mapping[str, NDArray[np.uint32]],
+        starts: Sequence[int],
+        first: int,
+        shuffle: Permutation | None = None,
     ) -> Chunks:
         """Return the places of chunks by their sizes, from the byte `first` on.
 
-        `starts` are the first patch of every block, and the end of the last.
+        `starts` are the first patch of every block, and the end of the last, `shuffle` that of the
+        rows of patches.
         """
-        low, full = (np.append(0, np.cumsum(sizes[role], dtype=np.int64)) for role in ROLES)
+        rows = shuffle.forward(np.arange(starts[-1])) if shuffle else slice(None)
+        low, full = (np.append(0, np.cumsum(sizes[role][rows], dtype=np.int64)) for role in ROLES)
         counts = np.diff(starts)
         # Before a chunk lie those of its own role, and of the other role those of earlier blocks;
         # before a target also those of its own block.
         others = np.repeat(full[starts[:-1]], counts), np.repeat(low[starts[1:]], counts)
-        places = (first + own[:-1] + other for own, other in zip((low, full), others, strict=True))
-        blocks = first + low[starts] + full[starts]
-        return cls(sizes, dict(zip(ROLES, places, strict=True)), blocks)
+        places = {}
+        for role, own, other in zip(ROLES, (low, full), others, strict=True):
+            places[role] = np.empty_like(other)
+            places[role][rows] = first + own[:-1] + other
+        return cls(sizes, places, first + low[starts] + full[starts])
 
     @classmethod
     def recorded(
@@ -55,6 +64,7 @@ class Chunks:
         rows: Mapping[str, tuple[int, int]],
         starts: Sequence[int],
         first: int,
+        shuffle: Permutation | None,
     ) -> Chunks:
         """Return the places of the chunks of a file from its columns, as `packed`.
 
@@ -65,7 +75,7 @@ class Chunks:
             start, width = rows[f"patch/{role}_bytes"]
             column = os.pread(descriptor, width * starts[-1], start)
             sizes[role] = np.frombuffer(column, np.uint32)
-        return cls.packed(sizes, starts, first)
+        return cls.packed(sizes, starts, first, shuffle)
 
     @classmethod
     def found(
@@ -73,6 +83,7 @@ class Chunks:
         datasets: Mapping[str, h5py.Dataset],
         sizes: Mapping[str, NDArray[np.uint32]],
         starts: Sequence[int],
+        shuffle: Permutation | None,
     ) -> Chunks | None:
         """Return the places of the chunks of a file, as `packed`; None if it was rewritten.
 
@@ -84,8 +95,10 @@ class Chunks:
 
         if any(dataset.chunks != (1, *dataset.shape[1:]) for dataset in datasets.values()):
             return None
-        chunks = cls.packed(sizes, starts, place("input", 0))
-        ends = [(role, row) for role in ROLES for row in (0, starts[-1] - 1)]
+        rows = np.array([0, starts[-1] - 1])
+        first, last = (shuffle.forward(rows) if shuffle else rows).tolist()
+        chunks = cls.packed(sizes, starts, place("input", first), shuffle)
+        ends = [(role, row) for role in ROLES for row in (first, last)]
         if any(place(*end) != chunks.places[end[0]][end[1]] for end in ends):
             return None
         one, file = datasets["input"], datasets["input"].file

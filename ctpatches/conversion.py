@@ -19,12 +19,13 @@ from ctpatches.checksums import damages
 from ctpatches.chunks import Chunks
 from ctpatches.files import (
     Invalid,
+    Offset,
     atomic_write,
     named_errors,
     open_regular,
     reserve,
     sync_folder,
-    write_at,
+    write_rows,
 )
 from ctpatches.header import Header, build_header
 from ctpatches.messages import CallError, RunError, printable, quoted
@@ -157,7 +158,7 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
     """Write the whole target under its temporary name."""
     problems = damages(file)
     _check(next(problems), file)
-    views = file.views if file.store == "views" else _planned_views(file, config)
+    views = file.views.columns if file.store == "views" else _planned_views(file, config)
     tables = _tables(file, config["store"], views)
 
     def header() -> Header:
@@ -169,12 +170,12 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     end = empty.size  # of the chunks of a compressed file
 
-    def write(offset: int, data: memoryview) -> None:
+    def write(offset: Offset, data: memoryview) -> None:
         nonlocal end
-        if offset >= CHUNKS:
+        if isinstance(offset, int) and offset >= CHUNKS:
             offset, end = end, end + len(data)
         with named_errors(target):
-            write_at(descriptor, data, offset)
+            write_rows(descriptor, data, offset)
 
     try:
         with named_errors(target):
@@ -186,16 +187,15 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
             own = slice(*np.searchsorted(views["pair"], [pair, pair + 1]).tolist())
             block = _block(pixels, config["store"], {name: views[name][own] for name in views})
             place = file.place(pair) | {"pixel": (int(views["offset"][own][:1].sum()), 0)}
-            tables["pair/checksum"][pair] = block.write(
-                write, empty.rows, pair, place, config["compression"]
-            )
+            tables["pair/checksum"][pair] = block.write(write, empty, pair, place)
             for role in ROLES:
                 tables[f"pair/{role}_rounding"][pair] += pixels.rounding[role]
         with named_errors(target):
-            starts = [*file.blocks[0].tolist(), file.patches]
             chunks = None
-            if config["compression"] != "none":
-                chunks = Chunks.recorded(descriptor, empty.rows, starts, empty.size)
+            if empty.compression != "none":
+                starts = [*file.blocks[0].tolist(), file.patches]
+                recorded = descriptor, empty.rows, starts, empty.size, empty.shuffle
+                chunks = Chunks.recorded(*recorded)
             header().write(descriptor, chunks)
             os.fsync(descriptor)
     finally:
@@ -224,7 +224,7 @@ def _planned_views(file: ValidatedFile, config: Mapping[str, Any]) -> Table:
     """Return the columns of `views/` that a run would have planned for patches."""
     views, offset = [], 0
     for pair in range(file.pairs):
-        scales = np.unique(file.columns(slice(*file.place(pair)["patch"]))["scale"])
+        scales = np.unique(file.columns(file.rows_of(pair))["scale"])
         for scale in scales[::-1].astype(np.float64).round(6).tolist():
             rows, columns = (
                 padded_length(int(length), file.patch_size, config["overlap"], config["edge"])
@@ -271,6 +271,7 @@ class _Pixels:
         """Return patches of the block, shape (n, p, p)."""
         first, _ = self.file.place(self.pair)["patch"]
         rows = np.arange(first + piece.start, first + piece.stop)
+        rows = self.file.shuffle.forward(rows) if self.file.shuffle else rows
         return self._cast(role, self.file.images(role, rows))
 
     def view(self, role: str, offset: int, size: tuple[int, int]) -> NDArray[Any]:
@@ -304,7 +305,7 @@ class _Pixels:
 def _block(pixels: _Pixels, store: str, views: Table) -> Block:
     """Return the block of a pair, whose views these are, for the target."""
     file, sizes = pixels.file, _sizes(views)
-    columns = file.columns(slice(*file.place(pixels.pair)["patch"]))
+    columns = file.columns(file.rows_of(pixels.pair))
     counts = np.array([np.sum(columns["scale"] == scale) for scale in views["scale"]], int)
     valid = np.array_equal(np.repeat(views["scale"], counts), columns["scale"])
     if valid:

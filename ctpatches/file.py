@@ -97,7 +97,9 @@ class PatchFile(ValidatedFile):
         """Return the number of patches."""
         return self.patches
 
-    def read(self, indices: Patches, unit: str = "file") -> tuple[Images, Images]:
+    def read(
+        self, indices: Patches, unit: str = "file", dtype: str = "float32"
+    ) -> tuple[Images, Images]:
         """Return input and target of some patches.
 
         Parameters
@@ -106,10 +108,12 @@ class PatchFile(ValidatedFile):
             In any order, and repeated if need be.
         unit : {'file', 'hu'}
             As stored in the file, or with the normalisation inverted, each by its own constants.
+        dtype : {'float32', 'file'}
+            Type of the arrays: float32, or as stored in the file. HU are always float32.
 
         Returns
         -------
-        input, target : ndarray of float32, shape (n, p, p)
+        input, target : ndarray, shape (n, p, p)
 
         Raises
         ------
@@ -118,11 +122,9 @@ class PatchFile(ValidatedFile):
         OSError
             The file cannot be read.
         ValueError
-            The unit is not valid, or the file is damaged.
+            The unit or the type is not valid, or the file is damaged.
         """
-        if unit not in ("file", "hu"):
-            raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
-        low, full = read_patches(self, indices)
+        low, full = read_patches(self, indices, dtype_of(self, unit, dtype))
         if unit == "hu":
             low = denormalise(low, self, indices, "input")
             full = denormalise(full, self, indices, "target")
@@ -154,11 +156,45 @@ def provenances(source: ValidatedFile, patches: NDArray[np.int64]) -> list[Prove
     return out
 
 
-def read_patches(file: File, patches: Patches) -> tuple[Images, Images]:
+def read_patches(file: File, patches: Patches, dtype: str = "float32") -> tuple[Images, Images]:
     """Return input and target of some patches, each of shape (n, p, p)."""
     with opened(file) as source:
         rows = positions(patches, source.patches)
-        return source.images("input", rows), source.images("target", rows)
+        windows = source.windows(rows) if source.store == "views" else None
+        low, full = (source.images(role, rows, windows, dtype) for role in ROLES)
+        return low, full
+
+
+def dtype_of(source: ValidatedFile, unit: str, dtype: str) -> str:
+    """Return the type of patches that are read as `PatchFile.read` does, a key of `DTYPES`.
+
+    `ValueError` is raised if there is no such unit or type.
+    """
+    if unit not in ("file", "hu"):
+        raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
+    if dtype not in ("float32", "file"):
+        raise ValueError(f"dtype {dtype!r}; expected: 'float32' or 'file'")
+    return str(source.config["dtype"]) if (unit, dtype) == ("file", "file") else "float32"
+
+
+def rounding(source: ValidatedFile) -> dict[str, float]:
+    """Return by how much pixels were rounded at most, in the unit of the file and in HU."""
+    largest = {"file": 0.0, "hu": 0.0}
+    for role in ROLES if source.version >= 4 else ():
+        in_file = source.values(f"pair/{role}_rounding")
+        _, divisor, slope, _ = source.constants[role]
+        in_hu = in_file * abs(divisor) * (1 if source.attributes["unit"] == b"hu" else abs(slope))
+        for unit, values in zip(largest, (in_file, in_hu), strict=True):
+            largest[unit] = max(largest[unit], float(values.max(initial=0)))
+    return largest
+
+
+def rounding_text(source: ValidatedFile) -> str:
+    """Return `rounding` in words; nothing for float32 that was never rounded."""
+    largest = rounding(source)
+    if source.config["dtype"] == "float32" and not largest["file"]:
+        return ""
+    return f"by at most {largest['file']:.3g} in the unit of the file, {largest['hu']:.3g} HU"
 
 
 def positions(indices: Patches, n: int) -> NDArray[np.int64]:
@@ -236,10 +272,11 @@ def overview(path: PathLike) -> list[str]:
             "left out": f"{len(source['left_out/reason'])} entries",
             "scales": ", ".join(f"{scale:g}" for scale in source.scales),
             "unit": "HU" if attributes["unit"] == b"hu" else "stored values",
+            "rounded": rounding_text(source),
             "options": ", ".join(n if v is True else f"{n} {v}" for n, v in given.items()),
             "seed": str(int(attributes["seed"])),
         }
-    return [f"{name:10} {printable(fact)}" for name, fact in facts.items()]
+    return [f"{name:10} {printable(fact)}" for name, fact in facts.items() if fact]
 
 
 def abbreviated(values: list[str], limit: int) -> str:

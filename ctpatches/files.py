@@ -8,11 +8,14 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from ctpatches.messages import RunError, quoted
 
 #: One write(2) call writes at most 2^31 - 4096 bytes on Linux.
 WRITE_BYTES = 1 << 30
+#: Where bytes are written to: at one place, or in equal parts at several.
+Offset: TypeAlias = int | list[int]
 #: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -42,6 +45,17 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     while rest:
         done = os.pwrite(descriptor, rest[:WRITE_BYTES], offset)
         rest, offset = rest[done:], offset + done
+
+
+def write_rows(descriptor: int, data: memoryview, offset: Offset) -> None:
+    """Write all of `data`, at one place or in equal parts at several."""
+    offsets = offset if isinstance(offset, list) else [offset]
+    data = data.cast("B")
+    width = len(data) // len(offsets)
+    for start, at in zip(range(0, len(data), width), offsets, strict=True):
+        row = data[start : start + width]
+        if os.pwrite(descriptor, row, at) < width:
+            write_at(descriptor, row, at)  # more than one call writes
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from ctpatches.chunk_index import index_nodes, root_of
 from ctpatches.chunks import Chunks
 from ctpatches.compression import filter_options
 from ctpatches.files import write_at
+from ctpatches.permutation import Permutation
 from ctpatches.schema import (
     COPY,
     DTYPES,
@@ -89,6 +90,8 @@ class Header:
     #: First byte and end of each of them, and of the checksum of all other bytes.
     extents: list[tuple[int, int]]
     writes: list[tuple[int, bytes]]
+    #: Of the rows of patches, in a shuffled file.
+    shuffle: Permutation | None
     compression: str
     #: By role, where the index of a compressed dataset begins.
     roots: dict[str, int]
@@ -188,5 +191,9 @@ def build_header(
             file.attrs[name] = value
             if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
                 file.attrs[name + COPY] = np.bytes_(value.encode())
+    shuffle = None
+    if config.get("shuffle_patches"):
+        first_file = bytes(tables["pair/input_file"][0])
+        shuffle = Permutation.drawn(patches, config["seed"], first_file)
     roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
-    return Header(memory.size, rows, extents, memory.writes, config["compression"], roots)
+    return Header(memory.size, rows, extents, memory.writes, shuffle, config["compression"], roots)

@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.file import MAX_PATIENTS, abbreviated, denormalise, positions, provenances
+from ctpatches.file import MAX_PATIENTS, abbreviated, denormalise, dtype_of, positions, provenances
 from ctpatches.messages import printable
 from ctpatches.orientations import Images, draw_orientations, turned
 from ctpatches.schema import ORIENTATIONS, REST, ROLES
 from ctpatches.validation import PathLike, ValidatedFile
+from ctpatches.views import Windows
 
 Indices: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 Patients: TypeAlias = str | Iterable[str] | None
@@ -26,7 +27,6 @@ Scales: TypeAlias = float | Iterable[float] | None
 Orientations: TypeAlias = int | Iterable[int] | None
 #: Called with input and target, and returns both.
 Transform: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
-UNITS = ("file", "hu")
 #: Rows of `patch/` that are read at once, so that memory stays bounded.
 MAX_ROWS = 1 << 20
 
@@ -55,6 +55,8 @@ class PatchReader:
         `--rot_augment` added.
     unit : {'file', 'hu'}
         As stored in the file, or with the normalisation inverted, each by its own constants.
+    dtype : {'float32', 'file'}
+        Type of the arrays: float32, or as stored in the file. HU are always float32.
     transform : callable, optional
         Called by the loaders, not by `read`, with input and target, and returns both. In
         `PatchDataset` these are two tensors of one patch, shape (1, p, p); in `tf_dataset` and
@@ -78,14 +80,16 @@ class PatchReader:
     orientations : list of int
     patch_size : int
         Rows and columns of a patch.
+    dtype : numpy.dtype
+        Type of the arrays.
 
     Raises
     ------
     OSError
         The file cannot be read.
     ValueError
-        It is not a complete, valid file of ctpatches; the unit is not valid; no patient, scale or
-        orientation is chosen, or one that it does not have, or none with a patch.
+        It is not a complete, valid file of ctpatches; the unit or the type is not valid; no
+        patient, scale or orientation is chosen, or one that it does not have, or none with a patch.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class PatchReader:
         scales: Scales = None,
         orientations: Orientations = None,
         unit: str = "file",
+        dtype: str = "float32",
         transform: Transform | None = None,
         provenance: bool = False,
         augment: bool = False,
@@ -104,21 +109,19 @@ class PatchReader:
         self.path = os.path.abspath(file)
         self.unit, self.transform = unit, transform
         self.provenance, self.augment, self.seed = provenance, augment, seed
-        if unit not in UNITS:
-            raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
         with ValidatedFile(self.path) as source:
             self.patch_size = source.patch_size
+            self.dtype = np.dtype(dtype_of(source, unit, dtype))
             # It covers the checksums of all blocks: these 16 bytes identify the file.
             self._checksum = source.values(REST).tobytes()
             self.patients = self._chosen("patient", patients, source.patients)
             self.scales = self._chosen("scale", scales, source.scales)
             codes = range(len(ORIENTATIONS))
             self.orientations = self._chosen("orientation", orientations, codes)
-            selected = np.repeat(
-                np.isin(source.texts("pair/patient"), self.patients), source.blocks[1]
-            )
+            selected = self._of_patients(patients, source)
             if scales is not None or orientations is not None:
                 self._filter(selected, source)
+            self._windows = self._load_windows(selected, source)
         # Where a run of selected patches begins, and where it ends. Two numbers per run stand for
         # all indices: a choice of patients or of scales has few runs.
         edges = np.flatnonzero(np.diff(selected, prepend=False, append=False))
@@ -149,7 +152,7 @@ class PatchReader:
         facts = (
             f"{len(self)} of {self._in_file} patches of {size} x {size} pixels",
             self._selection(),
-            f"unit {self.unit}",
+            f"unit {self.unit}, {self.dtype}",
             *([f"augmented with seed {self.seed}"] if self.augment else []),
             *([f"transform {name}"] if self.transform else []),
         )
@@ -173,6 +176,16 @@ class PatchReader:
             raise ValueError(f"{self.path!r}: {found}; there are: {', '.join(map(repr, known))}")
         return [value for value in known if value in chosen]
 
+    def _of_patients(self, patients: Patients, source: ValidatedFile) -> NDArray[np.bool_]:
+        """Return which patches are of the chosen patients."""
+        chosen = np.isin(source.texts("pair/patient"), self.patients)
+        selected = np.repeat(chosen, source.blocks[1])
+        if source.shuffle and patients is not None:
+            for first in range(0, len(selected), MAX_ROWS):
+                rows = np.arange(first, min(first + MAX_ROWS, len(selected)))
+                selected[rows] = chosen[source.pair_of(rows)]
+        return selected
+
     def _filter(self, selected: NDArray[np.bool_], source: ValidatedFile) -> None:
         """Deselect patches of other scales and orientations."""
         scales = np.array(self.scales, np.float32)
@@ -181,6 +194,13 @@ class PatchReader:
             columns = source.columns(rows)
             selected[rows] &= np.isin(columns["scale"], scales)
             selected[rows] &= np.isin(columns["orientation"], self.orientations)
+
+    def _load_windows(self, selected: NDArray[np.bool_], source: ValidatedFile) -> Windows | None:
+        """Return the windows of the selected patches; None where patches are stored."""
+        if source.store == "patches":
+            return None
+        pieces = (slice(at, at + MAX_ROWS) for at in range(0, len(selected), MAX_ROWS))
+        return np.concatenate([source.windows(rows)[selected[rows]] for rows in pieces])
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other orientations from now on; call it before each pass over the loader."""
@@ -208,7 +228,9 @@ class PatchReader:
         rows = self.rows(indices)
         source = self._open()
         codes = np.zeros(len(rows), np.uint8)
-        parts: list[Any] = [source.images(role, rows) for role in ROLES]
+        windows = None if self._windows is None else self._windows[positions(indices, len(self))]
+        dtype = self.dtype.name
+        parts: list[Any] = [source.images(role, rows, windows, dtype) for role in ROLES]
         if self.unit == "hu":
             both = zip(parts, ROLES, strict=True)
             parts = [denormalise(images, source, rows, role) for images, role in both]

@@ -33,10 +33,10 @@ REST, REST_BYTES = "checksum", 16
 
 #: Orientations of a patch by code; rotations are counter-clockwise, as those of `numpy.rot90`.
 ORIENTATIONS = (
-    "as it is",
-    "turned by 90 degrees",
-    "turned by 180 degrees",
-    "turned by 270 degrees",
+    "unchanged",
+    "rotated by 90 degrees",
+    "rotated by 180 degrees",
+    "rotated by 270 degrees",
     "flipped up-down",
     "flipped left-right",
 )

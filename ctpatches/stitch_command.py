@@ -106,6 +106,11 @@ def run(options: argparse.Namespace, program: str) -> None:
     with opened(options.file) as file:
         outputs = _outputs(options, form, file)
         slices = Slices(options, file, values, outputs)
+        chosen = {pair for one in outputs for pair in one.pairs}
+        if file.config.get("nsplit", 1) != 1 and chosen & {0, file.pairs - 1}:
+            found = f"{quoted(options.file)} is one of several files of a run with --nsplit"
+            hint = "patches and slices at its beginning and end may be in the files next to it"
+            print(f"{program}: warning: {found}: {hint}", file=sys.stderr)
         for one in outputs:
             slices.pixels = slices.empty = 0
             if options.pair is None:

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ctpatches.checksums import pixel_digest
 from ctpatches.files import atomic_folder, atomic_write
@@ -33,26 +34,27 @@ class Slices:
     ) -> None:
         self.options, self.file, self.values = options, file, values
         self.pixels = self.empty = 0
-        #: The patch that the first of the values is for; None where `stitch` chooses.
-        self.first: int | None = None
+        #: The patches that the values are for, ascending; None where `stitch` chooses.
+        self.rows: NDArray[np.int64] | None = None
         if values is not None and options.pair is None:
-            starts, patches = file.blocks
             pairs = [pair for one in outputs for pair in one.pairs]
-            found, chosen = (*np.shape(values), 0)[0], int(patches[pairs].sum())
+            found, chosen = (*np.shape(values), 0)[0], int(file.blocks[1][pairs].sum())
             if found not in (chosen, file.patches):
                 expected = f"{file.patches}, all of the file"
                 if options.patient:
                     expected += f", or {chosen}, those of {quoted(options.patient)}"
                 problem = f"has values for {found} patches; expected: {expected}"
                 raise RunError(f"{quoted(options.values)} {problem}")
-            self.first = 0 if found == file.patches else int(starts[pairs[0]])
+            if found < file.patches:
+                self.rows = np.sort(np.r_[tuple(map(file.rows_of, pairs))])
 
     def image(self, pair: int) -> Image:
         """Return a slice."""
         one, values = self.options, self.values
-        if self.first is not None:
-            start, n = (int(column[pair]) for column in self.file.blocks)
-            values = values[start - self.first : start - self.first + n]
+        if self.rows is not None:
+            at = np.searchsorted(self.rows, np.sort(np.r_[self.file.rows_of(pair)]))
+            in_one_piece = len(at) and not self.file.shuffle  # a slice is faster with h5py
+            values = values[at[0] : at[-1] + 1] if in_one_piece else values[at]
         image = stitch(values, self.file, pair, one.role, one.scale, one.unit)
         empty = np.isnan(image)
         self.pixels += image.size

@@ -118,21 +118,22 @@ def _blended(
     if not np.isclose(scale, source.scales).any():
         scales = ", ".join(f"{one:g}" for one in source.scales)
         raise ValueError(f"scale {scale:g}; the file has: {scales}")
-    start, n = (int(column[pair]) for column in source.blocks)
-    block = slice(start, start + n)
+    block = source.rows_of(pair)
     columns = source.columns(block)
     chosen = np.isclose(columns["scale"], scale)
     if values is None:
-        values = source.images(role, block)
-    elif np.shape(values)[:1] == (source.patches,):
-        values = values[block]
-    patches = _matching(np.asarray(values), source, chosen)
+        patches = _matching(source.images(role, block), source, chosen)
+    else:
+        if np.shape(values)[:1] == (source.patches,):  # h5py requires ascending indices
+            values = values[block if isinstance(block, slice) else np.sort(block)]
+        patches = _matching(_in_block_order(np.asarray(values), block, chosen), source, chosen)
     orientation, row, col = (columns[name][chosen] for name in ("orientation", "row", "col"))
     rows, cols = source.view_shape(pair, scale).tolist()
     image = blend(upright(patches, orientation), row, col, (rows, cols))
     # One affine map for all patches of a pair: inverted once, after the blending.
     if unit != "file" and chosen.any():
-        image = denormalise(image[None], source, [start + int(chosen.argmax())], role, unit)[0]
+        one = block.start if isinstance(block, slice) else int(block[0])
+        image = denormalise(image[None], source, [one], role, unit)[0]
     return image
 
 
@@ -140,6 +141,16 @@ def check_pair(source: ValidatedFile, pair: int) -> None:
     """Raise `IndexError` if the file has no such pair."""
     if not 0 <= pair < source.pairs:
         raise IndexError(f"pair {pair} of {source.pairs}; expected: 0 to {source.pairs - 1}")
+
+
+def _in_block_order(
+    values: NDArray[Any], rows: slice | NDArray[np.int64], chosen: NDArray[np.bool_]
+) -> NDArray[Any]:
+    """Return values for a pair, or the chosen patches of it, in the order of its rows."""
+    for mine in () if isinstance(rows, slice) else (rows, rows[chosen]):
+        if values.shape[:1] == mine.shape:
+            return values[np.searchsorted(np.sort(mine), mine)]
+    return values
 
 
 def _matching(values: NDArray[Any], source: ValidatedFile, chosen: NDArray[np.bool_]) -> Image:

@@ -28,10 +28,11 @@ def tf_dataset(
     scales: Scales = None,
     orientations: Orientations = None,
     unit: str = "file",
+    dtype: str = "float32",
     transform: Transform | None = None,
     augment: bool = False,
 ) -> Any:
-    """Return a `tf.data.Dataset` of batches (inputs, targets), float32, shape (batch, p, p, 1).
+    """Return a `tf.data.Dataset` of batches (inputs, targets), shape (batch, p, p, 1).
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def tf_dataset(
         Whether the order of all patches is drawn again in every epoch.
     seed : int
         Seed for the order and the orientations; they depend on the epoch as well.
-    patients, scales, orientations, unit, augment
+    patients, scales, orientations, unit, dtype, augment
         As in `PatchReader`. Every pass over the data set is an epoch.
     transform : callable, optional
         Called once, in the graph, with the tensors of a batch, and returns both.
@@ -60,6 +61,7 @@ def tf_dataset(
         scales=scales,
         orientations=orientations,
         unit=unit,
+        dtype=dtype,
         augment=augment,
         seed=seed,
     )
@@ -76,7 +78,7 @@ def tf_dataset(
 
     def read_in_graph(chosen: Any, epoch: Any) -> tuple[Any, ...]:
         shape = (None, patches.patch_size, patches.patch_size, 1)
-        both = tf.numpy_function(read, [chosen, epoch], (tf.float32, tf.float32))
+        both = tf.numpy_function(read, [chosen, epoch], [tf.as_dtype(patches.dtype)] * 2)
         return tuple(tf.ensure_shape(images, shape) for images in both)
 
     # Several threads read: `preadv` releases the interpreter's lock.
@@ -99,6 +101,7 @@ def keras_sequence(
     scales: Scales = None,
     orientations: Orientations = None,
     unit: str = "file",
+    dtype: str = "float32",
     transform: Transform | None = None,
     **options: Any,
 ) -> Any:
@@ -106,7 +109,7 @@ def keras_sequence(
 
     Parameters
     ----------
-    file, batch, shuffle, seed, patients, augment, scales, orientations, unit
+    file, batch, shuffle, seed, patients, augment, scales, orientations, unit, dtype
         As in `tf_dataset`; batches are the same, as NumPy arrays.
     transform : callable, optional
         Called with the arrays of each batch, and returns both.
@@ -125,6 +128,7 @@ def keras_sequence(
         scales=scales,
         orientations=orientations,
         unit=unit,
+        dtype=dtype,
         transform=transform,
         augment=augment,
         seed=seed,

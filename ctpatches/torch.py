@@ -25,7 +25,7 @@ class PatchDataset(PatchReader, Dataset):  # type: ignore[misc]
     """
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """Return input and target, float32 tensors of shape (1, p, p), and maybe provenance."""
+        """Return input and target, tensors of shape (1, p, p), and maybe provenance."""
         return self.__getitems__([operator.index(index)])[0]
 
     def __getitems__(self, indices: Indices) -> list[tuple[Any, ...]]:

@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Self, TypeAlias
 
@@ -19,10 +20,11 @@ import numpy as np
 from h5py import h5a, h5d, h5l, h5s, h5t
 from numpy.typing import NDArray
 
+from ctpatches import direct, views
 from ctpatches.chunks import Chunks
 from ctpatches.compression import decompress, missing_filter
 from ctpatches.files import Invalid, open_regular
-from ctpatches.orientations import turned
+from ctpatches.permutation import Permutation
 from ctpatches.schema import (
     ATTRIBUTES,
     COMPRESSIONS,
@@ -73,7 +75,10 @@ class ValidatedFile:
             self._check_header(complete)
             self._check_pairs()
             if self.store == "views":
-                self._check_views()
+                columns = {name: self.values(f"views/{name}") for name in VIEW_COLUMNS}
+                self.views = views.ViewTable(columns, self.shapes, self.scales)
+                if not self.views.valid or self.views.starts[-1] != self._sizes["pixel"]:
+                    raise Invalid(self.path, "is damaged: the tables of views/ do not match")
         except BaseException:
             self.close()
             raise
@@ -105,25 +110,26 @@ class ValidatedFile:
                 self._layouts[name] = dataset.shape[1:], dataset.dtype, dataset.id.get_offset()
             shape, dtype, offset = self._layouts[name]
             out = np.empty((len(rows), *shape), dtype)
-            if offset is None or self.descriptor < 0 or not hasattr(os, "preadv"):
+            if offset is None or self.descriptor < 0 or not direct.POSSIBLE:
                 for at, row in enumerate(rows.tolist()):
                     out[at] = dataset[row]
                 return out
         except (OSError, RuntimeError, KeyError) as error:
             raise OSError(f"{self.path!r}: {name} cannot be read: {error}") from error
-        # Not through a memory map: from disk a map reads seven times the bytes, because the kernel
-        # reads around every page fault, and a file that is truncated, or lost on a network disk,
-        # ends the process with a bus error where `preadv` raises.
-        width = out.itemsize * math.prod(shape)
-        raw = out.reshape(-1).view(np.uint8).data
-        for at, row in enumerate(rows.tolist()):
-            piece = raw[at * width : (at + 1) * width]
-            if os.preadv(self.descriptor, [piece], offset + row * width) != width:
-                raise OSError(f"{self.path!r} ends before patch {row}: it was truncated")
+        direct.read_rows(self.path, self.descriptor, offset, rows, out)
         return out
 
-    def images(self, role: str, rows: Rows) -> NDArray[np.float32]:
-        """Return patches, shape (n, p, p) for either tensor format and either store."""
+    def images(
+        self,
+        role: str,
+        rows: slice | NDArray[np.int64],
+        windows: views.Windows | None = None,
+        dtype: str = "float32",
+    ) -> NDArray[Any]:
+        """Return patches, shape (n, p, p) for either tensor format and either store.
+
+        `windows` are those of the rows, where a caller has them; `dtype` is a key of `DTYPES`.
+        """
         size = self.patch_size
         if self.chunks:
             if not isinstance(rows, np.ndarray):
@@ -131,22 +137,31 @@ class ValidatedFile:
             chunks = self.chunks.read(self.descriptor, role, rows)
             form = self.config["compression"], self[role].dtype, size
             try:
-                return decompress(chunks, len(rows), *form).astype(np.float32, copy=False)
+                return decompress(chunks, len(rows), *form).astype(DTYPES[dtype], copy=False)
             except (OSError, RuntimeError) as error:
                 raise OSError(f"{self.path!r}: {role} cannot be read: {error}") from error
         if self.store == "patches":
-            return self.values(role, rows).reshape(-1, size, size).astype(np.float32, copy=False)
-        rows = np.arange(self.patches)[rows].reshape(-1)
-        columns = self.columns(rows)
-        view = self.view_of(columns["pair"], columns["scale"])
-        windows = zip(view.tolist(), columns["row"].tolist(), columns["col"].tolist(), strict=True)
-        out = np.empty((len(rows), size, size), np.float32)
-        for at, (one, row, col) in enumerate(windows):
-            offset, width = int(self.views["offset"][one]), int(self.views["columns"][one])
-            start = offset + row * width
-            band = self.values(f"views/{role}", slice(start, start + size * width))
-            out[at] = band.reshape(size, width)[:, col : col + size]
-        return turned(out, columns["orientation"])
+            return self.values(role, rows).reshape(-1, size, size).astype(DTYPES[dtype], copy=False)
+        name = f"views/{role}"
+        windows = self.windows(rows) if windows is None else windows
+        images = views.cut(windows, size, self[name].dtype, functools.partial(self._runs, name))
+        return images.astype(DTYPES[dtype], copy=False)
+
+    def _runs(
+        self, name: str, first: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> Iterator[Any]:
+        """Yield runs of values of a dataset, each a buffer that is valid until the next one."""
+        offset, width = self[name].id.get_offset(), self[name].dtype.itemsize
+        if offset is None or self.descriptor < 0 or not direct.POSSIBLE:
+            for start, stop in zip(first.tolist(), (first + lengths).tolist(), strict=True):
+                yield self.values(name, slice(start, stop))
+            return
+        starts, sizes = (offset + first * width).tolist(), (lengths * width).tolist()
+        yield from direct.read_runs(self.path, self.descriptor, starts, sizes)
+
+    def windows(self, rows: slice | NDArray[np.int64]) -> views.Windows:
+        """Return where patches lie in the views."""
+        return self.views.windows(self.columns(rows))
 
     @functools.cached_property
     def chunks(self) -> Chunks | None:
@@ -155,11 +170,7 @@ class ValidatedFile:
             return None
         sizes = {role: self.values(f"patch/{role}_bytes") for role in ROLES}
         starts = [*self.blocks[0].tolist(), self.patches]
-        return Chunks.found({role: self[role] for role in ROLES}, sizes, starts)
-
-    def view_of(self, pair: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the rows of `views/` that patches of these pairs and scales were cut from."""
-        return np.asarray(np.searchsorted(self._view_keys, _view_key(pair, scale)), np.int64)
+        return Chunks.found({role: self[role] for role in ROLES}, sizes, starts, self.shuffle)
 
     def texts(self, name: str) -> list[str]:
         """Return all strings of a dataset."""
@@ -196,10 +207,7 @@ class ValidatedFile:
         valid = known & (columns["pair"] == pair) & (columns["orientation"] < len(ORIENTATIONS))
         valid &= ((starts >= 0) & (starts + inside <= self.view_shape(pair, scale))).all(axis=0)
         if self.store == "views":
-            view = np.minimum(self.view_of(pair, scale), len(self._view_keys) - 1)
-            stored = np.stack([self.views[name][view] for name in ("rows", "columns")])
-            valid &= (starts + self.patch_size <= stored).all(axis=0)
-            valid &= self._view_keys[view] == _view_key(pair, scale)
+            valid &= self.views.hold(pair, scale, starts + self.patch_size)
         if not valid.all():
             at = int(np.argmin(valid))
             found = ", ".join(f"{name} {column[at]}" for name, column in columns.items())
@@ -208,15 +216,24 @@ class ValidatedFile:
             raise Invalid(self.path, reason)
         return columns
 
-    def pair_of(self, patches: NDArray[np.int64]) -> NDArray[np.int64]:
+    def pair_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the pairs of patches."""
-        return np.searchsorted(np.add(*self.blocks), patches, side="right")
+        return np.searchsorted(np.add(*self.blocks), self.canonical(rows), side="right")
+
+    def rows_of(self, pair: int) -> slice | NDArray[np.int64]:
+        """Return the rows of the patches of a pair: by scale, window and orientation."""
+        first, end = self.place(pair)["patch"]
+        return self.shuffle.forward(np.arange(first, end)) if self.shuffle else slice(first, end)
+
+    def canonical(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which rows patches would have in a file that is not shuffled."""
+        return self.shuffle.inverse(rows) if self.shuffle else rows
 
     def view_shape(
         self, pair: int | NDArray[np.int64], scale: float | NDArray[np.float64]
     ) -> NDArray[np.int64]:
         """Return rows and columns of views, as `augment.view_shape`."""
-        return (self.shapes[:, pair] * scale).astype(np.int64)
+        return views.view_shape(self.shapes[:, pair], scale)
 
     def slice_file(self, role: str, pair: int) -> str:
         """Return the path of a slice below the input folder of the run."""
@@ -259,7 +276,8 @@ class ValidatedFile:
         try:
             #: The options of the run that determine the content of the file.
             self.config = dict(json.loads(found["configuration"]))
-            flags = [self.config[name] for name in ("ds_augment", "anonymize")]
+            self.config.setdefault("shuffle_patches", False)
+            flags = [self.config[n] for n in ("ds_augment", "anonymize", "shuffle_patches")]
             valid = {type(flag) for flag in flags} == {bool}
             valid &= self.config["edge"] in ("shift", "pad")
             # Files before version 4 have none of these options.
@@ -361,43 +379,22 @@ class ValidatedFile:
         ends = np.append(0, first + patches)
         if not small or not np.array_equal(ends, np.append(first, self.patches)):
             raise Invalid(self.path, "is damaged: pair/first_patch and pair/patches do not match")
+        #: Of the rows of patches, in a shuffled file.
+        self.shuffle: Permutation | None = None
+        if self.config["shuffle_patches"]:
+            name = b"".join(self.values("pair/input_file", slice(1)).tolist())
+            self.shuffle = Permutation.drawn(self.patches, int(self.attributes["seed"]), name)
         #: Rows and columns of the slices, shape (2, pairs).
         self.shapes = np.stack([self.values(f"pair/{name}") for name in ("rows", "columns")])
         self.shapes = self.shapes.astype(np.int64)
         if ((self.shapes < 1) | (self.shapes > MAX_IMAGE_SIDE)).any():
             raise Invalid(self.path, f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
 
-    def _check_views(self) -> None:
-        """Check that the stored views are consecutive, in order, and as large as they must be."""
-        #: The columns of `views/` by name, all integers int64.
-        self.views = {name: self.values(f"views/{name}") for name in VIEW_COLUMNS}
-        known = np.isin(self.views["scale"], np.array(self.scales, np.float32)).all()
-        sizes = np.stack([self.views[name] for name in ("rows", "columns")]).astype(np.int64)
-        pair = self.views["pair"].astype(np.int64)
-        small = (sizes <= 2 * MAX_IMAGE_SIDE).all() and (pair < self.pairs).all()
-        scale = np.where(known, self.views["scale"], 1).astype(np.float64).round(6)
-        self._view_keys = _view_key(pair, scale)
-        ends = np.cumsum(np.prod(sizes, axis=0))
-        offsets = np.append(0, ends)
-        valid = bool(known and small) and np.array_equal(self.views["offset"], offsets[:-1])
-        if valid and len(pair):
-            valid = bool((sizes >= self.view_shape(pair, scale)).all())
-        valid &= bool((np.diff(self._view_keys) > 0).all()) and offsets[-1] == self._sizes["pixel"]
-        if not valid:
-            raise Invalid(self.path, "is damaged: the tables of views/ do not match")
-        #: First pixel of the views of every pair; one more entry for the end.
-        self.pixel_starts = offsets[np.searchsorted(pair, np.arange(self.pairs + 1))]
-
     def place(self, pair: int) -> dict[str, tuple[int, int]]:
         """Return first and end row of the block of a pair, in datasets per patch and per pixel."""
         first, n = (int(column[pair]) for column in self.blocks)
-        pixels = self.pixel_starts[pair : pair + 2] if self.store == "views" else (0, 0)
+        pixels = self.views.starts[pair : pair + 2] if self.store == "views" else (0, 0)
         return {"patch": (first, first + n), "pixel": (int(pixels[0]), int(pixels[1]))}
-
-
-def _view_key(pair: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
-    """Return numbers that order views as they are stored: by pair, the largest scale first."""
-    return np.asarray(pair.astype(np.int64) * 10 + (10 - np.rint(scale * 10)).astype(np.int64))
 
 
 def _is_variable_text(place: h5py.h5g.GroupID, attribute: str) -> bool:

@@ -1,4 +1,4 @@
-"""The command `verify`: whether files are as they were written."""
+"""The command `verify`: whether files are undamaged."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ctpatches.streams import print_error
 
 
 def run(files: Sequence[str], program: str, check: Callable[[str], str] | None = None) -> int:
-    """Print whether every byte of each file is as it was written; return 1 if one is not.
+    """Print whether files are undamaged; return 1 if one is not.
 
     `check` compares an undamaged file with something else: it returns the result, or raises a
     RunError with the difference.
     """
     status = 0
     for file in files:
-        results = ["every byte as it was written"]
+        results = ["undamaged"]
         try:
             damages = verify(file)
             if check and not damages:

@@ -100,9 +100,9 @@ def draw(net: nn.Module, file: str, output: str) -> None:
     """Draw the middle slice of a file: input, output, target, and what the network removed."""
     with PatchFile(file) as source:
         pair = source.pairs // 2
-        start, n = (int(column[pair]) for column in source.blocks)
-        low_hu, _ = source.read(range(start, start + n), unit="hu")
-        name = source.provenance(start).input_file
+        rows = np.sort(np.r_[source.rows_of(pair)])  # in the order of the file, as stitch expects
+        low_hu, _ = source.read(rows, unit="hu")
+        name = source.provenance(int(rows[0])).input_file
     # The patches are in HU, so stitch must not invert the normalisation of the file once more.
     after = stitch(denoised(net, low_hu), file, pair, unit="file")
     before, target = (stitch(None, file, pair, role) for role in ("input", "target"))

@@ -138,6 +138,14 @@ class Config:
         "text file that assigns patients to subsets: per line train, val or test, and the name; "
         "default: one file",
     )
+    nsplit: int = option(
+        "data",
+        dataclasses.replace(integer(1, "N"), most=999, expected="an integer from 1 to 999"),
+        "number of files, with equal numbers of patches: <name>_1of4.h5 to <name>_4of4.h5 for 4; "
+        "with a split, as many for each subset",
+        "files",
+        default=1,
+    )
     anonymize: bool = flag(
         "data",
         "replace the names of patients and files by P0001, P0001/in_0001, ..., and save the "
@@ -218,13 +226,19 @@ class Config:
         "patches",
         choice(*STORES),
         "patches: every patch, which any h5 reader can read; views: the images that patches are "
-        "cut from, at most 0.3 of the size, which the loaders of ctpatches read",
+        "cut from, with --rot_augment about 0.3 of the size, which the loaders of ctpatches read",
     )
     dtype: str = option(
         "patches",
         choice(*DTYPES),
-        "type of the pixels in the file; int16, for --normalization-type None alone, rounds; "
-        "loaders return float32",
+        "type of the pixels in the file; float16 and int16, the latter for --normalization-type "
+        "None alone, round to the nearest value, by how much at most is reported; loaders return "
+        "float32",
+    )
+    shuffle_patches: bool = flag(
+        "patches",
+        "store the patches in random order, drawn by --seed, for programs that read them one after "
+        "another; the loaders of ctpatches need not know",
     )
     compression: str = option(
         "patches",
@@ -271,9 +285,10 @@ class Config:
     )
     hand_over: str = option(
         "run",
-        choice("auto", "messages"),
+        choice("auto", "messages", "direct"),
         "how ranks bring patches into the file. auto: those on rank 0's host write them at their "
-        "offset, others send them to rank 0; messages: all send them",
+        "offset, others send them to rank 0; messages: all send them; direct: all write them, on "
+        "parallel file systems such as Lustre, GPFS and BeeGFS",
     )
 
     def __post_init__(self) -> None:
@@ -333,10 +348,20 @@ class Config:
                 f"--compression {self.compression} requires --store patches, found {self.store}: "
                 "a window of a view would have to be decompressed with its surroundings"
             )
+        if self.hand_over == "direct":
+            raise CallError(
+                f"--hand_over direct requires --compression none, found {self.compression}: only "
+                "rank 0 knows the place of a compressed block"
+            )
         if self.compression != "gzip" and not importlib.util.find_spec(PLUGIN):
             raise CallError(
                 f"--compression {self.compression} needs the package {PLUGIN}: pip install {PLUGIN}"
             )
+
+    @property
+    def has_subsets(self) -> bool:
+        """Whether the patients are assigned to subsets."""
+        return self.split is not None or self.split_file is not None
 
     @property
     def in_hu(self) -> bool:

@@ -7,10 +7,12 @@ import os
 import time
 from collections.abc import Mapping
 
+from ctpatches.file import abbreviated
 from pipeline import filling, prefetch
 from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.output import paths
+from pipeline.output.commit import MAX_NAMES
 from utils import quoted
 
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
@@ -32,7 +34,7 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     """Print the disk space, the memory and the time that a run needs with that many ranks."""
     pairs = [pair for plan in plans.values() for pair in plan.pairs]
     size = sum(config.bytes_of(plan.patches, plan.pixels) for plan in plans.values())
-    files = ", ".join(quoted(path) for path in paths.files_of(config).values())
+    files = abbreviated(list(map(quoted, paths.all_files(config))), MAX_NAMES)
     folder = os.path.dirname(os.path.abspath(config.output_fname))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -61,6 +63,7 @@ def _seconds_per_pair(plan: Plan, config: Config) -> float:
     begin = time.perf_counter()
     for task in filling.pair_tasks(0, plan, done=range(few, len(plan.pairs))):
         _, block, *_ = filling.prepare_block(task, config)
-        for role, piece in itertools.product(block.views, block.pieces()):
+        pieces = block.pieces() if config.store == "patches" else ()
+        for role, piece in itertools.product(block.views, pieces):
             block.cut(role, piece)
     return (time.perf_counter() - begin) / few

@@ -91,10 +91,16 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         size = config.bytes_of(*(stop - start for start, stop in rows.values()))
         progress.advance(size=size)
 
+    def flush() -> None:
+        for writer in filter(None, writers):
+            writer.flush()
+
     with contextlib.ExitStack() as stack:
-        background = threads > 0 and not ranks.parallel
-        first_blocks = [len(file.done) for file in files]
-        writers = ranks.writers(_open(layouts, first_blocks, config, ranks, stack, background))
+        # A thread that writes row by row would wait for the interpreter's lock after each of them.
+        background = threads > 0 and not ranks.parallel and not config.shuffle_patches
+        first = [len(file.done) for file in files]
+        opened = ranks.on_all(lambda: _open(layouts, first, config, ranks, stack, background))
+        writers = ranks.writers(opened)
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
         prepare = functools.partial(prepare_block, config=config)
@@ -106,8 +112,8 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
             writer = writers[filled[0]]
             assert writer
             writer.when_written(filled[1], functools.partial(add, *filled))
-        for writer in filter(None, writers):
-            writer.flush()
+        # On all ranks before rank 0 commits: its fsync does not reach the caches of other hosts.
+        ranks.on_all(flush)
 
 
 def _open(
@@ -123,9 +129,11 @@ def _open(
     compressed = config.compression != "none"
     for number, layout in enumerate(layouts):
         file = None
-        if layout and ranks.rank == 0:
+        if layout and config.hand_over == "direct":
+            file = blocks.PartialFile.direct(layout, ranks.one_host)
+        elif layout and ranks.rank == 0:
             file = blocks.PartialFile(layout)
-        elif layout and config.hand_over != "messages" and ranks.beside_root and not compressed:
+        elif layout and config.hand_over == "auto" and ranks.beside_root and not compressed:
             file = blocks.PartialFile.seen(layout)
         writer: Writer | None = file
         if file:

@@ -71,6 +71,7 @@ class PairPlan(NamedTuple):
     windows: tuple[int, ...] = ()  # 0 where the view is smaller than a patch
     kept: tuple[bytes, ...] = ()  # the windows that are not air, one bit each (`numpy.packbits`)
     kept_windows: int = 0  # of all views together
+    others: tuple[int, ...] = ()  # windows whose patches are in another file, by `--nsplit`
 
     def kept_masks(self) -> list[NDArray[np.bool_]]:
         """Return which windows of each view are kept, each of shape (windows,)."""

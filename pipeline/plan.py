@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 import augment
 import patching
@@ -19,13 +24,13 @@ from utils import RunError, join_lines, printable
 
 
 def make_plans(cohort: Cohort, config: Config, ranks: Ranks) -> dict[str, Plan]:
-    """Survey the pixels on all ranks, and return the plan of each file by subset, on rank 0."""
+    """Survey the pixels on all ranks, and return the plan of each subset, on rank 0."""
     surveys = survey_pairs(cohort, config, ranks)
     return ranks.on_root(lambda: plan_files(cohort, surveys, config)) or {}
 
 
 def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) -> dict[str, Plan]:
-    """Assign every pair to a subset and to an offset in its file.
+    """Assign every pair to a subset and to an offset in it: '' is the subset without a split.
 
     Raises RunError if a file could not be read, a pair does not look like one, or there would be no
     patch.
@@ -50,23 +55,14 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
         drawn = augment.draw_degradations(list(degradations), config.seed)
         degradations = dict(zip(degradations, drawn, strict=True))
     plans = {}
-    for subset in paths.files_of(config):
+    for subset in paths.subsets_of(config):
         pairs = [pair for pair, _ in planned if subsets[pair.patient] == subset]
         mine = [survey for pair, survey in planned if subsets[pair.patient] == subset]
         parts = [survey.part for survey in mine]
-        patches = [part.kept_windows * config.orientations for part in parts]
-        views = list(_stored_views(pairs, parts, config))
-        pixels = [n * config.patch_size**2 for n in patches]
-        if config.store == "views":
-            pixels = [0] * len(pairs)
-            for view in views:
-                pixels[view.pair] += view.rows * view.columns
         plans[subset] = Plan(
             pairs,
             parts=parts,
-            starts=list(itertools.accumulate(patches, initial=0)),
-            views=views,
-            pixel_starts=list(itertools.accumulate(pixels, initial=0)),
+            **_places(pairs, parts, config),
             degradations=[degradations[pair.identity] for pair in pairs],
             names=_names(pairs, cohort, config),
             fixed=fixed,
@@ -79,6 +75,22 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
         )
         _check_patches(subset, plans[subset], config)
     return plans
+
+
+def _places(pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config) -> dict[str, Any]:
+    """Return the fields of a plan that follow from the windows of its pairs."""
+    patches = [part.kept_windows * config.orientations for part in parts]
+    views = list(_stored_views(pairs, parts, config))
+    pixels = [n * config.patch_size**2 for n in patches]
+    if config.store == "views":
+        pixels = [0] * len(pairs)
+        for view in views:
+            pixels[view.pair] += view.rows * view.columns
+    return {
+        "starts": list(itertools.accumulate(patches, initial=0)),
+        "views": views,
+        "pixel_starts": list(itertools.accumulate(pixels, initial=0)),
+    }
 
 
 def _stored_views(
@@ -97,6 +109,58 @@ def _stored_views(
                 offset += math.prod(padded.shape)
 
 
+def divide(plan: Plan, config: Config) -> list[Plan]:
+    """Divide the plan of a subset into the plans of its `--nsplit` files.
+
+    Their kept windows are equally many, or one more, in the order of the undivided plan. So the end
+    of a file may lie within a pair: both files then have the pair, with a part of its windows each.
+    Pairs and windows without a patch are in one file, that of the patches before them.
+    """
+    n, first = config.nsplit, 0
+    starts = [start // config.orientations for start in plan.starts]  # in windows
+    cuts = [starts[-1] * number // n for number in range(n + 1)]
+    plans = []
+    for low, high in itertools.pairwise(cuts):
+        after = bisect.bisect_right(starts, high, lo=1) - 1  # the first pair that ends after it
+        stop = after + (after < len(plan.pairs) and starts[after] < high)
+        here = slice(first, stop)
+        both = zip(plan.parts[here], starts[here], strict=True)
+        parts = [_between(part, low - start, high - start) for part, start in both]
+        plans.append(
+            dataclasses.replace(
+                plan,
+                pairs=plan.pairs[here],
+                parts=parts,
+                **_places(plan.pairs[here], parts, config),
+                degradations=plan.degradations[here],
+                names=plan.names[here],
+                digests=plan.digests[here],
+            )
+        )
+        first = after
+    return plans
+
+
+def _between(part: PairPlan, low: int, high: int) -> PairPlan:
+    """Return a part of the windows: kept ones number `low` to `high`, and those of air after each.
+
+    Those before the first kept one of the pair are with it.
+    """
+    if low <= 0 and high >= part.kept_windows:
+        return part
+    ends = list(itertools.accumulate(part.windows))[:-1]
+    kept = np.concatenate(part.kept_masks())
+    number = np.cumsum(kept)  # of kept windows, up to and with each
+    mine = (number <= high) & ((number > low) | (low <= 0))
+    kept &= mine
+    return PairPlan(
+        part.windows,
+        tuple(np.packbits(mask).tobytes() for mask in np.split(kept, ends)),
+        int(kept.sum()),
+        tuple(int((~mask).sum()) for mask in np.split(mine, ends)),
+    )
+
+
 def _check_anatomy(cohort: Cohort, config: Config) -> None:
     """Raise an error for pairs that do not look like the same anatomy, or warn of them."""
     misfits = sorted(cohort.misfits.items())
@@ -110,7 +174,7 @@ def _check_anatomy(cohort: Cohort, config: Config) -> None:
 
 def _choose_subsets(cohort: Cohort, pairs: Sequence[Pair], config: Config) -> dict[str, str]:
     """Return the subset of each patient: '' without a split."""
-    if config.split is None and config.split_file is None:
+    if not config.has_subsets:
         return dict.fromkeys(cohort.persons, "")
     groups, reasons = splitting.same_persons(cohort.persons)
     if config.split_file is not None:
@@ -163,4 +227,10 @@ def _check_patches(subset: str, plan: Plan, config: Config) -> None:
         raise RunError(
             f"{where}no patch: --air_threshold left out all {windows} windows, none with "
             f"{patching.air_rule(config)}; are these the right slices?"
+        )
+    kept = sum(part.kept_windows for part in plan.parts)
+    if kept < config.nsplit:
+        raise RunError(
+            f"{where}--nsplit {config.nsplit} is more than the {kept} windows with patches; "
+            f"expected: 1 to {kept}, so that every file has a patch"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
 from pipeline.output.commit import Output
-from pipeline.plan import make_plans
+from pipeline.plan import divide, make_plans
 from pipeline.summary import Summary, print_counts, print_files, print_plan, summarise
 from utils import CallError, RunError
 
@@ -35,6 +36,8 @@ NOTHING_DONE = "no pair was completed; run the same command again"
 #: memory is kept for reuse (mallopt(3), M_MMAP_THRESHOLD). Otherwise every image is created in new
 #: pages of the system, each of which costs a fault: 15 % of the processor time of 160 pairs.
 KEPT_BYTES = 30 << 20
+#: Files that a rank has open next to those that it writes.
+OTHER_FILES = 256
 
 
 def make_patches(
@@ -98,9 +101,10 @@ def _run(config: Config, ranks: Ranks, verbose: bool) -> Summary:
     files: list[str] = []
     pages: dict[str, Path] = {}
     if not config.dry_run:
-        _create(plans, config, ranks)
-        files = list(paths.files_of(config).values())
-        pages = ranks.on_root(lambda: _write_reports(plans, config, cohort.warnings)) or {}
+        parts = {subset: divide(plan, config) for subset, plan in plans.items()}
+        _create(parts, config, ranks)
+        files = paths.all_files(config)
+        pages = ranks.on_root(lambda: _write_reports(parts, config, cohort.warnings)) or {}
 
     def show() -> None:
         print_counts(cohort, plans, config)
@@ -120,7 +124,7 @@ def _run(config: Config, ranks: Ranks, verbose: bool) -> Summary:
     return ranks.share(ranks.on_root(lambda: summarise(cohort, plans, files)))
 
 
-def _create(plans: Mapping[str, Plan], config: Config, ranks: Ranks) -> None:
+def _create(plans: Mapping[str, Sequence[Plan]], config: Config, ranks: Ranks) -> None:
     """Create the files: allocate them or continue partial ones, fill them, finish them."""
 
     def allocate() -> Output:
@@ -131,6 +135,9 @@ def _create(plans: Mapping[str, Plan], config: Config, ranks: Ranks) -> None:
             print(f"{output.pairs_done} of {output.pairs} pairs were already complete", flush=True)
         return output
 
+    needed = 2 * len(paths.all_files(config)) + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, needed)), hard))
     ranks.interruption.note = lambda: f"{NOTHING_DONE} with --resume"
     output = ranks.on_root(allocate)
     try:
@@ -144,9 +151,9 @@ def _create(plans: Mapping[str, Plan], config: Config, ranks: Ranks) -> None:
 
 
 def _write_reports(
-    plans: Mapping[str, Plan], config: Config, warnings: Sequence[str]
+    plans: Mapping[str, Sequence[Plan]], config: Config, warnings: Sequence[str]
 ) -> dict[str, Path]:
-    """Write the report on every finished file; return the pages by subset."""
+    """Write the report on every finished file; return the pages by file."""
     if config.no_report:
         return {}
     # Where the home folder is not writable, matplotlib warns and caches its fonts elsewhere.
@@ -154,6 +161,7 @@ def _write_reports(
     from pipeline.report import write_report  # here: matplotlib and jinja2 need half a second
 
     return {
-        subset: write_report(file, plans[subset], subset, config, warnings)
-        for subset, file in paths.files_of(config).items()
+        file: write_report(file, plan, subset, config, warnings)
+        for subset, files in paths.files_of(config).items()
+        for file, plan in zip(files, plans[subset], strict=True)
     }

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches.file import rounding_text
+from ctpatches.validation import opened
 from pipeline.cohort.patients import INCOMPLETE
 from pipeline.cohort.selection import Cohort
 from pipeline.config import Config
@@ -27,7 +29,8 @@ class Summary:
     patients, pairs, windows, patches : int
         Numbers in all files; windows include those of air.
     files : tuple of str
-        The h5 files: one, or with a split one per subset. None after a dry run.
+        The h5 files: one, or with `nsplit` as many, for each subset of a split. None after a dry
+        run.
     left_out : tuple of str
         Files that give no patches, and why.
     warnings : tuple of str
@@ -107,14 +110,18 @@ def _print_fractions(plans: Mapping[str, Plan], config: Config) -> None:
 
 
 def print_files(plans: Mapping[str, Plan], config: Config, pages: Mapping[str, Path]) -> None:
-    """Print the files and, with a split, the patients of each."""
-    for subset, file in paths.files_of(config).items():
+    """Print the files and, with a split, the patients of each subset."""
+    for subset, files in paths.files_of(config).items():
         if subset:
             patients = ", ".join(map(printable, sorted(_patients([plans[subset]]))))
             print(f"{subset:28} {plans[subset].patches} patches of {patients}")
-        print(f"{'output':28} {printable(file)}")
-        if subset in pages:
-            print(f"{'report':28} {printable(pages[subset])}")
+        for file in files:
+            print(f"{'output':28} {printable(file)}")
+            if config.dtype != "float32":
+                with opened(file) as source:
+                    print(f"{f'rounded to {config.dtype}':28} {rounding_text(source)}")
+            if file in pages:
+                print(f"{'report':28} {printable(pages[file])}")
 
 
 def print_plan(cohort: Cohort, plans: Mapping[str, Plan], config: Config) -> None:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from ctpatches import streams
+from ctpatches.files import Offset
 from pipeline.mpi import launch, task_farm
 from pipeline.mpi.messages import Tag
 from pipeline.mpi.ranks import Ranks
@@ -22,6 +23,7 @@ from pipeline.output.writer import Writer
 from utils import RunError
 
 TASKS = 40
+ROUNDS = 200
 PIECE = 24 << 20
 #: How long rank 0 waits for the bell of another rank, at most.
 PATIENCE_S = 20.0
@@ -45,8 +47,13 @@ def every_task_once(ranks: Ranks) -> None:
         return [ranks.rank, shared, on_root]
 
     said = list(ranks.imap_unordered(values, range(5)))
+    gathered = []
+    for _ in range(ROUNDS):  # what follows a farm at once may arrive before the farm has ended
+        list(ranks.imap_unordered(square, range(ranks.size)))
+        gathered.append(ranks.gather(ranks.on_all(lambda: ranks.rank)))
     if ranks.rank == 0:
-        print(json.dumps({"size": ranks.size, "found": found, "said": said}))
+        out = {"size": ranks.size, "found": found, "said": said, "gathered": gathered}
+        print(json.dumps(out))
 
 
 def large_bytes(ranks: Ranks) -> None:
@@ -54,7 +61,8 @@ def large_bytes(ranks: Ranks) -> None:
     image = bytearray(3 * ranks.size * PIECE)
 
     class Memory(Writer):
-        def write(self, offset: int, data: memoryview) -> None:
+        def write(self, offset: Offset, data: memoryview) -> None:
+            assert isinstance(offset, int)
             image[offset : offset + len(data)] = data
 
     file = Memory() if ranks.rank == 0 else None
@@ -153,7 +161,12 @@ def fail(ranks: Ranks, scenario: str, at: int) -> None:
         if scenario == "root":
             raise RunError("this slice is bad")
 
+    def step_of_all() -> None:
+        if scenario == "together" and ranks.rank >= at:
+            raise RunError("this slice is bad")
+
     ranks.on_root(step)
+    ranks.on_all(step_of_all)
     if scenario == "alone" and ranks.rank == at:
         raise RunError("this slice is bad")
     with contextlib.closing(ranks.imap_unordered(work, range(TASKS))) as results:

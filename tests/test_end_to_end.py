@@ -40,6 +40,8 @@ JOBS = {
 }
 JOBS |= {f"{name}, tf": f"{JOBS[name]} --tensor-format tf" for name in ("nothing", "all, pad")}
 RANKS = (1, 2, 3, 8)
+#: Other values of --hand_over than `auto`.
+HAND_OVERS = ("messages", "direct")
 
 
 def argv(tree: Tree, name: str, file: str | Path) -> list[str]:
@@ -82,8 +84,9 @@ class Files:
         folder = self.root / str(n)
         folder.mkdir()
         jobs = [[*argv(self.tree, name, file_of(name)), "--mpi_run"] for name in JOBS]
-        jobs.append([*argv(self.tree, "all, pad", "messages.h5"), "--mpi_run"])
-        jobs[-1] += ["--hand_over", "messages"]
+        for how in HAND_OVERS:
+            job = [*argv(self.tree, "all, pad", f"{how}.h5"), "--mpi_run", "--hand_over", how]
+            jobs.append(job)
         (folder / "jobs.json").write_text(json.dumps(jobs))
         return ranks_of(n, "jobs.py", folder, "jobs.json")
 
@@ -102,9 +105,10 @@ def test_ranks_make_the_bytes_of_the_serial_run(files, n, name):
     assert digest(files.of_ranks(n) / file_of(name)) == digest(files.serial(name))
 
 
+@pytest.mark.parametrize("how", HAND_OVERS)
 @pytest.mark.parametrize("n", RANKS)
-def test_blocks_sent_as_messages_make_the_same_bytes(files, n):
-    assert digest(files.of_ranks(n) / "messages.h5") == digest(files.serial("all, pad"))
+def test_blocks_that_are_handed_over_in_other_ways_make_the_same_bytes(files, n, how):
+    assert digest(files.of_ranks(n) / f"{how}.h5") == digest(files.serial("all, pad"))
 
 
 @pytest.mark.parametrize("n", RANKS)

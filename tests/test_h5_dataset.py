@@ -216,10 +216,10 @@ def test_its_repr_describes_what_is_read(file: Path) -> None:
     n = len(contents(file)[0])
     assert repr(PatchReader(file)) == (
         f"<PatchReader '{file}': {n} of {n} patches of 24 x 24 pixels; 'A01', 'B02', 'C03'; "
-        "scales 1, 0.8, 0.6; orientations 0, 1, 2, 3, 4, 5; unit file>"
+        "scales 1, 0.8, 0.6; orientations 0, 1, 2, 3, 4, 5; unit file, float32>"
     )
     part = PatchReader(file, "B02", scales=1, unit="hu", augment=True, seed=3, transform=halved)
-    end = "'B02'; scales 1; orientations 0, 1, 2, 3, 4, 5; unit hu; augmented with seed 3"
+    end = "'B02'; scales 1; orientations 0, 1, 2, 3, 4, 5; unit hu, float32; augmented with seed 3"
     assert repr(part).endswith(f"{end}; transform halved>")
     assert f"{len(part)} of {n} patches" in repr(part)
 

@@ -67,8 +67,7 @@ def laid_out(plan: Plan, config: Config) -> blocks.Layout:
     with open(path, "x+b") as file:
         file.truncate(header.size)
         header.write(file.fileno())
-    status = path.stat()
-    return blocks.Layout(str(path), (status.st_dev, status.st_ino), header.rows)
+    return blocks.Layout(str(path), header.rows, header.extents[-1][0])
 
 
 def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:

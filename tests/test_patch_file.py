@@ -135,7 +135,7 @@ def test_info_prints_ten_lines_and_verify_one(path, capsys):
     assert found["patients"].endswith(" 3: A01, B02, C03")
     assert "normalization_type std_independent" in found["options"]
     assert main(["verify", str(path), str(path)]) == 0
-    assert capsys.readouterr().out == 2 * f"{path}: every byte as it was written\n"
+    assert capsys.readouterr().out == 2 * f"{path}: undamaged\n"
 
 
 def test_verify_names_the_damaged_block(path, tmp_path, capsys):
@@ -146,7 +146,7 @@ def test_verify_names_the_damaged_block(path, tmp_path, capsys):
     copy.write_bytes(data)
     assert main(["verify", str(copy), str(path)]) == 1
     said = capsys.readouterr()
-    assert said.out == f"{path}: every byte as it was written\n"
+    assert said.out == f"{path}: undamaged\n"
     assert said.err.startswith(f"ctpatches: error: '{copy}': the block of pair 0 (A01/")
     assert said.err.count("\n") == 1
 

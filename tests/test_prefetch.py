@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ctpatches.files import Offset
 from pipeline import prefetch, profile
 from pipeline.dicom.header import read_slice
 from pipeline.model import Pair
@@ -145,10 +146,10 @@ class Disk(Writer):
     """A file that notes where it was written, and is full at one place."""
 
     def __init__(self, full_at: int = -1) -> None:
-        self.written: list[tuple[int, str]] = []
+        self.written: list[tuple[Offset, str]] = []
         self.full_at = full_at
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: Offset, data: memoryview) -> None:
         if offset == self.full_at:
             raise RunError("no space left")
         self.written.append((offset, threading.current_thread().name.split("_")[0]))
@@ -190,7 +191,7 @@ def test_no_more_bytes_wait_than_may():
     begin, many = threading.Event(), BackgroundWriter.MAX_PENDING + 1
 
     class Blocked(Disk):
-        def write(self, offset: int, data: memoryview) -> None:
+        def write(self, offset: Offset, data: memoryview) -> None:
             begin.wait(60)
             super().write(offset, data)
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import SharedFailure
 from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks
-from tests.rank_scenarios import PATIENCE_S, PIECE, TASKS
+from tests.rank_scenarios import PATIENCE_S, PIECE, ROUNDS, TASKS
 from tests.running import REPO, Ended, ranks_of, run
 from utils import CallError
 
@@ -83,6 +83,7 @@ def test_every_result_comes_to_rank_0_once(tmp_path, n):
     assert said["size"] == n
     for number in (0, 1, max(1, n - 1), TASKS):
         assert said["found"][str(number)] == [[task, task**2] for task in range(number)]
+    assert said["gathered"] == [list(range(n))] * ROUNDS
     for rank, shared, on_root in said["said"]:
         assert (shared, on_root) == ("from rank 0", "on rank 0" if rank == 0 else None)
 
@@ -109,6 +110,12 @@ def failed_once(ended: Ended, message: str) -> None:
 def test_a_failure_on_any_rank_ends_all(tmp_path, at):
     ended = ranks_of(3, "rank_scenarios.py", tmp_path, "refuses", str(at))
     failed_once(ended, f"rank {at}: this slice is bad")
+
+
+@pytest.mark.parametrize(("at", "where"), [(0, ""), (1, "rank 1: ")])
+def test_a_step_of_all_that_fails_on_some_ends_all(tmp_path, at, where):
+    ended = ranks_of(3, "rank_scenarios.py", tmp_path, "together", str(at))
+    failed_once(ended, f"error: {where}this slice is bad")
 
 
 @pytest.mark.parametrize("at", [0, 2])

@@ -605,13 +605,16 @@ def test_every_option_with_a_path_is_hidden_with_pseudonyms():
     }
 
 
-@pytest.mark.parametrize("layout", ["torch", "tf"])
-def test_the_way_to_load_it_works(tree, tmp_path, layout):
+@pytest.mark.parametrize(
+    ("layout", "store"), [("torch", "patches"), ("tf", "patches"), ("torch", "views")]
+)
+def test_the_way_to_load_it_works(tree, tmp_path, layout, store):
     if layout == "torch":
         pytest.importorskip("torch")
-    made = run(tree.root, tmp_path / 'o \'"1".h5', "--tensor-format", layout, *UNDRAWN)
-    parsed = Page(made.text)
-    code = parsed.words[next(i for i, word in enumerate(parsed.words) if "import h5py" in word)]
+    made = run(
+        tree.root, tmp_path / 'o \'"1".h5', "--tensor-format", layout, "--store", store, *UNDRAWN
+    )
+    code = next(word for word in Page(made.text).words if "as file:" in word)
     found: dict[str, Any] = {}
     with contextlib.chdir(tmp_path):
         # TensorFlow is no package of the tests.

@@ -465,7 +465,7 @@ def test_a_file_of_a_subset_that_a_split_does_not_write_is_refused(tmp_path, sca
     (tmp_path / "x_test.h5").write_bytes(b"of an earlier split")
     for more in ((), ("--overwrite",), ("--resume",)):
         ended = called(tmp_path, *argv(scans.root, tmp_path / "x.h5", *SPLIT, *more))
-        one_error(ended, "x_test.h5' exists", "no test", status=2)
+        one_error(ended, "x_test.h5' exists", "no such file", status=2)
     assert left(tmp_path) == {"x_test.h5"}
 
 

@@ -103,7 +103,7 @@ def test_sheets_are_of_all_patients_and_scales_alike_and_show_no_patch_twice(fol
 def test_labels_name_what_was_done_to_the_input_and_leave_out_an_unknown_position():
     row = {"patient": "P", "patch": 1, "row": 2, "col": 3, "scale": 0.8, "orientation": 1}
     lines = sanity.label({**row, "position_mm": None, "degradation": "blur"})
-    ends = ["scale 0.8", "turned by 90 degrees", "input blurred"]
+    ends = ["scale 0.8", "rotated by 90 degrees", "input blurred"]
     assert lines == ["P", "patch 1", "row 2, column 3", *ends]
 
 

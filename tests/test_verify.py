@@ -273,7 +273,7 @@ def test_a_file_is_made_from_its_scans(job):
     (job.root / "A" / "loop").symlink_to(job.root)
     ended = job.verify()
     assert (ended.status, ended.err) == (0, "")
-    said = f"every byte as it was written; made from the scans in '{job.root}' (3 pairs)"
+    said = f"undamaged; made from the scans in '{job.root}' (3 pairs)"
     assert ended.out == f"{job.file}: {said}\n"
 
 

@@ -94,7 +94,7 @@ def choose_pairs(found: dict[str, PatientPairs], config: Config) -> Cohort:
         hints = [f"{OPTIONS[o].flag} skip" for kind, o in _OPTION_OF.items() if kind in kinds]
         headline = f"slices that cannot be used (to continue without them: {', '.join(hints)})"
         raise RunError(join_lines(headline, map(str, problems)))
-    split = "" not in paths.files_of(config)
+    split = config.has_subsets
     identify = split or paths.may_resume(config)
     for number, (patient, one) in enumerate(sorted(found.items()), 1):
         cohort.names[patient] = f"P{number:04d}" if config.anonymize else patient

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from ctpatches.messages import CallError, RunError, ToolError
-from pipeline.errors import SharedFailure, reason_of
+from pipeline.errors import reason_of
 from pipeline.mpi.ranks import Ranks
 
 #: Variables with rank and number of ranks, of MPICH's and Intel's mpiexec, Open MPI's, and srun.
@@ -64,6 +65,9 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> Ranks:
     _, launched = launcher_ranks(environ)
     if not mpi_run and launched == 1:
         return Ranks()
+    # Open MPI's transport "ofi" sleeps for a second at every start (mca_btl_ofi_component_close).
+    # It is for one-sided communication; messages through libfabric use another one (mtl).
+    os.environ.setdefault("OMPI_MCA_btl", "^ofi")
     try:
         with warnings.catch_warnings():  # of a launcher of another MPI: reported below
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -96,14 +100,10 @@ def agree(ranks: Ranks, request: Any) -> Any:
 
     Raises SharedFailure, the same on every rank, where the request of any is invalid.
     """
-    requests = ranks.gather(request)
 
     def valid_request() -> Any:
-        invalid = [(i, one) for i, one in enumerate(requests) if isinstance(one, ToolError)]
-        if invalid:
-            rank, error = invalid[0]
-            where = "" if len(invalid) == ranks.size else f"rank {rank}: "
-            raise SharedFailure(f"{where}{error}", error.status)
+        if isinstance(request, ToolError):
+            raise request
         return request
 
-    return ranks.share(ranks.on_root(valid_request))
+    return ranks.share(ranks.on_all(valid_request))

@@ -10,6 +10,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ctpatches.files import Offset
 from pipeline import profile
 from pipeline.output.writer import Writer
 
@@ -32,7 +33,7 @@ class Tag(enum.IntEnum):
     VALUE = 3  # shared or gathered
     RESULT = 4  # of a task, or the failure
     STOPPED = 5  # the last message of a worker, None
-    WRITE = 6  # file number, offset, and length of the bytes, which follow as `BYTES`
+    WRITE = 6  # file number, offset or offsets, and length of the bytes, which follow as `BYTES`
     BYTES = 7
 
 
@@ -56,6 +57,7 @@ class Messages:
         self._pending: list[tuple[int, MPI.Request]] = []
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.beside_root = any(host.allgather(comm.rank == 0))
+        self.one_host = host.size == comm.size
         host.Free()
 
     def send(self, rank: int, tag: Tag, content: object = None) -> None:
@@ -116,13 +118,22 @@ class RemoteWriter(Writer):
     def __init__(self, messages: Messages, file: int) -> None:
         self.messages, self.file = messages, file
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at that byte; it must not change until `flush`."""
+    def write(self, offset: Offset, data: memoryview) -> None:
+        """Write all of `data` there; it must not change until `flush`."""
         data = data.cast("B")
-        for start in range(0, len(data), MESSAGE_BYTES):
-            piece = data[start : start + MESSAGE_BYTES]
-            self.messages.send(0, Tag.WRITE, (self.file, offset + start, len(piece)))
-            self.messages.send_bytes(0, piece)
+        if len(data) <= MESSAGE_BYTES:
+            self.messages.send(0, Tag.WRITE, (self.file, offset, len(data)))
+            self.messages.send_bytes(0, data)
+        elif isinstance(offset, int):
+            for start in range(0, len(data), MESSAGE_BYTES):
+                self.write(offset + start, data[start : start + MESSAGE_BYTES])
+        elif len(offset) == 1:
+            self.write(offset[0], data)
+        else:
+            half = len(offset) // 2
+            middle = half * (len(data) // len(offset))
+            self.write(offset[:half], data[:middle])
+            self.write(offset[half:], data[middle:])
 
     def flush(self) -> None:
         """Wait until rank 0 has received everything."""

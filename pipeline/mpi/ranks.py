@@ -32,15 +32,16 @@ Result = TypeVar("Result")
 class Ranks:
     """The ranks of a run; by default this process alone, without MPI.
 
-    Attributes are `rank` and `size`; `parallel`, whether MPI is used, even by a single rank; and
-    `beside_root`, whether this rank shares its host, and so its file systems, with rank 0.
+    Attributes are `rank` and `size`; `parallel`, whether MPI is used, even by a single rank;
+    `beside_root`, whether this rank shares its host, and so its file systems, with rank 0; and
+    `one_host`, whether all ranks do.
     """
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self.rank = comm.rank if comm else 0
         self.size = comm.size if comm else 1
         self.parallel = comm is not None
-        self.beside_root = True
+        self.beside_root = self.one_host = True
         #: What Ctrl-C does; of `main`, which starts it.
         self.interruption = Interruption()
         self._messages: Messages | None = None
@@ -50,6 +51,7 @@ class Ranks:
         if comm and self.size > 1:
             self._messages = Messages(comm)
             self.beside_root = self._messages.beside_root
+            self.one_host = self._messages.one_host
             _unlink_shared_memory()
             atexit.register(self._check_left)
 
@@ -62,7 +64,7 @@ class Ranks:
         """Record that no other rank waits for this one any more."""
         self._awaited = False
 
-    # --- steps of rank 0 alone, and values ----------------------------------------------------
+    # --- steps of rank 0 alone, or of all, and values -----------------------------------------
 
     def on_root(self, step: Callable[[], Result]) -> Result | None:
         """Return the result of a step on rank 0, and None on the others, which wait for it.
@@ -79,6 +81,29 @@ class Ranks:
         else:
             self.share(None)
         return result
+
+    def on_all(self, step: Callable[[], Result]) -> Result:
+        """Return the result of a step of this rank, once it has succeeded on every rank.
+
+        Raises SharedFailure, the same on every rank, where the step fails on any.
+        """
+        result: Result | None = None
+        failure: SharedFailure | None = None
+        try:
+            result = step()
+        except Exception as error:
+            failure = shared(error)
+        failures = self.gather(failure)
+
+        def raise_first() -> None:
+            failed = [(rank, one) for rank, one in enumerate(failures) if one]
+            if failed:
+                rank, one = failed[0]
+                where = "" if len(failed) == self.size else f"rank {rank}: "
+                raise SharedFailure(f"{where}{one}", one.status, one.trace)
+
+        self.on_root(raise_first)
+        return result  # type: ignore[return-value]
 
     def share(self, value: Result | None) -> Result:
         """Return the small value of rank 0 on every rank; if it is a SharedFailure, raise it."""

@@ -87,17 +87,16 @@ def coordinate(
 
 
 def _stop(messages: Messages, failure: SharedFailure | None) -> None:
-    """Stop all workers, and receive all that they have sent."""
-    running = set(range(1, messages.comm.size))
-    for rank in running:
+    """Stop all workers, and receive all that they have sent, but nothing that follows the farm."""
+    workers = range(1, messages.comm.size)
+    for rank in workers:
         messages.send(rank, Tag.STOP, failure)
-    while running:
+    for rank in workers:
         try:
-            message = messages.wait(seconds=PATIENCE_S if failure else math.inf)
+            while messages.wait(rank, PATIENCE_S if failure else math.inf).tag != Tag.STOPPED:
+                pass
         except TimeoutError:  # perhaps in a file system that hangs
-            raise RunError(f"{failure} (rank {min(running)} is stuck)") from None
-        if message.tag == Tag.STOPPED:
-            running.remove(message.source)
+            raise RunError(f"{failure} (rank {rank} is stuck)") from None
     messages.settle()
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import secrets
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE, block_ranges
-from ctpatches.files import named_errors, write_at
+from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE
+from ctpatches.files import Offset, named_errors, write_at, write_rows
+from ctpatches.permutation import Permutation
+from ctpatches.schema import REST_BYTES
 from pipeline.model import Place
 from pipeline.output.writer import Writer
 from pipeline.profile import laps, step
-from utils import RunError
+from utils import RunError, quoted
 
 if TYPE_CHECKING:
     from patching import Block
+
+#: File systems whose clients cache a file without regard to what other hosts write to it: see "Data
+#: and metadata coherence" in nfs(5), "Cache coherency" in mount.cifs(8).
+INCOHERENT = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs")
 
 
 @dataclass(frozen=True)
@@ -25,39 +34,85 @@ class Layout:
     """Where the bytes of a partial file lie; all that a rank needs to write blocks."""
 
     path: str
-    #: Device and inode: whether a rank sees the file that rank 0 has created.
-    identity: tuple[int, int]
     #: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
     rows: dict[str, tuple[int, int]]
+    #: First byte of the checksum of the header.
+    checksum: int
+    #: Of the rows of patches, in a shuffled file.
+    shuffle: Permutation | None = None
     #: As of `--compression`, and the first byte of the chunks of a compressed file.
     compression: str = "none"
     chunks: int = 0
+    #: Random bytes that the file has in place of its checksum until it is complete: a rank that
+    #: reads them sees the file of rank 0. Device numbers differ between hosts.
+    token: bytes = field(default_factory=functools.partial(secrets.token_bytes, REST_BYTES))
 
-    def ranges(self, place: Place) -> list[tuple[int, int]]:
-        """Return first byte and length of every part of a block."""
-        return block_ranges(self.rows, place)
+    def write_token(self, descriptor: int) -> None:
+        """Write the token to the file."""
+        write_at(descriptor, self.token, self.checksum)
+
+    def has_token(self, descriptor: int) -> bool:
+        """Return whether an open file has the token."""
+        return os.pread(descriptor, REST_BYTES, self.checksum) == self.token
+
+
+def file_system(path: str) -> str:
+    """Return the type of the file system of a file, as mount(8) names it; '' if unknown."""
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as mounts:
+        device = os.stat(path).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}".encode()
+        for fields in map(bytes.split, mounts):
+            if fields[2] == number:
+                return fields[fields.index(b"-") + 1].decode()
+    return ""
 
 
 class PartialFile(Writer):
-    """A partial file, open for writing by a process of the host that has created it."""
+    """A partial file, open for writing by a process that sees the one of rank 0."""
 
     def __init__(self, layout: Layout) -> None:
         self.path = layout.path
+        #: Whether its bytes are in a cache that rank 0 cannot write to the disk.
+        self.sync = False
         with named_errors(self.path):
-            self.descriptor = os.open(layout.path, os.O_WRONLY)
+            self.descriptor = os.open(layout.path, os.O_RDWR)
 
     @classmethod
     def seen(cls, layout: Layout) -> PartialFile | None:
         """Open the file if this process sees the one that rank 0 has created."""
-        try:
-            status = os.stat(layout.path)
-            return cls(layout) if (status.st_dev, status.st_ino) == layout.identity else None
-        except (OSError, RunError):
-            return None
+        with contextlib.suppress(OSError, RunError):
+            file = cls(layout)
+            if layout.has_token(file.descriptor):
+                return file
+            file.close()
+        return None
 
-    def write(self, offset: int, data: memoryview) -> None:
+    @classmethod
+    def direct(cls, layout: Layout, one_host: bool) -> PartialFile:
+        """Open the file; raise RunError unless all ranks may write to it at the same time."""
+        kind = "" if one_host else file_system(layout.path)
+        if kind in INCOHERENT:
+            raise RunError(
+                f"{quoted(layout.path)} is on {kind}, which may lose what several hosts write to "
+                "one file; use --hand_over auto, or a parallel file system"
+            )
+        if not (file := cls.seen(layout)):
+            raise RunError(
+                f"{quoted(layout.path)} cannot be opened, or is not the file that rank 0 has "
+                "created; --hand_over direct expects a file system that all hosts share: without "
+                "one, use --hand_over auto"
+            )
+        file.sync = not one_host
+        return file
+
+    def write(self, offset: Offset, data: memoryview) -> None:
         with named_errors(self.path):
-            write_at(self.descriptor, data, offset)
+            write_rows(self.descriptor, data, offset)
+
+    def flush(self) -> None:
+        if self.sync:
+            with named_errors(self.path):
+                os.fsync(self.descriptor)
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -76,14 +131,15 @@ class PackedFile(Writer):
         self._early: defaultdict[int, list[memoryview]] = defaultdict(list)
         self._finished: dict[int, Callable[[], None]] = {}
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: Offset, data: memoryview) -> None:
+        if isinstance(offset, list) or offset < CHUNKS:
+            self._file.write(offset, data)
+            return
         block = (offset - CHUNKS) // CHUNKS_STRIDE
         if block > self._block:
             self._early[block].append(data)
-        elif block == self._block:
-            self._append(data)
         else:
-            self._file.write(offset, data)
+            self._append(data)
 
     def _append(self, data: memoryview) -> None:
         self._file.write(self._end, data)
@@ -109,12 +165,12 @@ class BackgroundWriter(Writer):
         self._thread = ThreadPoolExecutor(1, "writer")
         self._pending: deque[Future[None]] = deque()
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: Offset, data: memoryview) -> None:
         while len(self._pending) > self.MAX_PENDING or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
         self._pending.append(self._thread.submit(self._write, offset, data))
 
-    def _write(self, offset: int, data: memoryview) -> None:
+    def _write(self, offset: Offset, data: memoryview) -> None:
         with step("write"):
             self._file.write(offset, data)
 
@@ -133,4 +189,4 @@ class BackgroundWriter(Writer):
 def write_block(writer: Writer, layout: Layout, block: Block, index: int, place: Place) -> int:
     """Write the block of pair `index` at its place; return its checksum."""
     with laps() as lap:
-        return block.write(writer.write, layout.rows, index, place, layout.compression, lap)
+        return block.write(writer.write, layout, index, place, lap)

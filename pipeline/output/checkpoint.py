@@ -15,7 +15,7 @@ import json
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -43,15 +43,15 @@ class BlockRecord:
     rounding: tuple[float, float]
 
 
-def job_of(config: Config, plans: Mapping[str, Plan]) -> Job:
+def job_of(config: Config, plans: Mapping[str, Sequence[Plan]]) -> Job:
     """Return the job of a run, and whether the run may overwrite existing outputs."""
     pairs = []
-    for subset, plan in plans.items():
+    for subset, plan in ((subset, plan) for subset, files in plans.items() for plan in files):
         of_subset = f" of {subset}" if subset else ""
         for pair, part, start in zip(plan.pairs, plan.parts, plan.starts, strict=False):
             windows = f"windows {zlib.crc32(b''.join(part.kept)):08x} from patch {start}{of_subset}"
             pairs.append(f"{pair.input.file} with {pair.target.file}, {windows}")
-    fixed = [list(dataclasses.astuple(plan.fixed)) for plan in plans.values() if plan.fixed]
+    fixed = [list(dataclasses.astuple(one.fixed)) for (one, *_) in plans.values() if one.fixed]
     return {
         "configuration": config.as_json(),
         "pair": pairs,

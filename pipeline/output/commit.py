@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctpatches.checksums import block_digest
+from ctpatches.checksums import block_digest, block_ranges
 from ctpatches.chunks import Chunks
+from ctpatches.file import abbreviated
 from ctpatches.files import named_errors, reserve, sync_folder
 from ctpatches.header import Header
 from pipeline.config import Config
@@ -19,11 +21,13 @@ from pipeline.model import Plan
 from pipeline.output import checkpoint, file_header
 from pipeline.output.blocks import Layout
 from pipeline.output.checkpoint import BlockRecord, Checkpoint
-from pipeline.output.paths import PARTIAL, checkpoint_path, files_of, key_path
+from pipeline.output.paths import PARTIAL, all_files, checkpoint_path, key_path, other_files
 from utils import RunError, quoted
 
 #: What makes a spreadsheet read a cell as a formula: such names get an apostrophe before them.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+#: Longer lists of files are abbreviated in messages.
+MAX_NAMES = 8
 
 
 @dataclass
@@ -50,10 +54,14 @@ class OutputFile:
         """Open and lock the partial file."""
         self.descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
         checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
-        status = os.fstat(self.descriptor)
-        path, identity = os.path.abspath(self.partial), (status.st_dev, status.st_ino)
-        chunks = header.size if header.roots else 0
-        self.layout = Layout(path, identity, header.rows, header.compression, chunks)
+        self.layout = Layout(
+            os.path.abspath(self.partial),
+            header.rows,
+            checksum=header.extents[-1][0],
+            shuffle=header.shuffle,
+            compression=header.compression,
+            chunks=header.size if header.roots else 0,
+        )
         self.size = header.size
 
     def create(self, header: Header) -> None:
@@ -73,9 +81,9 @@ class OutputFile:
             return
         chunks = self.chunks()
         for index, record in sorted(records.items()):
-            ranges = self.layout.ranges(self.plan.place(index))
-            if chunks:
-                ranges.insert(0, chunks.block(index))
+            ranges = [chunks.block(index)] if chunks else []
+            place, layout = self.plan.place(index), self.layout
+            ranges += block_ranges(layout.rows, place, layout.shuffle)
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
             elif chunks:
@@ -88,8 +96,8 @@ class OutputFile:
         """Return where the chunks of a compressed file lie, as far as they have been written."""
         if not self.layout or not self.layout.chunks:
             return None
-        starts, first = self.plan.starts, self.layout.chunks
-        return Chunks.recorded(self.descriptor, self.layout.rows, starts, first)
+        starts, first, shuffle = self.plan.starts, self.layout.chunks, self.layout.shuffle
+        return Chunks.recorded(self.descriptor, self.layout.rows, starts, first, shuffle)
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
@@ -121,7 +129,7 @@ def reserve_all(files: Sequence[OutputFile]) -> None:
     disk = os.statvfs(files[0].partial)
     free = disk.f_bavail * disk.f_frsize
     if size > free:
-        names = ", ".join(quoted(file.final) for file in files)
+        names = abbreviated([quoted(file.final) for file in files], MAX_NAMES)
         raise RunError(
             f"no space left for {names}: needed {size / 1e6:.1f} MB, free {free / 1e6:.1f} MB"
         )
@@ -152,10 +160,11 @@ class Output:
     another job, RunError is raised, and what this run has created is removed again.
     """
 
-    def __init__(self, plans: Mapping[str, Plan], config: Config) -> None:
+    def __init__(self, plans: Mapping[str, Sequence[Plan]], config: Config) -> None:
         self.config = config
-        self.files = [OutputFile(plans[subset], path) for subset, path in files_of(config).items()]
-        self._key = key_text(plans.values()) if config.anonymize else b""
+        all_plans = itertools.chain.from_iterable(plans.values())
+        self.files = list(map(OutputFile, all_plans, all_files(config)))
+        self._key = key_text(file.plan for file in self.files) if config.anonymize else b""
         self._key_path = key_path(config)
         self._new_key = self._key_path + PARTIAL
         self._checkpoint: Checkpoint | None = None
@@ -200,7 +209,9 @@ class Output:
             self._check_final(file)
         self._check_key()
         self._owned = True
-        for path in [*(file.partial for file in self.files if not file.layout), self._new_key]:
+        left = [file.partial for file in self.files if not file.layout]
+        left += other_files(self.config, PARTIAL) if changed else []
+        for path in [*left, self._new_key]:
             checkpoint.check_unlocked(path)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)  # an interrupted run left it, and this one does not continue it
@@ -214,6 +225,11 @@ class Output:
             reserve_all([file for file, _ in new])
         for file, header in new:
             header.write(file.descriptor)
+        for file in self.files:
+            if file.layout:
+                file.layout.write_token(file.descriptor)
+                if self.config.hand_over == "direct":  # other hosts read it
+                    os.fsync(file.descriptor)
 
     def _check_final(self, file: OutputFile) -> None:
         """Find out whether a file is already complete, and refuse to replace another job's."""
@@ -240,13 +256,20 @@ class Output:
 
     @property
     def pairs(self) -> int:
-        """Number of pairs in all files."""
-        return sum(len(file.plan.pairs) for file in self.files)
+        """Number of pairs in all files; with `--nsplit`, two files may have parts of one pair."""
+        return len({pair.identity for file in self.files for pair in file.plan.pairs})
 
     @property
     def pairs_done(self) -> int:
-        """Number of pairs whose blocks are in the files."""
-        return sum(len(f.plan.pairs) if f.complete else len(f.done) for f in self.files)
+        """Number of pairs all of whose blocks are in the files."""
+        missing = {
+            pair.identity
+            for file in self.files
+            if not file.complete
+            for index, pair in enumerate(file.plan.pairs)
+            if index not in file.done
+        }
+        return self.pairs - len(missing)
 
     def add(self, number: int, index: int, record: BlockRecord) -> None:
         """Record that the block of a pair is in the file of that number."""
@@ -321,5 +344,5 @@ class Output:
         if not resumable:
             return ""
         names = [quoted(file.final if file.complete else file.partial) for file in self.files]
-        done = f"{self.pairs_done} of {self.pairs} pairs are complete in {', '.join(names)}"
-        return f"{done}; --resume continues"
+        done = f"{self.pairs_done} of {self.pairs} pairs are complete"
+        return f"{done} in {abbreviated(names, MAX_NAMES)}; --resume continues"

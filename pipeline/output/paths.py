@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from pathlib import Path
 
 from ctpatches.files import named_errors
@@ -14,18 +16,40 @@ from utils import SUBSETS, CallError, quoted
 PARTIAL = ".partial"
 
 
-def files_of(config: Config) -> dict[str, str]:
-    """Return the h5 files that a run creates, by subset: '' without a split."""
-    if config.split is None and config.split_file is None:
-        return {"": config.output_fname}
+def subsets_of(config: Config) -> list[str]:
+    """Return the subsets that have patients: '' alone without a split."""
     parts = config.split or (1,) * len(SUBSETS)
-    subsets = zip(SUBSETS, parts, strict=True)
-    return {subset: _subset_path(config, subset) for subset, part in subsets if part}
+    subsets = [subset for subset, part in zip(SUBSETS, parts, strict=True) if part]
+    return subsets if config.has_subsets else [""]
 
 
-def _subset_path(config: Config, subset: str) -> str:
+def files_of(config: Config) -> dict[str, list[str]]:
+    """Return the h5 files that a run creates, by subset."""
     stem, ending = os.path.splitext(config.output_fname)
-    return f"{stem}_{subset}{ending}"
+    n = str(config.nsplit)
+    # Zeros in front: a list of names in alphabetical order is in the order of the patches.
+    parts = [f"_{i:0{len(n)}}of{n}" for i in range(1, config.nsplit + 1)] if n != "1" else [""]
+    stems = {subset: f"{stem}_{subset}" if subset else stem for subset in subsets_of(config)}
+    return {subset: [one + part + ending for part in parts] for subset, one in stems.items()}
+
+
+def all_files(config: Config) -> list[str]:
+    """Return the h5 files that a run creates, in the order of the patches."""
+    return list(itertools.chain.from_iterable(files_of(config).values()))
+
+
+def other_files(config: Config, ending: str = "") -> list[str]:
+    """Return existing files that another `--split` or `--nsplit` has given to the same output."""
+    folder, name = os.path.split(config.output_fname)
+    stem, h5 = map(re.escape, os.path.splitext(name))
+    subset = f"_({'|'.join(SUBSETS)})" if config.has_subsets else ""
+    pattern = re.compile(f"{stem}{subset}(_[0-9]+of[0-9]+)?{h5}{re.escape(ending)}")
+    mine = {os.path.basename(path) + ending for path in all_files(config)}
+    try:
+        found = sorted(os.listdir(folder or "."))
+    except OSError:  # the folder is created, or `_check_file` has the reason
+        return []
+    return [os.path.join(folder, o) for o in found if pattern.fullmatch(o) and o not in mine]
 
 
 def checkpoint_path(config: Config) -> str:
@@ -40,18 +64,19 @@ def key_path(config: Config) -> str:
 
 def may_resume(config: Config) -> bool:
     """Return whether there is something that `--resume` may continue, or find complete."""
-    files = files_of(config).values()
+    files = all_files(config)
     paths = [checkpoint_path(config), *files, *(fname + PARTIAL for fname in files)]
     return config.resume and any(map(os.path.lexists, paths))
 
 
 def check(config: Config) -> None:
     """Raise CallError for outputs that cannot or must not be written."""
-    files, may_exist = files_of(config), config.overwrite or config.resume
-    for fname in files.values():
+    files, may_exist = all_files(config), config.overwrite or config.resume
+    for fname in files:
         _check_file(fname, may_exist)
-    paths = [*(fname + PARTIAL for fname in files.values()), checkpoint_path(config)]
+    paths = [*(fname + PARTIAL for fname in files), checkpoint_path(config)]
     left = [path for path in paths if os.path.lexists(path)]
+    left += other_files(config, PARTIAL) if left else []  # of the same run, divided otherwise
     for path in left:
         with named_errors(path):
             check_unlocked(path)
@@ -71,13 +96,12 @@ def check(config: Config) -> None:
             f"{quoted(key)}, the key of the pseudonyms, exists; add --overwrite to replace it, or "
             "name another --output-fname"
         )
-    for subset in SUBSETS if "" not in files else ():
-        path = _subset_path(config, subset)
-        if subset not in files and os.path.lexists(path):
-            raise CallError(
-                f"{quoted(path)} exists, but this split has no {subset}: the same patient could be "
-                "in two of the files; remove or rename it"
-            )
+    if others := other_files(config):
+        what = "patient" if config.has_subsets else "patch"
+        raise CallError(
+            f"{quoted(others[0])} exists, but this run has no such file: the same {what} could be "
+            "in two of the files; remove or rename it, or name another --output-fname"
+        )
 
 
 def _check_file(fname: str, may_exist: bool) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ctpatches.files import Offset
+
 
 class Writer:
-    """Writes bytes at an offset of a partial file."""
+    """Writes bytes at offsets of a partial file."""
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at that byte, now or later: it must not change afterwards."""
+    def write(self, offset: Offset, data: memoryview) -> None:
+        """Write all of `data` there, now or later: it must not change afterwards."""
         raise NotImplementedError
 
     def when_written(self, block: int, function: Callable[[], None]) -> None:

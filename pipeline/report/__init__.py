@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import patching
+from ctpatches.file import rounding
 from ctpatches.files import Invalid
 from ctpatches.schema import REST
 from ctpatches.validation import ValidatedFile, opened
@@ -91,6 +92,7 @@ def _contents(
         "format_version": source.version,
         "fingerprint": source.values(REST).tobytes().hex(),
         "unit": unit,
+        "rounding": rounding(source),
         "patch_size": config.patch_size,
         "totals": {"patients": len(patients), **statistics.count_pairs(plan.parts, config)},
         "scales": statistics.count_scales(plan.parts, config),

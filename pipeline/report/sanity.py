@@ -108,7 +108,7 @@ def coverage(
     drawn = candidates(len(plan.names), config.sheets, rng).tolist()
     chosen = spread([(plan.names[i].patient,) for i in drawn], config.sheets)
     for index in sorted(drawn[i] for i in chosen):
-        columns = source.columns(slice(*plan.starts[index : index + 2]))
+        columns = source.columns(source.rows_of(index))
         image = Reader(config.input_folder).hu(plan.pairs[index].target)
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
         views = []
@@ -124,8 +124,10 @@ def coverage(
             views.append(figures.WindowedView(scale, view, grid.rows, grid.cols, grid.size, kept))
         names = plan.names[index]
         patient = printable(names.patient).encode()[:100].decode(errors="ignore")
+        others = plan.parts[index].others or (0,) * len(views)
         counts = [
-            {"scale": v.scale, "windows": v.kept.size, "kept": int(v.kept.sum())} for v in views
+            {"scale": v.scale, "windows": v.kept.size - other, "kept": int(v.kept.sum())}
+            for v, other in zip(views, others, strict=True)
         ]
         yield (
             f"coverage_{patient}_{index}.png",

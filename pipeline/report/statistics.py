@@ -56,7 +56,7 @@ def _counts(windows: int, kept: int, config: Config) -> Facts:
 
 def count_pairs(parts: Sequence[PairPlan], config: Config) -> Facts:
     """Return windows and patches of some pairs."""
-    windows = sum(sum(part.windows) for part in parts)
+    windows = sum(sum(part.windows) - sum(part.others) for part in parts)
     kept = sum(part.kept_windows for part in parts)
     return {"pairs": len(parts), **_counts(windows, kept, config)}
 
@@ -66,8 +66,9 @@ def count_scales(parts: Sequence[PairPlan], config: Config) -> list[Facts]:
     found = []
     for view, scale in enumerate(config.scales):
         windows = [part.windows[view] for part in parts]
+        others = sum(part.others[view] for part in parts if part.others)
         kept = sum(int.from_bytes(part.kept[view], "big").bit_count() for part in parts)
-        counts = _counts(sum(windows), kept, config)
+        counts = _counts(sum(windows) - others, kept, config)
         found.append({"scale": scale, **counts, "views_too_small": windows.count(0)})
     return found
 
@@ -76,20 +77,35 @@ def count_scales(parts: Sequence[PairPlan], config: Config) -> list[Facts]:
 class Sample:
     """Patches drawn at random; of each window the first, which is neither rotated nor flipped."""
 
-    index: NDArray[np.int64]  #: ascending
+    index: NDArray[np.int64]  #: in the file, ascending
     pair: NDArray[np.int64]
     scale: Floats
-    hu: Floats  #: input and target in HU, shape (2, n, p, p)
+    hu: Floats  #: input and target in HU, shape (2, n, p, p); see `spread`
 
 
 def read_sample(source: ValidatedFile, plan: Plan, config: Config) -> Sample:
     """Draw the sample and read its patches."""
     index = draw_sample(plan, config)
-    values = read_patches(source, index)
+    if source.shuffle:
+        index = np.sort(source.shuffle.forward(index))
+    rng = generator(config.seed, "spread")
+    values = [spread(one, rng) for one in read_patches(source, index, config.dtype)]
     hu = [denormalise(v, source, index, role) for v, role in zip(values, ROLES, strict=True)]
-    pair = np.searchsorted(plan.starts, index, side="right") - 1
+    pair = source.pair_of(index)
     scale = np.array([source["patch/scale"][i] for i in index])
     return Sample(index, pair, scale, np.stack(hu))
+
+
+def spread(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Return rounded values anywhere in their intervals: the curve of a histogram would be a comb.
+
+    Float16 0 and 1 stay: they may be clipped values.
+    """
+    if values.dtype == np.float32:
+        return values
+    whole = values.dtype.kind == "i"
+    steps = 1 if whole else np.where((values == 0) | (values == 1), 0, np.spacing(values))
+    return values + rng.uniform(-0.5, 0.5, values.shape) * steps
 
 
 def draw_sample(plan: Plan, config: Config) -> NDArray[np.int64]:
