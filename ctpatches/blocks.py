@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -23,24 +23,10 @@ PIECE_BYTES = 512 << 10
 #: The chunks of a compressed block are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end
 #: of any file: who writes them knows their place.
 CHUNKS, CHUNKS_STRIDE = 1 << 63, 1 << 40
+#: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
+ByteRows = Mapping[str, tuple[int, int]]
 #: First and end row of a block, in datasets with a row per "patch" and per "pixel".
 RowRanges = Mapping[str, tuple[int, int]]
-
-
-class Layout(Protocol):
-    """Where the bytes of a file lie, as its `ctpatches.header.Header` has it."""
-
-    @property
-    def rows(self) -> Mapping[str, tuple[int, int]]:
-        """First byte, and bytes per row, of every dataset that blocks are written to."""
-
-    @property
-    def shuffle(self) -> Permutation | None:
-        """Of the rows of patches, in a shuffled file."""
-
-    @property
-    def compression(self) -> str:
-        """Of the patches."""
 
 
 class Piece(NamedTuple):
@@ -107,19 +93,20 @@ class Block:
     def write(
         self,
         write: Callable[[Offset, memoryview], None],
-        layout: Layout,
+        rows: ByteRows,
         index: int,
         place: RowRanges,
+        compression: str = "none",
+        shuffle: Permutation | None = None,
         lap: Callable[[str], None] = lambda _: None,
     ) -> int:
         """Write the block of pair `index` at its place; return its checksum.
 
-        `write` is called with where bytes go, and with them; `lap` after every step, with its
-        name.
+        `write` is called with what lies at a byte offset, or in equal parts at several; `lap` after
+        every step, with its name.
         """
-        digest, rows = xxhash.xxh3_64(), layout.rows
-        start, stop = place["patch"]
-        shuffled = layout.shuffle.forward(np.arange(start, stop)) if layout.shuffle else None
+        digest = xxhash.xxh3_64()
+        patch_rows = shuffle.forward(np.arange(*place["patch"])) if shuffle else None
         sizes: dict[str, list[int]] = {name: [] for name in CHUNK_COLUMNS}
 
         def add(offset: Offset, data: memoryview) -> None:
@@ -129,19 +116,20 @@ class Block:
             lap("write")
 
         def add_rows(name: str, row: int, data: memoryview) -> None:
-            (first, size), kind = rows[name], SCHEMA[name].row_of
-            if shuffled is not None and kind == "patch":
-                places = shuffled[row : row + data.nbytes // size]
-                add((first + places * size).tolist(), data)
+            first, size = rows[name]
+            kind = SCHEMA[name].row_of
+            if patch_rows is not None and kind == "patch":
+                chosen = patch_rows[row : row + data.nbytes // size]
+                add((first + chosen * size).tolist(), data)
             else:
                 add(first + (place[kind][0] + row) * size, data)
 
         for role in ROLES:
-            if layout.compression != "none":
+            if compression != "none":
                 for piece in self.pieces():
                     patches = self.cut(role, piece)
                     lap("cut")
-                    chunks = compress(patches, layout.compression)
+                    chunks = compress(patches, compression)
                     sizes[f"{role}_bytes"] += map(len, chunks)
                     lap("compress")
                     add(CHUNKS + index * CHUNKS_STRIDE, memoryview(b"".join(chunks)))
@@ -159,8 +147,21 @@ class Block:
         for name, dtype in PATCH_COLUMNS.items() if len(self) else ():
             values = np.full(len(self), index) if name == "pair" else getattr(self, name)
             add_rows(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
-        for name, dtype in (
-            CHUNK_COLUMNS.items() if layout.compression != "none" and len(self) else ()
-        ):
+        for name, dtype in CHUNK_COLUMNS.items() if compression != "none" and len(self) else ():
             add_rows(f"patch/{name}", 0, np.array(sizes[name], dtype).data)
         return int(digest.intdigest())
+
+
+def block_ranges(
+    rows: ByteRows,
+    place: RowRanges,
+    shuffle: Permutation | None,
+) -> Iterator[tuple[int, int]]:
+    """Yield first byte and length of every part of a block, in the order of its checksum."""
+    for name, (first, size) in rows.items():
+        start, stop = place[SCHEMA[name].row_of]
+        if shuffle and SCHEMA[name].row_of == "patch":
+            for row in shuffle.forward(np.arange(start, stop)).tolist():
+                yield first + row * size, size
+        else:
+            yield first + start * size, (stop - start) * size

@@ -4,50 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ctpatches.blocks import block_ranges
 from ctpatches.files import Invalid
-from ctpatches.permutation import Permutation
-from ctpatches.schema import REST, SCHEMA, bulk_names
+from ctpatches.schema import REST, bulk_names
 from ctpatches.validation import PathLike, ValidatedFile
 
 CHUNK_BYTES = 8 << 20
-REWRITTEN = "was compressed or rewritten: its checksums are of other bytes"
 
 
 def pixel_digest(hu: NDArray[np.float32]) -> int:
     """Return the digest that identifies a slice: XXH3-64 of its HU, little-endian float32."""
     return int(xxhash.xxh3_64_intdigest(np.ascontiguousarray(hu, "<f4").data))
-
-
-def block_ranges(
-    rows: Mapping[str, tuple[int, int]],
-    place: Mapping[str, tuple[int, int]],
-    shuffle: Permutation | None,
-) -> Iterator[tuple[int, int]]:
-    """Yield first byte and length of every part of a block, in the order of its checksum.
-
-    Parameters
-    ----------
-    rows : mapping
-        First byte, and bytes per row, of every dataset that blocks are written to, in their order.
-    place : mapping
-        First and end row of the block: without shuffling, in datasets with a row per "patch".
-    shuffle : Permutation, optional
-        Of the rows of patches.
-    """
-    for name, (first, size) in rows.items():
-        start, stop = place[SCHEMA[name].row_of]
-        if shuffle and SCHEMA[name].row_of == "patch":
-            for row in shuffle.forward(np.arange(start, stop)).tolist():
-                yield first + row * size, size
-        else:
-            yield first + start * size, (stop - start) * size
 
 
 def block_digest(descriptor: int, ranges: Iterable[tuple[int, int]]) -> int:
@@ -82,10 +56,9 @@ def byte_rows(source: ValidatedFile) -> dict[str, tuple[int, int]]:
         dataset = source[name]
         start = dataset.id.get_offset()
         if start is None and dataset.size:
-            raise Invalid(source.path, REWRITTEN)
+            reason = "was compressed or rewritten: its checksums are of other bytes"
+            raise Invalid(source.path, reason)
         out[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
-    if source.compressed and not source.chunks:
-        raise Invalid(source.path, REWRITTEN)
     return out
 
 

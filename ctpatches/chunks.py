@@ -6,6 +6,7 @@ are columns of `patch/`, so that their places are known without the index of HDF
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,32 +85,32 @@ class Chunks:
         sizes: Mapping[str, NDArray[np.uint32]],
         starts: Sequence[int],
         shuffle: Permutation | None,
-    ) -> Chunks | None:
-        """Return the places of the chunks of a file, as `packed`; None if it was rewritten.
+    ) -> Chunks:
+        """Return the places of the chunks of a file, as `packed`.
 
-        Raises Invalid for chunks beyond the file, or larger than any can be.
+        Raises Invalid where they are not there, or larger than any can be.
         """
-
-        def place(role: str, row: int) -> int:
-            return int(datasets[role].id.get_chunk_info_by_coord((row, 0, 0, 0)).byte_offset or 0)
-
-        if any(dataset.chunks != (1, *dataset.shape[1:]) for dataset in datasets.values()):
-            return None
         rows = np.array([0, starts[-1] - 1])
-        first, last = (shuffle.forward(rows) if shuffle else rows).tolist()
-        chunks = cls.packed(sizes, starts, place("input", first), shuffle)
-        ends = [(role, row) for role in ROLES for row in (first, last)]
-        if any(place(*end) != chunks.places[end[0]][end[1]] for end in ends):
-            return None
-        one, file = datasets["input"], datasets["input"].file
-        limit = (
-            2 * one.dtype.itemsize * one.shape[-1] * one.shape[-2] * one.shape[1]
-            + MAX_OVERHEAD_BYTES
-        )
+        ends = (shuffle.forward(rows) if shuffle else rows).tolist()
+        one = datasets["input"]
+        path, file_bytes = one.file.filename, one.file.id.get_filesize()
+        limit = 2 * one.dtype.itemsize * math.prod(one.shape[1:]) + MAX_OVERHEAD_BYTES
         largest = max(int(column.max()) for column in sizes.values())
-        if largest > limit or chunks.blocks[-1] > file.id.get_filesize():
-            reason = f"is damaged: a compressed patch of {largest} bytes; expected: at most {limit}"
-            raise Invalid(file.filename, reason)
+        if largest > limit:
+            reason = f"a compressed patch of {largest} bytes; expected: at most {limit}"
+            raise Invalid(path, f"is damaged: {reason}")
+        try:
+            places = {
+                role: [dataset.id.get_chunk_info_by_coord((row, 0, 0, 0))[2] for row in ends]
+                for role, dataset in datasets.items()
+            }
+            chunks = cls.packed(sizes, starts, places["input"][0] or 0, shuffle)
+            valid = chunks.blocks[-1] <= file_bytes
+            valid &= places == {role: chunks.places[role][[*ends]].tolist() for role in ROLES}
+        except (OSError, RuntimeError, ValueError, TypeError):  # not chunked, or a damaged index
+            valid = False
+        if not valid:
+            raise Invalid(path, "is damaged or was rewritten: its patches are not at their places")
         return chunks
 
     def read(self, descriptor: int, role: str, rows: NDArray[np.int64]) -> Iterator[bytes]:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ctpatches.schema import PLUGIN
 
-#: Patches that are compressed or decompressed at once.
-ROWS = 64
+#: Patches that are compressed or decompressed at once: so many, of at most so many bytes.
+MAX_ROWS, MAX_BYTES = 64, 1 << 20
 _NUMBERS, _KEPT = itertools.count(), threading.local()
 
 
@@ -42,7 +42,7 @@ def missing_filter(layout: h5py.h5p.PropDCID) -> str:
 
 
 def _memory(compression: str, dtype: np.dtype[Any], size: int) -> h5py.Dataset:
-    """Return a dataset in memory of `ROWS` patches, the same one in every call of a thread.
+    """Return a dataset of some patches in memory, the same one in every call of a thread.
 
     HDF5 has no other interface to its filters.
     """
@@ -51,9 +51,10 @@ def _memory(compression: str, dtype: np.dtype[Any], size: int) -> h5py.Dataset:
     if key not in kept:
         # A piece of memory has a name, like a file, which no other may have.
         name, form = f"ctpatches {next(_NUMBERS)}", (size, size)
+        rows = max(1, min(MAX_ROWS, MAX_BYTES // (dtype.itemsize * size**2)))
         file = h5py.File(name, "w", driver="core", backing_store=False, rdcc_nbytes=0)
         filters = filter_options(compression)
-        kept[key] = file.create_dataset("x", (ROWS, *form), dtype, chunks=(1, *form), **filters)
+        kept[key] = file.create_dataset("x", (rows, *form), dtype, chunks=(1, *form), **filters)
     return kept[key]
 
 
@@ -64,8 +65,8 @@ def compress(patches: NDArray[Any], compression: str) -> list[bytes]:
     """
     dataset = _memory(compression, patches.dtype, patches.shape[-1])
     out = []
-    for start in range(0, len(patches), ROWS):
-        part = patches[start : start + ROWS]
+    for start in range(0, len(patches), len(dataset)):
+        part = patches[start : start + len(dataset)]
         dataset[: len(part)] = part
         out += [dataset.id.read_direct_chunk((row, 0, 0))[1] for row in range(len(part))]
     return out
@@ -83,8 +84,8 @@ def decompress(
     # A chunk of bitshuffle begins with the number of bytes of its patch. The filter was seen to end
     # the process where that is another one.
     begin = b"" if compression == "gzip" else out[:1].nbytes.to_bytes(8, "big")
-    for start in range(0, n, ROWS):
-        part = out[start : start + ROWS]
+    for start in range(0, n, len(dataset)):
+        part = out[start : start + len(dataset)]
         for row, chunk in zip(range(len(part)), remaining, strict=False):
             if not chunk or not chunk.startswith(begin):
                 raise OSError("a chunk is damaged")

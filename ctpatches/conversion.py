@@ -25,7 +25,7 @@ from ctpatches.files import (
     open_regular,
     reserve,
     sync_folder,
-    write_rows,
+    write_at,
 )
 from ctpatches.header import Header, build_header
 from ctpatches.messages import CallError, RunError, printable, quoted
@@ -158,7 +158,7 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
     """Write the whole target under its temporary name."""
     problems = damages(file)
     _check(next(problems), file)
-    views = file.views.columns if file.store == "views" else _planned_views(file, config)
+    views: Table = file.views.columns if file.store == "views" else _planned_views(file, config)
     tables = _tables(file, config["store"], views)
 
     def header() -> Header:
@@ -175,7 +175,7 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
         if isinstance(offset, int) and offset >= CHUNKS:
             offset, end = end, end + len(data)
         with named_errors(target):
-            write_rows(descriptor, data, offset)
+            write_at(descriptor, data, offset)
 
     try:
         with named_errors(target):
@@ -187,15 +187,16 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
             own = slice(*np.searchsorted(views["pair"], [pair, pair + 1]).tolist())
             block = _block(pixels, config["store"], {name: views[name][own] for name in views})
             place = file.place(pair) | {"pixel": (int(views["offset"][own][:1].sum()), 0)}
-            tables["pair/checksum"][pair] = block.write(write, empty, pair, place)
+            tables["pair/checksum"][pair] = block.write(
+                write, empty.rows, pair, place, config["compression"], empty.shuffle
+            )
             for role in ROLES:
                 tables[f"pair/{role}_rounding"][pair] += pixels.rounding[role]
         with named_errors(target):
+            starts = [*file.blocks[0].tolist(), file.patches]
             chunks = None
-            if empty.compression != "none":
-                starts = [*file.blocks[0].tolist(), file.patches]
-                recorded = descriptor, empty.rows, starts, empty.size, empty.shuffle
-                chunks = Chunks.recorded(*recorded)
+            if config["compression"] != "none":
+                chunks = Chunks.recorded(descriptor, empty.rows, starts, empty.size, empty.shuffle)
             header().write(descriptor, chunks)
             os.fsync(descriptor)
     finally:
@@ -269,9 +270,7 @@ class _Pixels:
 
     def patches(self, role: str, piece: Piece) -> NDArray[Any]:
         """Return patches of the block, shape (n, p, p)."""
-        first, _ = self.file.place(self.pair)["patch"]
-        rows = np.arange(first + piece.start, first + piece.stop)
-        rows = self.file.shuffle.forward(rows) if self.file.shuffle else rows
+        rows = np.r_[self.file.rows_of(self.pair)][piece.start : piece.stop]
         return self._cast(role, self.file.images(role, rows))
 
     def view(self, role: str, offset: int, size: tuple[int, int]) -> NDArray[Any]:

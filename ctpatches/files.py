@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 from ctpatches.messages import RunError, quoted
 
-#: One write(2) call writes at most 2^31 - 4096 bytes on Linux.
-WRITE_BYTES = 1 << 30
 #: Where bytes are written to: at one place, or in equal parts at several.
 Offset: TypeAlias = int | list[int]
+#: One write(2) call writes at most 2^31 - 4096 bytes on Linux.
+WRITE_BYTES = 1 << 30
 #: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,23 +39,16 @@ def open_regular(path: str) -> int:
     return descriptor
 
 
-def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at that byte, however many bytes one call writes."""
-    rest = memoryview(data).cast("B")
-    while rest:
-        done = os.pwrite(descriptor, rest[:WRITE_BYTES], offset)
-        rest, offset = rest[done:], offset + done
-
-
-def write_rows(descriptor: int, data: memoryview, offset: Offset) -> None:
-    """Write all of `data`, at one place or in equal parts at several."""
+def write_at(descriptor: int, data: bytes | memoryview, offset: Offset) -> None:
+    """Write all of `data` there, however many bytes one call writes."""
+    data = memoryview(data).cast("B")
     offsets = offset if isinstance(offset, list) else [offset]
-    data = data.cast("B")
     width = len(data) // len(offsets)
-    for start, at in zip(range(0, len(data), width), offsets, strict=True):
-        row = data[start : start + width]
-        if os.pwrite(descriptor, row, at) < width:
-            write_at(descriptor, row, at)  # more than one call writes
+    for part, at in enumerate(offsets):
+        rest = data[part * width : (part + 1) * width]
+        while rest:
+            done = os.pwrite(descriptor, rest[:WRITE_BYTES], at)
+            rest, at = rest[done:], at + done  # noqa: PLW2901
 
 
 @contextlib.contextmanager

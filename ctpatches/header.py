@@ -152,6 +152,8 @@ def build_header(
     early.set_layout(h5py.h5d.CONTIGUOUS)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    chunked = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    chunked.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)  # the same in all versions of h5py
     attributes = {
         "format": FORMAT,
         "format_version": np.uint32(VERSION),
@@ -172,6 +174,7 @@ def build_header(
                 shape,
                 DTYPES[config["dtype"]],
                 chunks=(1, *shape[1:]),
+                dcpl=chunked,
                 **filter_options(config["compression"]),
             )
             dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index
@@ -191,9 +194,15 @@ def build_header(
             file.attrs[name] = value
             if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
                 file.attrs[name + COPY] = np.bytes_(value.encode())
-    shuffle = None
-    if config.get("shuffle_patches"):
-        first_file = bytes(tables["pair/input_file"][0])
-        shuffle = Permutation.drawn(patches, config["seed"], first_file)
     roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
+    shuffle = _shuffle(tables, config, patches)
     return Header(memory.size, rows, extents, memory.writes, shuffle, config["compression"], roots)
+
+
+def _shuffle(
+    tables: Mapping[str, NDArray[Any]], config: Mapping[str, Any], patches: int
+) -> Permutation | None:
+    """Return the permutation of the rows of patches; None where they are not shuffled."""
+    if not config.get("shuffle_patches"):
+        return None
+    return Permutation.drawn(patches, config["seed"], bytes(tables["pair/input_file"][0]))

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 
+from ctpatches.compression import compress
 from ctpatches.file import abbreviated
 from pipeline import filling, prefetch
 from pipeline.config import Config
@@ -33,7 +34,8 @@ TRIALS = 3
 def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     """Print the disk space, the memory and the time that a run needs with that many ranks."""
     pairs = [pair for plan in plans.values() for pair in plan.pairs]
-    size = sum(config.bytes_of(plan.patches, plan.pixels) for plan in plans.values())
+    seconds_per_pair, kept = _try_out(next(iter(plans.values())), config)
+    size = kept * sum(config.bytes_of(plan.patches, plan.pixels) for plan in plans.values())
     files = abbreviated(list(map(quoted, paths.all_files(config))), MAX_NAMES)
     folder = os.path.dirname(os.path.abspath(config.output_fname))
     while not os.path.isdir(folder):
@@ -44,11 +46,15 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     largest = max(part.kept_windows for plan in plans.values() for part in plan.parts)
     image = 4 * max(pair.input.rows * pair.input.columns for pair in pairs)
     threads = 0 if config.mpi_run else prefetch.threads_for(pairs)
-    held = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
+    held: float = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
     held += largest * config.orientations * PLACE_BYTES * (1 + threads)
+    if config.compression != "none" and ranks > 1:  # blocks that wait on rank 0
+        pixels = largest * config.orientations * config.patch_size**2
+        held += filling.MAX_AHEAD * ranks * kept * config.bytes_of(0, pixels)
     memory = BASE_MB + REPORT_MB * (not config.no_report) + held / 1e6
-    seconds = len(pairs) * _seconds_per_pair(next(iter(plans.values())), config) / ranks
-    print(f"{'would write':28} {size / 1e6:.1f} MB to {files}")
+    seconds = len(pairs) * seconds_per_pair / ranks
+    about = "about " if config.compression != "none" else ""
+    print(f"{'would write':28} {about}{size / 1e6:.1f} MB to {files}")
     print(f"{'free there':28} {free / 1e6:.1f} MB{'' if size <= free else '  NOT ENOUGH'}")
     print(f"{'memory':28} up to {memory:.0f} MB per rank")
     print(
@@ -57,13 +63,21 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     )
 
 
-def _seconds_per_pair(plan: Plan, config: Config) -> float:
-    """Create a few blocks, write them nowhere, and return how long one takes."""
+def _try_out(plan: Plan, config: Config) -> tuple[float, float]:
+    """Create a few blocks, write them nowhere, and return how long one takes.
+
+    Also return how much of their bytes is left after compression, a fraction.
+    """
     few = min(TRIALS, len(plan.pairs))
-    begin = time.perf_counter()
+    begin, given, written = time.perf_counter(), 0, 0
     for task in filling.pair_tasks(0, plan, done=range(few, len(plan.pairs))):
         _, block, *_ = filling.prepare_block(task, config)
         pieces = block.pieces() if config.store == "patches" else ()
         for role, piece in itertools.product(block.views, pieces):
-            block.cut(role, piece)
-    return (time.perf_counter() - begin) / few
+            patches = block.cut(role, piece)
+            given += patches.nbytes
+            if config.compression == "none":
+                written += patches.nbytes
+            else:
+                written += sum(map(len, compress(patches, config.compression)))
+    return (time.perf_counter() - begin) / few, written / given if given else 1.0

@@ -16,7 +16,10 @@ from ctpatches.messages import CallError, did_you_mean
 #: Patch sizes with a default overlap of neighbouring windows, both in pixels.
 PATCH_OVERLAPS = {96: 12, 75: 11, 64: 4, 55: 8, 42: 6, 32: 4, 24: 4, 12: 4}
 #: Options that are documented with underscores.
-UNDERSCORED = ("random_N", "air_threshold", "rot_augment", "ds_augment", "blurr_n_noise", "mpi_run")
+UNDERSCORED = (
+    *("random_N", "air_threshold", "rot_augment", "ds_augment", "blurr_n_noise", "mpi_run"),
+    "shuffle_patches",
+)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from ctpatches import streams
 from pipeline.mpi import launch
 from tests.running import REPO, Ended, environment, mpiexec
@@ -218,6 +216,8 @@ def kept(folder: Path) -> set[str]:
 @contextlib.contextmanager
 def mounted(folder: Path, *options: str) -> Iterator[Path]:
     """Mount a disk of its own in memory; skip the test where that is not allowed."""
+    import pytest  # here: half of the start of a broken run
+
     folder.mkdir()
     mount = shutil.which("mount")
     how = [str(mount), "-t", "tmpfs", *(["-o", ",".join(options)] if options else []), "none"]

@@ -3,6 +3,7 @@
 #
 #   tests/run.sh [argument of pytest ...]
 #
+# Test files run at the same time, one per core and at most four; `-n 0` runs them one after another.
 # PYTHON=/path/to/python sets the Python (see setup_env.sh).
 set -euo pipefail
 unset CDPATH
@@ -17,4 +18,6 @@ choose_mpi
 PATH=$(dirname "$python"):$PATH
 export PATH
 
-exec "$python" -m pytest "$@"
+# A file's tests run in one process, which makes its fixtures once. Files in their order: by default
+# those of few tests come last, although some of these take longest.
+exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,13 +31,22 @@ _OPEN_MPI = {
 }
 
 
+#: A line of progress: a run prints none, unless the machine is busy.
+_PROGRESS = re.compile(r"^[a-z ]+: \d+ of \d+ \w+, [^\n]* left\n", re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a run ended."""
 
     status: int
     out: str
-    err: str
+    stderr: str
+
+    @property
+    def err(self) -> str:
+        """Standard error without lines of progress."""
+        return _PROGRESS.sub("", self.stderr)
 
     @property
     def errors(self) -> list[str]:

@@ -24,7 +24,7 @@ def different(cwd: Path, *calls: Sequence[str | Path]) -> Ended:
         folder.mkdir(exist_ok=True)
         words += [":"] if rank else []
         words += ["-n", "1", "-wdir", folder, sys.executable, REPO / "main.py", *options]
-    return run(words, cwd, timeout=30)
+    return run(words, cwd)
 
 
 @pytest.fixture

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+from pipeline.output import commit
 from tests.editing import flip
 from tests.faults import EARLIER, Fault, Run, argv, command, one_error, wait_for
+from tests.running import called
 from tests.scans import write_patient
 
 
@@ -51,29 +53,58 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("n", [0, 2], ids=["serial", "2 ranks"])
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless], ids=["native", "RLE"])
+BAD = ("--overwrite", "--bad-files", "skip")
+COMPRESSION = pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, RLELossless], ids=["native", "RLE"]
+)
+
+
+@COMPRESSION
 @pytest.mark.parametrize("how", CHANGES)
 def test_a_slice_that_changes_between_planning_and_filling_ends_the_run(
-    tmp_path, output, how, syntax, n
+    tmp_path, output, monkeypatch, how, syntax
 ):
     made = write_patient(tmp_path / "scans", "A", 4, syntax=syntax)
     change, word = CHANGES[how]
-    arguments = argv(tmp_path / "scans", output, "--overwrite", "--bad-files", "skip")
-    mark = tmp_path / "held"
-    with Run(command(n, arguments, Fault("hold", "reserving", mark=str(mark))), tmp_path) as run:
-        wait_for(mark.exists, "the end of planning")
+    reserve_all = commit.reserve_all
+
+    def change_and_reserve(files: Sequence[commit.OutputFile]) -> None:
         change(tmp_path / "scans" / made[2].target_file)
-        mark.unlink()
-        one_error(run.ended(), made[2].target_file, word, status=1)
+        reserve_all(files)
+
+    monkeypatch.setattr(commit, "reserve_all", change_and_reserve)
+    ended = called(tmp_path, *argv(tmp_path / "scans", output, *BAD))
+    one_error(ended, made[2].target_file, word, status=1)
     assert output.read_bytes() == EARLIER
 
 
-@pytest.mark.parametrize("n", [0, 2], ids=["serial", "2 ranks"])
-@pytest.mark.parametrize("how", ["rewritten", "rewritten, time restored", "replaced, same time"])
+@COMPRESSION
+def test_a_slice_that_changes_before_ranks_fill_ends_the_run(tmp_path, output, syntax):
+    made = write_patient(tmp_path / "scans", "A", 4, syntax=syntax)
+    mark = tmp_path / "held"
+    words = command(
+        2, argv(tmp_path / "scans", output, *BAD), Fault("hold", "reserving", mark=str(mark))
+    )
+    with Run(words, tmp_path) as run:
+        wait_for(mark.exists, "the end of planning")
+        rewrite_and_restore_times(tmp_path / "scans" / made[2].target_file)
+        mark.unlink()
+        one_error(run.ended(), made[2].target_file, "changed", status=1)
+    assert output.read_bytes() == EARLIER
+
+
+@pytest.mark.parametrize(
+    ("how", "n"),
+    [
+        ("rewritten", 0),
+        ("rewritten, time restored", 0),
+        ("replaced, same time", 0),
+        ("replaced, same time", 2),
+    ],
+)
 def test_a_slice_that_changes_before_planning_ends_the_run(tmp_path, output, how, n):
     made = write_patient(tmp_path / "scans", "A", 6)
-    arguments = argv(tmp_path / "scans", output, "--overwrite", "--bad-files", "skip")
+    arguments = argv(tmp_path / "scans", output, *BAD)
     mark = tmp_path / "held"
     with Run(command(n, arguments, Fault("hold", "planning", mark=str(mark))), tmp_path) as run:
         wait_for(mark.exists, "the end of reading headers")

@@ -43,8 +43,9 @@ def since(mark: Path) -> float:
 # --- each rank in turn raises ----------------------------------------------------------------
 
 RAISES = [
-    *((step, rank) for step in ("reading", "patching", "writing") for rank in (0, 1, 2)),
-    *(("handing over", rank) for rank in (1, 2)),
+    *((step, rank) for step in ("reading", "patching") for rank in (0, 1)),
+    *(("writing", rank) for rank in (0, 1, 2)),
+    ("handing over", 1),
     ("taking", 0),
     *(("planning", rank) for rank in (0, 1)),
 ]
@@ -57,7 +58,8 @@ def test_a_rank_that_raises_ends_all_with_one_message(tmp_path, tree, output, st
     if step in ("handing over", "taking"):
         options += ["--hand_over", "messages"]
     fault = Fault("raise", step, rank, mark=str(mark))
-    ended = run(command(3, argv(tree.root, output, *options), fault), tmp_path)
+    n = 3 if step == "writing" else 2  # of three, one is neither rank 0 nor the one that fails
+    ended = run(command(n, argv(tree.root, output, *options), fault), tmp_path)
     assert since(mark) < SOON
     message = one_error(ended, f"rank {rank}: ", "made to fail", status=1)
     if step not in ("planning", "taking"):

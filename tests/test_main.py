@@ -365,7 +365,7 @@ def test_an_output_that_another_run_is_writing(tmp_path, tree):
 def test_with_overwrite_an_output_is_replaced(tmp_path, tree):
     (tmp_path / "x.h5").write_bytes(b"an older one")
     how = ["--input-folder", tree.root, "--output-fname", "x.h5", "--patch-size", "p24"]
-    ended = called(tmp_path, *how, "--overwrite", "--random_N", "1")
+    ended = called(tmp_path, *how, "--overwrite", "--random_N", "1", "--no-report")
     assert (ended.status, ended.err) == (0, "")
     assert (tmp_path / "x.h5").read_bytes()[:4] == b"\x89HDF"
 
@@ -405,7 +405,7 @@ def test_ranks_refuse_a_bad_call_with_one_voice(tmp_path, options, word):
 
 def test_a_serial_run_imports_no_mpi(tmp_path, tree):
     command: list[str | Path] = [sys.executable, "-X", "importtime", REPO / "main.py"]
-    command += ["--input-folder", tree.root, "--patch-size", "p24", "--random_N", "1"]
+    command += ["--input-folder", tree.root, "--patch-size", "p24", "--sheets", "0"]
     ended = run(command, tmp_path)
     assert ended.status == 0
     assert {"h5py", "numpy"} <= imported(ended)

@@ -90,7 +90,7 @@ def test_a_shuffled_renamed_copy_gives_the_same_patches(tree, tmp_path):
 
 def test_a_shuffled_renamed_copy_of_real_scans_gives_the_same_patches(ldct, tmp_path):
     copy = shuffled_copy(ldct, tmp_path / "copy", 2)
-    form = ("--patch-size", "p96", "--air_threshold", "--ds_augment")
+    form = ("--patch-size", "p96", "--air_threshold", "--ds_augment", "--no-report")
     for root, name in ((ldct, "real.h5"), (copy, "copy.h5")):
         ended = called(tmp_path, "--input-folder", root, *form, "--output-fname", name)
         assert ended.status == 0

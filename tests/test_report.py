@@ -222,7 +222,8 @@ def large(tmp_path_factory) -> Run:
             for path in (root / "scans" / name / folder).iterdir():
                 edit(path, Exposure=exposure if name == "A" else 100)
     window = ("--normalization-type", "hu_window", "--hu-window", "-100", "50")
-    return run(root / "scans", root / "out.h5", *EVERYTHING[:4], "--patch-size", "p64", *window)
+    form = ("--patch-size", "p64", "--sheets", "1")
+    return run(root / "scans", root / "out.h5", *EVERYTHING[:4], *form, *window)
 
 
 def test_noise_is_that_of_all_patches_at_scale_1_before_clipping_and_degradation(large, tmp_path):
@@ -305,7 +306,7 @@ def test_the_spectrum_of_white_noise_is_flat(tmp_path):
         for folder, image in (("quarter_3mm", low), ("full_3mm", full)):
             path = tmp_path / "scans" / "A" / folder / f"{number}.dcm"
             write_slice(path, image.astype(np.uint16), z=3.0 * number, PixelSpacing=[0.5, 0.5])
-    options = ("--patch-size", "p64", "--anatomy-check", "off")
+    options = ("--patch-size", "p64", "--anatomy-check", "off", "--sheets", "0")
     facts = run(tmp_path / "scans", tmp_path / "o.h5", *options).facts["noise_power"]
     assert (facts["regions"], facts["slices"]) == (4 * 7 * 7, 4)
     assert facts["per_mm"] == [round(i / 32, 6) for i in range(1, 33)]
@@ -316,7 +317,7 @@ def test_the_spectrum_of_white_noise_is_flat(tmp_path):
 
 def test_without_spacing_there_is_no_spectrum(tmp_path):
     write_patient(tmp_path / "scans", "A", 1, shape=(256, 240), PixelSpacing=None)
-    made = run(tmp_path / "scans", tmp_path / "o.h5", "--patch-size", "p64")
+    made = run(tmp_path / "scans", tmp_path / "o.h5", "--patch-size", "p64", "--sheets", "0")
     assert made.facts["noise_power"] is None
     assert "Not measured: the scans have no Pixel Spacing (0028,0030)" in made.text
 

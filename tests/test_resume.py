@@ -559,7 +559,7 @@ def test_a_run_that_was_killed_among_its_renames_is_completed(tmp_path, scans, m
 def test_a_run_that_was_killed_before_its_report_gets_it(tmp_path, scans, whole, made):
     output = tmp_path / "x.h5"
     fault = Fault("kill", "reporting")
-    arguments = argv(scans.root, output, report=True)
+    arguments = argv(scans.root, output, "--sheets", "0", report=True)
     assert run(command(0, arguments, fault), tmp_path).status == -9
     assert left(tmp_path) == {"x.h5"}
     assert called(tmp_path, *arguments, "--resume").errors == []

@@ -605,7 +605,7 @@ def test_a_source_slice_is_never_replaced(make: Maker, capsys: pytest.CaptureFix
 
 
 def test_it_runs_from_the_shell(tmp_path: Path, scans: File) -> None:
-    made = serial(tmp_path, "--input-folder", scans.root, "--output-fname", "out.h5")
+    made = serial(tmp_path, "--input-folder", scans.root, "--output-fname", "out.h5", "--no-report")
     assert made.status == 0, made.err
     command_line: list[str | Path] = [*COMMAND, "out.h5", "--pair", "1"]
     ended = run([*command_line, "--output", "t.npy"], tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,18 @@ def train(prefix: Path, *options: str) -> Ended:
     return run([sys.executable, "-m", "examples.train", prefix, *options], REPO, timeout=600)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the prefix of the files of train, val and test."""
-    folder = tmp_path_factory.mktemp("training")
+def make_files(folder: Path, *more: str) -> Path:
+    """Return the prefix of files of train, val and test."""
     made = ("--output-fname", folder / "sample.h5", "--split", "0.5", "0.25", "0.25")
     options = ("--air_threshold", "--normalization-type", "std_independent", "--no-report")
-    ended = called(folder, "--input-folder", REPO / "raw_data", *made, *options)
+    ended = called(folder, "--input-folder", REPO / "raw_data", *made, *options, *more)
     assert ended.status == 0, ended.err
     return folder / "sample"
 
 
 @pytest.fixture(scope="module")
-def trained(files: Path) -> tuple[Path, Ended]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    files = make_files(tmp_path_factory.mktemp("training"))
     return files, train(files, "--epochs", "4")
 
 
@@ -63,15 +61,18 @@ def test_the_figure_has_grey_images_and_a_coloured_difference(trained: Any) -> N
     assert not coloured[:500].any()  # input and output
 
 
-def test_the_same_seed_gives_the_same_network(files: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch = pytest.importorskip("torch")
+    from examples.train import main
+
+    files = make_files(tmp_path, "--random_N", "1")
+    monkeypatch.setattr(sys, "argv", ["train", str(files), "--epochs", "1", "--seed", "3"])
     networks: list[Any] = []
     for _ in range(2):
-        copies = tmp_path / f"{len(networks)}"
-        for subset in ("train", "val", "test"):
-            shutil.copy(f"{files}_{subset}.h5", f"{copies}_{subset}.h5")
-        assert train(copies, "--epochs", "1", "--seed", "3").status == 0
-        networks.append(torch.load(f"{copies}_denoiser.pt"))
+        main()
+        networks.append(torch.load(f"{files}_denoiser.pt"))
     first, again = networks
     for name, values in first.items():
         np.testing.assert_array_equal(values.numpy(), again[name].numpy())

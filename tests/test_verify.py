@@ -255,7 +255,7 @@ class Job:
 def make_job(folder: Path, *options: str) -> Job:
     made = write_tree(folder / "scans", {"A": 2, "B": 1}, slope=0.5, intercept=-1000)
     where = ("--input-folder", folder / "scans", "--output-fname", folder / "out.h5")
-    ended = called(folder, *where, "--patch-size", "p24", *options)
+    ended = called(folder, *where, "--patch-size", "p24", "--no-report", *options)
     assert ended.status == 0, ended.err
     hu = [(0.5 * pair.input - 1000, 0.5 * pair.target - 1000) for pair in made]
     return Job(folder / "scans", made, add_digests(folder / "out.h5", hu))

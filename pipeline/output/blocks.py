@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE
-from ctpatches.files import Offset, named_errors, write_at, write_rows
+from ctpatches.files import Offset, named_errors, write_at
 from ctpatches.permutation import Permutation
 from ctpatches.schema import REST_BYTES
 from pipeline.model import Place
@@ -107,7 +107,7 @@ class PartialFile(Writer):
 
     def write(self, offset: Offset, data: memoryview) -> None:
         with named_errors(self.path):
-            write_rows(self.descriptor, data, offset)
+            write_at(self.descriptor, data, offset)
 
     def flush(self) -> None:
         if self.sync:
@@ -189,4 +189,6 @@ class BackgroundWriter(Writer):
 def write_block(writer: Writer, layout: Layout, block: Block, index: int, place: Place) -> int:
     """Write the block of pair `index` at its place; return its checksum."""
     with laps() as lap:
-        return block.write(writer.write, layout, index, place, lap)
+        return block.write(
+            writer.write, layout.rows, index, place, layout.compression, layout.shuffle, lap
+        )

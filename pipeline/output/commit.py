@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctpatches.checksums import block_digest, block_ranges
+from ctpatches.blocks import block_ranges
+from ctpatches.checksums import block_digest
 from ctpatches.chunks import Chunks
 from ctpatches.file import abbreviated
 from ctpatches.files import named_errors, reserve, sync_folder
