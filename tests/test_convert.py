@@ -34,6 +34,7 @@ JOBS = {
     "all": "--rot_augment --ds_augment --blurr_n_noise",
     "pad": "--edge pad --ds_augment --tensor-format tf",
     "window": "--edge pad --normalization-type hu_window --hu-window -900 500 --rot_augment",
+    "shuffled": "--shuffle_patches --ds_augment --rot_augment",
     "air": "--air_threshold --rot_augment --ds_augment --intensity hu",
     "air std": "--air_threshold --ds_augment --normalization-type std_independent --blurr_n_noise",
     "air window": "--air_threshold --normalization-type hu_window",
@@ -49,6 +50,9 @@ EXACT = [
     ("patches float32", "patches float16", ("all", "pad", "window")),
     ("patches float32", "views int16", ("all", "pad")),
     *((source, f"patches float32 {c}", ("air",)) for source in STORED for c in COMPRESSIONS),
+    *((f"patches {d}", f"views {d}", ("shuffled",)) for d in DTYPES),
+    ("views float32", "patches float32 gzip", ("shuffled",)),
+    ("patches float32 gzip", "patches int16 none", ("shuffled",)),
     *((f"patches {d} lz4", f"patches {d} none", ("all",)) for d in DTYPES),
     ("patches int16 lz4", "patches int16 zstd", ("pad",)),
     ("patches int16 zstd", "views int16", ("pad",)),
@@ -130,6 +134,18 @@ def rounding_of(path: Path) -> np.ndarray[Any, Any]:
 def test_a_converted_file_has_the_bytes_of_a_direct_run(made, tmp_path, source, target, job):
     out = converted(made(job, source), tmp_path / "out.h5", target)
     assert digest(out) == digest(made(job, target))
+
+
+def test_the_files_of_a_run_with_nsplit_are_converted_one_by_one(tmp_path):
+    write_tree(tmp_path / "scans", {"A": 2, "B": 1}, shape=(61, 80))
+    for store in STORES:
+        direct(tmp_path / f"{store}.h5", "--nsplit", "2", "--air_threshold", "--store", store)
+    for number in ("1", "2"):
+        views, patches = (tmp_path / f"{store}_{number}of2.h5" for store in ("views", "patches"))
+        out = converted(views, tmp_path / f"out{number}.h5", "patches")
+        assert digest(out) == digest(patches)
+        out = converted(patches, tmp_path / f"again{number}.h5", "views")
+        np.testing.assert_array_equal(patches_of(out), patches_of(patches))
 
 
 def test_options_are_by_default_those_of_the_source(made, tmp_path):
