@@ -312,17 +312,9 @@ def test_slices_that_cannot_be_downscaled_give_no_patches_and_stop_nobody(tmp_pa
     write_patient(tmp_path / "scans", "A01", 2, shape=(1, 40))
     write_patient(tmp_path / "scans", "A02", 2)
     options = ("--ds_augment", "--air_threshold", "--air-rule", rule, "--anatomy-check", "off")
-    words = (
-        "--input-folder",
-        "scans",
-        "--output-fname",
-        "out.h5",
-        "--patch-size",
-        "p24",
-        "--sheets",
-        "1",
-    )
-    ended = called(tmp_path, *words, *options)
+    where = ("--input-folder", "scans", "--output-fname", "out.h5")
+    form = ("--patch-size", "p24", "--sheets", "1")
+    ended = called(tmp_path, *where, *form, *options)
     assert ended.status == 0, ended.err
     with h5py.File(tmp_path / "out.h5") as file:
         patches = file["pair/patches"][...]

@@ -493,10 +493,9 @@ def test_the_same_job_gives_the_same_bytes(whole, tree, tmp_path):
         assert contents(whole.folder()) == expected
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_ranks_write_the_report_of_the_serial_run(whole, tmp_path, n):
+def test_ranks_write_the_report_of_the_serial_run(whole, tmp_path):
     options = [*whole.argv, "--output-fname", str(tmp_path / "out.h5"), "--mpi_run"]
-    ended = ranks(n, tmp_path, *options, "--hand-over=messages", "--quiet")
+    ended = ranks(3, tmp_path, *options, "--hand-over=messages", "--quiet")
     assert (ended.status, ended.err) == (0, "")
     assert contents(tmp_path / "sanity_check" / "out") == contents(whole.folder())
 
