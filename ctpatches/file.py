@@ -192,8 +192,8 @@ def rounding(source: ValidatedFile) -> dict[str, float]:
 def rounding_text(source: ValidatedFile) -> str:
     """Return `rounding` in words; nothing for float32 that was never rounded."""
     largest = rounding(source)
-    if source.config["dtype"] == "float32" and not largest["file"]:
-        return ""
+    if not largest["file"]:
+        return "" if source.config["dtype"] == "float32" else "not at all: every pixel is exact"
     return f"by at most {largest['file']:.3g} in the unit of the file, {largest['hu']:.3g} HU"
 
 

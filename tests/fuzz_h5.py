@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from ctpatches import __main__ as command
 from ctpatches.checksums import verify
-from ctpatches.file import denormalise, provenance, read_patches
+from ctpatches.file import denormalise, overview, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import ATTRIBUTES, SCHEMA
 from ctpatches.stitching import stitch
@@ -205,11 +205,11 @@ def forge(path: Path, rng: random.Random) -> str:
 
 
 def header_bytes(path: Path) -> NDArray[np.int64]:
-    """Return the offsets of all bytes outside of the patches but for zeros that fill gaps."""
+    """Return the offsets of all bytes outside of the pixels but for zeros that fill gaps."""
     data = np.frombuffer(path.read_bytes(), np.uint8)
     with h5py.File(path) as file:
         used = np.convolve(data != 0, np.ones(9), "same") > 0
-        for name in ("input", "target"):
+        for name in filter(file.__contains__, ("input", "target", "views/input", "views/target")):
             start = file[name].id.get_offset()
             used[start : start + file[name].id.get_storage_size()] = False
     return np.flatnonzero(used)
@@ -267,6 +267,7 @@ READERS: tuple[Callable[[Path], object], ...] = (
     lambda path: provenance(path, 0),
     lambda path: provenance(path, 7),
     lambda path: read_patches(path, [5, 0]),
+    overview,
     lambda path: denormalise(np.zeros((1, 2)), path, 3, "input", "stored"),
     verify,
     lambda path: stitch(None, path, 0, "input"),

@@ -33,6 +33,7 @@ JOBS: tuple[tuple[str, ...], ...] = (
     ("--overwrite",),
     SPLIT,
     ("--anonymize",),
+    ("--store", "views", "--dtype", "int16", "--ds_augment"),
     ("--overwrite", "--anonymize", *SPLIT),
 )
 

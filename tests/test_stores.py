@@ -275,6 +275,12 @@ def test_the_largest_rounding_error_is_that_of_the_patches(make, content, dtype)
         assert rounding(one) == {"file": 0, "hu": 0}
 
 
+def test_stored_values_are_exact_as_int16(make):
+    facts = [overview(make(dtype, f"--dtype {dtype}")) for dtype in ("int16", "float32")]
+    assert "rounded    not at all: every pixel is exact" in facts[0]
+    assert not any(fact.startswith("rounded") for fact in facts[1])
+
+
 def test_summary_overview_and_report_state_the_rounding(scans, tmp_path):
     options = (*JOB.split(), "--dtype", "float16", "--store", "views", "--sheets", "0")
     ended = called(tmp_path, *argv(scans.root, tmp_path / "x.h5", *options, report=True))
