@@ -152,33 +152,12 @@ def build_header(
     early.set_layout(h5py.h5d.CONTIGUOUS)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    chunked = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    chunked.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)  # the same in all versions of h5py
-    attributes = {
-        "format": FORMAT,
-        "format_version": np.uint32(VERSION),
-        "complete": np.uint8(complete),
-        "seed": np.int64(config["seed"]),
-        "unit": unit,
-        "configuration": configuration,
-        "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
-    }
     compressed = config["compression"] != "none"
     memory = RecordedFile()
-    rows, extents, first_chunks = {}, [], {}
+    rows, extents = {}, []
     interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
     with h5py.File(memory, "w", **interval) as file:
-        for role in ROLES if compressed else ():
-            dataset = file.create_dataset(
-                role,
-                shape,
-                DTYPES[config["dtype"]],
-                chunks=(1, *shape[1:]),
-                dcpl=chunked.copy(),
-                **filter_options(config["compression"]),
-            )
-            dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index
-            first_chunks[role] = dataset.id.get_chunk_info(0).byte_offset
+        first_chunks = _create_compressed(file, shape, config) if compressed else {}
         for name in [*bulk_names(config["store"], compressed), REST]:
             field = SCHEMA[name]
             n = {"patch": patches, "pixel": pixels, "byte": REST_BYTES}[field.row_of]
@@ -190,13 +169,45 @@ def build_header(
                 rows[name] = first, size // max(len(dataset), 1)
         for name in (name for name in SCHEMA if name in tables):  # one order of the bytes
             file.create_dataset(name, data=tables[name])
-        for name, value in attributes.items():
-            file.attrs[name] = value
-            if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
-                file.attrs[name + COPY] = np.bytes_(value.encode())
+        _write_attributes(file, config["seed"], configuration, unit, complete)
     roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
     shuffle = _shuffle(tables, config, patches)
     return Header(memory.size, rows, extents, memory.writes, shuffle, config["compression"], roots)
+
+
+def _create_compressed(
+    file: h5py.File, shape: tuple[int, ...], config: Mapping[str, Any]
+) -> dict[str, int]:
+    """Create the compressed datasets; return the place of the first chunk of each."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)  # the same in all versions of h5py
+    options = {"chunks": (1, *shape[1:]), **filter_options(config["compression"])}
+    out = {}
+    for role in ROLES:
+        dataset = file.create_dataset(
+            role, shape, DTYPES[config["dtype"]], dcpl=properties.copy(), **options
+        )
+        dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index
+        out[role] = dataset.id.get_chunk_info(0).byte_offset
+    return out
+
+
+def _write_attributes(
+    file: h5py.File, seed: int, configuration: str, unit: str, complete: bool
+) -> None:
+    attributes = {
+        "format": FORMAT,
+        "format_version": np.uint32(VERSION),
+        "complete": np.uint8(complete),
+        "seed": np.int64(seed),
+        "unit": unit,
+        "configuration": configuration,
+        "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
+    }
+    for name, value in attributes.items():
+        file.attrs[name] = value
+        if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
+            file.attrs[name + COPY] = np.bytes_(value.encode())
 
 
 def _shuffle(

@@ -45,7 +45,7 @@ STEPS = {
     "creating": ("pipeline.output.commit", "OutputFile.create"),
     "syncing": ("os", "fsync"),
     "renaming": ("os", "replace"),
-    "reporting": ("pipeline.report", "write_report"),
+    "reporting": ("pipeline.report.contents", "write_report"),
 }
 #: Those on which ranks share the work.
 SHARED_STEPS = ("finding", "planning", "reading", "patching", "writing")

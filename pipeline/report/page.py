@@ -13,10 +13,9 @@ import numpy as np
 
 from ctpatches.schema import ORIENTATIONS
 from pipeline.config import FILE_OPTIONS
+from pipeline.report.spectrum import SIZE
+from pipeline.report.statistics import GRAIN_PIXELS, MAX_ERROR, Facts
 from utils import printable
-
-from .spectrum import SIZE
-from .statistics import GRAIN_PIXELS, MAX_ERROR, Facts
 
 #: Rows of a table of the page; the JSON has all.
 MAX_TABLE_ROWS = 300

@@ -18,10 +18,9 @@ from patching import Grid, body_mask
 from pipeline.config import Config
 from pipeline.dicom.pixels import Reader
 from pipeline.model import Plan
+from pipeline.report import figures
+from pipeline.report.statistics import Facts
 from utils import AIR_HU, generator, printable
-
-from . import figures
-from .statistics import Facts
 
 #: Patches of a sheet, and their rows and columns there: more would not be visible.
 SHEET_ROWS, MAX_DRAWN_SIZE = 6, 256

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from pipeline.config import Config
 from pipeline.dicom.pixels import Reader
 from pipeline.model import Plan
+from pipeline.report.sanity import candidates, spread
+from pipeline.report.statistics import Facts
 from utils import Image, generator
-
-from .sanity import candidates, spread
-from .statistics import Facts
 
 #: Pairs that are read, whatever the size of the data set.
 MAX_PAIRS = 16

@@ -132,6 +132,30 @@ def read_differences(source: ValidatedFile) -> list[Difference]:
     return [Difference(*row) for row in zip(*columns, strict=True)]
 
 
+def by_patient_and_dose(
+    plan: Plan, differences: Sequence[Difference], config: Config
+) -> tuple[list[Facts], list[Facts]]:
+    """Return counts and noise per patient, and the noise per dose level."""
+    patients: list[Facts] = []
+    of_dose: dict[str, list[Difference]] = {}
+    for name, rows in rows_by_patient(plan).items():
+        counts = count_pairs([plan.parts[i] for i in rows], config)
+        found = [differences[i] for i in rows]
+        dose = dose_level([plan.pairs[i] for i in rows])
+        of_dose.setdefault(dose, []).extend(found)
+        noise = measure_noise(found, config)
+        patients.append({"patient": name, **counts, "dose": dose, "noise": noise})
+    doses = [
+        {
+            "dose": dose,
+            "patients": sum(one["dose"] == dose for one in patients),
+            "noise": measure_noise(found, config),
+        }
+        for dose, found in sorted(of_dose.items())
+    ]
+    return patients, doses
+
+
 def measure_noise(differences: Sequence[Difference], config: Config) -> Facts | None:
     """Return standard deviation and mean of input minus target, and their standard errors, HU.
 
