@@ -16,6 +16,7 @@ import xxhash
 
 from ctpatches.files import write_at
 from ctpatches.schema import PATCH_COLUMNS, ROLES, SCHEMA
+from ctpatches.views import strips
 from pipeline.model import Place
 from pipeline.output.writer import Writer
 from pipeline.profile import laps, step
@@ -137,7 +138,7 @@ def write_block(writer: Writer, layout: Layout, block: Block, index: int, place:
             else:
                 pixel = 0
                 for view in block.views[role]:
-                    write(f"views/{role}", pixel, np.ascontiguousarray(view).data)
+                    write(f"views/{role}", pixel, strips(view).data)
                     pixel += view.size
         for name, dtype in PATCH_COLUMNS.items() if len(block) else ():
             values = np.full(len(block), index) if name == "pair" else getattr(block, name)
