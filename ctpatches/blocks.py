@@ -16,6 +16,7 @@ from ctpatches.files import Offset
 from ctpatches.orientations import orient
 from ctpatches.permutation import Permutation
 from ctpatches.schema import CHUNK_COLUMNS, PATCH_COLUMNS, ROLES, SCHEMA
+from ctpatches.views import strips
 
 #: Bytes of patches that are cut at once: with their view they fit into the second-level cache of a
 #: core, where their checksum and the write find them.
@@ -142,7 +143,7 @@ class Block:
             else:
                 pixel = 0
                 for view in self.views[role]:
-                    add_rows(f"views/{role}", pixel, np.ascontiguousarray(view).data)
+                    add_rows(f"views/{role}", pixel, strips(view).data)
                     pixel += view.size
         for name, dtype in PATCH_COLUMNS.items() if len(self) else ():
             values = np.full(len(self), index) if name == "pair" else getattr(self, name)

@@ -43,6 +43,7 @@ from ctpatches.schema import (
     VIEW_COLUMNS,
 )
 from ctpatches.validation import PathLike, ValidatedFile
+from ctpatches.views import from_strips
 from ctpatches.windows import padded_length
 
 #: What can be chosen, by option.
@@ -276,7 +277,7 @@ class _Pixels:
     def view(self, role: str, offset: int, size: tuple[int, int]) -> NDArray[Any]:
         """Return a stored view."""
         values = self.file.values(f"views/{role}", slice(offset, offset + math.prod(size)))
-        return self._cast(role, values.reshape(size))
+        return self._cast(role, from_strips(values, size))
 
     def assembled(
         self, role: str, block: Block, sizes: list[tuple[int, int]]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 POSSIBLE = hasattr(os, "preadv")
 #: Runs that are requested before the first of them is read: a disk is several times as fast with
 #: many requests at once. A batch has about as many, and they are far fewer than fit into memory.
-READ_AHEAD = 64
+READ_AHEAD = 128
 
 
 def read_rows(
@@ -34,16 +34,28 @@ def read_rows(
             raise OSError(f"{path!r} ends before patch {row}: it was truncated")
 
 
+def fits_in_memory(descriptor: int) -> bool:
+    """Return whether this machine has at least as much memory as a file has bytes."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.fstat(descriptor).st_size <= memory
+
+
+def request(descriptor: int, starts: Sequence[int], sizes: Sequence[int]) -> None:
+    """Have the system read ranges of bytes into its memory, without waiting for them."""
+    if hasattr(os, "posix_fadvise"):
+        for start, size in zip(starts, sizes, strict=True):
+            os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
+
 def read_runs(
     path: str, descriptor: int, starts: Sequence[int], sizes: Sequence[int]
 ) -> Iterator[memoryview]:
     """Yield runs of bytes, each in memory that is used again for the next one."""
     memory = memoryview(bytearray(max(sizes, default=0)))
     for at, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        if at % READ_AHEAD == 0 and hasattr(os, "posix_fadvise"):
+        if at % READ_AHEAD == 0:
             group = slice(at, at + READ_AHEAD)
-            for wanted in zip(starts[group], sizes[group], strict=True):
-                os.posix_fadvise(descriptor, *wanted, os.POSIX_FADV_WILLNEED)
+            request(descriptor, starts[group], sizes[group])
         if os.preadv(descriptor, [memory[:size]], start) != size:
             raise OSError(f"{path!r} ends before byte {start + size}: it was truncated")
         yield memory

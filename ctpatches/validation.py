@@ -144,19 +144,24 @@ class ValidatedFile:
             return self.values(role, rows).reshape(-1, size, size).astype(DTYPES[dtype], copy=False)
         name = f"views/{role}"
         windows = self.windows(rows) if windows is None else windows
-        images = views.cut(windows, size, self[name].dtype, functools.partial(self._runs, name))
+        runs = self.views.runs(windows, size)
+        images = views.cut(windows, size, self[name].dtype, runs, self._pixels(name, runs))
         return images.astype(DTYPES[dtype], copy=False)
 
-    def _runs(
-        self, name: str, first: NDArray[np.int64], lengths: NDArray[np.int64]
-    ) -> Iterator[Any]:
-        """Yield runs of values of a dataset, each a buffer that is valid until the next one."""
+    def _pixels(self, name: str, runs: views.Runs) -> Iterator[Any]:
+        """Yield the pixels of runs, each a buffer that is valid until the next one."""
         offset, width = self[name].id.get_offset(), self[name].dtype.itemsize
         if offset is None or self.descriptor < 0 or not direct.POSSIBLE:
-            for start, stop in zip(first.tolist(), (first + lengths).tolist(), strict=True):
-                yield self.values(name, slice(start, stop))
+            for start, length in zip(runs.first.tolist(), runs.length.tolist(), strict=True):
+                yield self.values(name, slice(start, start + length))
             return
-        starts, sizes = (offset + first * width).tolist(), (lengths * width).tolist()
+        # The whole view at its first use: a cold disk has fewer, larger requests to serve. If not
+        # all views fit into memory, pixels would often be dropped before they are used.
+        if direct.fits_in_memory(self.descriptor):
+            first, lengths = self.views.first_uses(name, runs)
+            ahead = (offset + first * width).tolist(), (lengths * width).tolist()
+            direct.request(self.descriptor, *ahead)
+        starts, sizes = (offset + runs.first * width).tolist(), (runs.length * width).tolist()
         yield from direct.read_runs(self.path, self.descriptor, starts, sizes)
 
     def windows(self, rows: slice | NDArray[np.int64]) -> views.Windows:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +11,23 @@ from numpy.typing import NDArray
 from ctpatches.orientations import DIHEDRAL
 from ctpatches.schema import MAX_IMAGE_SIDE, ORIENTATIONS
 
-#: Where a patch lies among the pixels of all views, and how it is oriented, in 8 bytes: so many
-#: fit into memory for millions of patches, where reading the columns of `patch/` at random would
-#: cost more than reading the pixels.
+#: Columns of a strip. The windows of a view would otherwise be read with all columns of the view:
+#: of 512 columns, five times the bytes that a patch of 55 columns needs.
+STRIP = 128
+#: The view of a patch, row and column in it, and the orientation, in 8 bytes: so many fit into
+#: memory for millions of patches, where reading the columns of `patch/` at random would cost more
+#: than reading the pixels.
 Windows: TypeAlias = NDArray[np.uint64]
-#: Bits of the orientation and of the columns of a view; all others are the first pixel.
-CODE_BITS, WIDTH_BITS = 3, 14
-MAX_PIXELS = 1 << (64 - CODE_BITS - WIDTH_BITS)
+#: Bits of an orientation, and of a row or column of a view.
+CODE_BITS, PLACE_BITS = 3, 14
 
-# Row and column in the window of the first pixel of a patch, of the next one below and of the next
-# one to the right of it, for a window of 2 x 2 pixels; shape (orientations, 3, 2).
+# Row and column in a patch of 2 x 2 pixels of the first pixel of its window, of the pixel below and
+# of the one to the right of it; shape (orientations, 3, 2).
 _NUMBERED = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
 _PLACES = np.array(
     [
-        [divmod(int(patch[at]), 2) for at in ((0, 0), (1, 0), (0, 1))]
-        for patch in (turn(_NUMBERED)[0] for turn in DIHEDRAL[: len(ORIENTATIONS)])
+        [divmod(turn(_NUMBERED).ravel().tolist().index(pixel), 2) for pixel in (0, 2, 1)]
+        for turn in DIHEDRAL[: len(ORIENTATIONS)]
     ]
 )
 
@@ -46,6 +48,7 @@ class ViewTable:
         #: Rows and columns of every view, shape (2, views).
         self.shapes = np.stack([columns["rows"], columns["columns"]]).astype(np.int64)
         self._keys = _key(columns["pair"], scale)
+        self._used: dict[str, NDArray[np.bool_]] = {}
         offsets = np.append(0, np.cumsum(np.prod(self.shapes, axis=0)))
         self.valid = bool(
             known.all()
@@ -55,7 +58,6 @@ class ViewTable:
             and (self.shapes <= 2 * MAX_IMAGE_SIDE).all()
             and (self.shapes >= view_shape(slice_shapes[:, columns["pair"]], scale)).all()
             and np.array_equal(columns["offset"], offsets[:-1])
-            and offsets[-1] <= MAX_PIXELS
         )
         #: First pixel of the views of every pair; one more entry for the end.
         self.starts = offsets[np.searchsorted(columns["pair"], np.arange(pairs + 1))]
@@ -77,12 +79,75 @@ class ViewTable:
     def windows(self, patches: dict[str, NDArray[Any]]) -> Windows:
         """Return the windows of patches, from the columns of `patch/`."""
         row = self._rows(patches["pair"], patches["scale"])
-        width = self.shapes[1, row]
-        out = self.columns["offset"][row] + (patches["row"] * width + patches["col"]).astype("u8")
-        out <<= np.uint64(WIDTH_BITS)
-        out |= width.astype(np.uint64)
-        out <<= np.uint64(CODE_BITS)
-        return np.asarray(out | patches["orientation"], np.uint64)
+        out = row.astype(np.uint64)
+        for values, bits in (
+            (patches["row"], PLACE_BITS),
+            (patches["col"], PLACE_BITS),
+            (patches["orientation"], CODE_BITS),
+        ):
+            out = out << np.uint64(bits) | values.astype(np.uint64)
+        return out
+
+    def runs(self, windows: Windows, size: int) -> Runs:
+        """Return what has to be read for the patches of windows."""
+        numbers = windows.astype(np.int64) >> CODE_BITS
+        col = numbers & ((1 << PLACE_BITS) - 1)
+        row = numbers >> PLACE_BITS & ((1 << PLACE_BITS) - 1)
+        view = numbers >> 2 * PLACE_BITS
+        strips = (col + size - 1) // STRIP - col // STRIP + 1
+        patch = np.repeat(np.arange(len(windows)), strips)
+        nth = np.arange(len(patch)) - np.repeat(np.cumsum(strips) - strips, strips)
+        col, row, view = col[patch], row[patch], view[patch]
+        left = (col // STRIP + nth) * STRIP
+        rows, columns = self.shapes[:, view]
+        width = np.minimum(columns - left, STRIP)
+        begin, end = np.maximum(col, left), np.minimum(col + size, left + width)
+        first = self.columns["offset"][view].astype(np.int64)
+        first += left * rows + row * width + begin - left
+        length = width * (size - 1) + end - begin
+        return Runs(view, patch, first, length, width, begin - col, end - begin)
+
+    def first_uses(self, name: str, runs: Runs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return first pixels and lengths of views that are used for the first time."""
+        used = self._used.setdefault(name, np.zeros(len(self._keys), bool))
+        view = np.unique(runs.view[~used[runs.view]])
+        used[view] = True
+        return self.columns["offset"][view].astype(np.int64), self.shapes[:, view].prod(axis=0)
+
+
+class Runs(NamedTuple):
+    """Consecutive pixels of views: of every window those in one strip, and what is between them.
+
+    In one piece they are read faster than row by row, from the same pages of the file.
+    """
+
+    view: NDArray[np.int64]
+    #: Which window, in ascending order.
+    patch: NDArray[np.int64]
+    #: First pixel, and number of pixels.
+    first: NDArray[np.int64]
+    length: NDArray[np.int64]
+    #: Columns of the strip.
+    width: NDArray[np.int64]
+    #: First column in the window, and number of columns.
+    begin: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
+def strips(view: NDArray[Any]) -> NDArray[Any]:
+    """Return the pixels of a view as they are stored, shape (rows x columns,).
+
+    Strips of 128 columns follow one another from left to right, each row by row.
+    """
+    parts = [view[:, at : at + STRIP].ravel() for at in range(0, view.shape[1], STRIP)]
+    return np.concatenate(parts)
+
+
+def from_strips(pixels: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Return a view, shape (rows, columns), from its pixels as they are stored."""
+    rows, columns = shape
+    parts = np.split(pixels, range(rows * STRIP, rows * columns, rows * STRIP))
+    return np.concatenate([part.reshape(rows, -1) for part in parts], axis=1)
 
 
 def view_shape(slice_shapes: NDArray[np.int64], scale: Any) -> NDArray[np.int64]:
@@ -96,31 +161,25 @@ def _key(pair: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def cut(
-    windows: Windows,
-    size: int,
-    dtype: np.dtype[Any],
-    read: Callable[[NDArray[np.int64], NDArray[np.int64]], Iterator[Any]],
+    windows: Windows, size: int, dtype: np.dtype[Any], runs: Runs, pixels: Iterable[Any]
 ) -> NDArray[Any]:
-    """Return the patches of windows, shape (n, size, size).
-
-    `read` yields the pixels of runs, a buffer each, from their first pixels and lengths. A run has
-    all rows of a window, and what lies between them: in one piece they are read faster, and the
-    pages of the file are the same.
-    """
-    numbers = windows.astype(np.int64)
-    orientation = numbers & ((1 << CODE_BITS) - 1)
-    width = (numbers >> CODE_BITS) & ((1 << WIDTH_BITS) - 1)
-    first = numbers >> (CODE_BITS + WIDTH_BITS)
-    # A patch is an array whose pixels lie in the run: how far apart depends on the orientation.
-    place = _PLACES[orientation] * np.stack([width, np.ones_like(width)], 1)[:, None]
-    corner, below, beside = place.sum(axis=2).T * dtype.itemsize
-    layouts = zip(
-        (corner * (size - 1)).tolist(),
-        zip((below - corner).tolist(), (beside - corner).tolist(), strict=True),
-        read(first, width * (size - 1) + size),
-        strict=True,
-    )
+    """Return the patches of windows, shape (n, size, size), from a buffer with each of the runs."""
+    # A window is an array whose pixels lie in a patch: how far apart depends on the orientation.
+    place = _PLACES[(windows & np.uint64((1 << CODE_BITS) - 1)).astype(np.int64)]
+    corner, below, beside = (place * [size, 1]).sum(axis=2).T * dtype.itemsize
+    starts = (corner * (size - 1) + np.arange(len(windows)) * size**2 * dtype.itemsize)[runs.patch]
+    steps = np.stack([below - corner, beside - corner], 1)[runs.patch]
+    starts += runs.begin * steps[:, 1]
     out = np.empty((len(windows), size, size), dtype)
-    for patch, (start, strides, pixels) in zip(out, layouts, strict=True):
-        patch[:] = np.ndarray((size, size), dtype, pixels, start, strides)
+    for start, step, width, columns, buffer in zip(
+        starts.tolist(),
+        steps.tolist(),
+        (runs.width * dtype.itemsize).tolist(),
+        runs.columns.tolist(),
+        pixels,
+        strict=True,
+    ):
+        shape = size, columns
+        found = np.ndarray(shape, dtype, buffer, 0, (width, dtype.itemsize))
+        np.ndarray(shape, dtype, out, start, step)[:] = found
     return out

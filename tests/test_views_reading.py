@@ -19,6 +19,7 @@ from ctpatches.tensorflow import keras_sequence, tf_dataset
 from pipeline.config import NORMALIZATIONS
 from tests.conftest import Tree
 from tests.running import called
+from tests.scans import write_patient
 
 #: 24 pixels a side fit into every view of the tree.
 FORM = ("--patch-size", "p24", "--rot_augment", "--ds_augment", "--air_threshold")
@@ -124,6 +125,19 @@ def test_tensorflow_and_keras_give_the_same(both: Both) -> None:
     ):
         for one, other in zip(of_patches, of_views, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_views_are_stored_in_strips_of_128_columns(tmp_path: Path) -> None:
+    write_patient(tmp_path / "scans", "A", 1, shape=(40, 150))
+    patches, views = make(tmp_path / "scans", tmp_path, "--patch-size", "p24", "--overlap", "7")
+    with h5py.File(patches) as of_patches, h5py.File(views) as file:
+        pixels = file["views/target"][:]
+        left = pixels[: 40 * 128].reshape(40, 128)
+        view = np.concatenate([left, pixels[40 * 128 :].reshape(40, 22)], axis=1)
+        places = zip(file["patch/row"][:], file["patch/col"][:], strict=True)
+        found = [view[row : row + 24, col : col + 24] for row, col in places]
+        assert 119 in file["patch/col"][:]  # in both strips
+        np.testing.assert_array_equal(of_patches["target"][:, 0], found)
 
 
 def test_a_compressed_copy_is_read_alike(both: Both, tmp_path: Path) -> None:
