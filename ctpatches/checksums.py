@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ctpatches.blocks import block_ranges
 from ctpatches.files import Invalid
 from ctpatches.schema import REST, bulk_names
-from ctpatches.validation import PathLike, ValidatedFile
+from ctpatches.structure import PathLike
+from ctpatches.validation import ValidatedFile
 
 CHUNK_BYTES = 8 << 20
 

@@ -42,7 +42,8 @@ from ctpatches.schema import (
     STORES,
     VIEW_COLUMNS,
 )
-from ctpatches.validation import PathLike, ValidatedFile
+from ctpatches.structure import PathLike
+from ctpatches.validation import ValidatedFile
 from ctpatches.views import from_strips
 from ctpatches.windows import padded_length
 

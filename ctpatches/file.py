@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ctpatches.messages import printable
 from ctpatches.orientations import Images
 from ctpatches.schema import ROLES, decoded
-from ctpatches.validation import File, PathLike, ValidatedFile, opened
+from ctpatches.structure import PathLike
+from ctpatches.validation import File, ValidatedFile, opened
 
 #: Longer lists of patients and of slice shapes are abbreviated.
 MAX_PATIENTS, MAX_SHAPES = 8, 3

@@ -18,7 +18,8 @@ from ctpatches.file import MAX_PATIENTS, abbreviated, denormalise, dtype_of, pos
 from ctpatches.messages import printable
 from ctpatches.orientations import Images, draw_orientations, turned
 from ctpatches.schema import ORIENTATIONS, REST, ROLES
-from ctpatches.validation import PathLike, ValidatedFile
+from ctpatches.structure import PathLike
+from ctpatches.validation import ValidatedFile
 from ctpatches.views import Windows
 
 Indices: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]

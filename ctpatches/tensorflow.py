@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ctpatches.orientations import Images
 from ctpatches.reader import Orientations, PatchReader, Patients, Scales, Transform, patient_names
-from ctpatches.validation import PathLike
+from ctpatches.structure import PathLike
 
 __all__ = ["keras_sequence", "patient_names", "tf_dataset"]
 

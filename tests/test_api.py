@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ctpatches.validation import open_file
+from ctpatches.structure import open_file
 from pipeline import Config, Summary, make_patches
 from tests.conftest import Tree
 from tests.faults import argv
