@@ -171,7 +171,7 @@ def build_header(
                 shape,
                 DTYPES[config["dtype"]],
                 chunks=(1, *shape[1:]),
-                dcpl=chunked,
+                dcpl=chunked.copy(),
                 **filter_options(config["compression"]),
             )
             dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index
