@@ -90,7 +90,7 @@ class OutputFile:
             elif chunks:
                 break  # nothing is known of the places of those after it
         if chunks:
-            self.size = chunks.block(len(self.done))[0]
+            self.size = int(chunks.blocks[len(self.done)])
             os.ftruncate(self.descriptor, self.size)
 
     def chunks(self) -> Chunks | None:
