@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 MAIN = HERE.parent / "main.py"
-#: The job that is measured, without the report: the others write none. A patch of input and target: 2 x 55 x 55 x 4 bytes.
+#: The job that is measured, without the report, as the others write none.
 JOB = (
     "--patch-size",
     "p55",
@@ -27,6 +27,7 @@ JOB = (
     "--overwrite",
     "--no-report",
 )
+#: Input and target, float32.
 PATCH_BYTES = 2 * 55 * 55 * 4
 FLOOR, HAND, SERIAL = "floor", "hand script", "serial"
 #: What else the tool can store, with the options for it.
