@@ -39,7 +39,7 @@ from ctpatches import __main__ as command
 from ctpatches.checksums import verify
 from ctpatches.file import denormalise, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
-from ctpatches.schema import ATTRIBUTES, SCHEMA
+from ctpatches.schema import ATTRIBUTES, SCHEMA, bulk_names
 from ctpatches.stitching import stitch
 from tests.editing import sign
 
@@ -205,11 +205,11 @@ def forge(path: Path, rng: random.Random) -> str:
 
 
 def header_bytes(path: Path) -> NDArray[np.int64]:
-    """Return the offsets of all bytes outside of the patches but for zeros that fill gaps."""
+    """Return the offsets of all bytes outside of the pixels but for zeros that fill gaps."""
     data = np.frombuffer(path.read_bytes(), np.uint8)
     with h5py.File(path) as file:
         used = np.convolve(data != 0, np.ones(9), "same") > 0
-        for name in ("input", "target"):
+        for name in bulk_names("views" if "views" in file else "patches")[:2]:
             start = file[name].id.get_offset()
             used[start : start + file[name].id.get_storage_size()] = False
     return np.flatnonzero(used)
