@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -16,10 +17,31 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 MAIN = HERE.parent / "main.py"
-#: The job that is measured. A patch of input and target: 2 x 55 x 55 x 4 bytes.
-JOB = ("--patch-size", "p55", "--rot_augment", "--ds_augment", "--air_threshold", "--overwrite")
+#: The job that is measured, without the report, as the others write none.
+JOB = (
+    "--patch-size",
+    "p55",
+    "--rot_augment",
+    "--ds_augment",
+    "--air_threshold",
+    "--overwrite",
+    "--no-report",
+)
+#: Input and target, float32.
 PATCH_BYTES = 2 * 55 * 55 * 4
 FLOOR, HAND, SERIAL = "floor", "hand script", "serial"
+#: What else the tool can store, with the options for it.
+VARIANTS = {
+    "views": ("--store", "views"),
+    "views float16": ("--store", "views", "--dtype", "float16"),
+    "views int16": ("--store", "views", "--dtype", "int16"),
+    "float16": ("--dtype", "float16"),
+    "int16": ("--dtype", "int16"),
+    "lz4": ("--compression", "lz4"),
+    "zstd": ("--compression", "zstd"),
+    "gzip": ("--compression", "gzip"),
+    "int16 lz4": ("--dtype", "int16", "--compression", "lz4"),
+}
 #: What Open MPI wants to be told to run as root and with more ranks than cores; MPICH ignores it.
 OPEN_MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 #: Python keeps the byte code of modules, unless told not to: compiling is not what is measured.
@@ -38,11 +60,14 @@ class Run:
         User and system time of all processes, seconds.
     peaks : tuple of int
         Most memory of each rank, bytes, the largest first.
+    size : int
+        Of the file that it wrote, bytes.
     """
 
     wall: float
     cpu: float
     peaks: tuple[int, ...]
+    size: int = 0
 
 
 def mpiexec() -> list[str]:
@@ -61,9 +86,10 @@ def mpi_version() -> str:
     return f"{numbers[1]} {numbers[2]}" if numbers else text.split("\n", maxsplit=1)[0]
 
 
-def names(ranks: Sequence[int]) -> list[str]:
-    """Return the contestants in the order of their first turn."""
-    return [FLOOR, HAND, SERIAL, *(_ranks(n) for n in ranks)]
+def names(ranks: Sequence[int], variants: Sequence[str] = ()) -> list[str]:
+    """Return the contestants in the order of their first turn; variants have one and two ranks."""
+    stored = [f"{_ranks(n)}, {variant}" for variant in variants for n in (1, 2)]
+    return [FLOOR, HAND, SERIAL, *(_ranks(n) for n in ranks), *stored]
 
 
 def _ranks(number: int) -> str:
@@ -98,13 +124,15 @@ def start(name: str, source: Path, folder: Path, patches: int, work: Path) -> Ru
     elif name == HAND:
         command = [sys.executable, str(HERE / "hand_script.py"), str(source), str(output)]
     else:
-        job = ["--input-folder", str(source), "--output-fname", str(output), *JOB]
+        variant = VARIANTS.get(name.partition(", ")[2], ())
+        job = ["--input-folder", str(source), "--output-fname", str(output), *JOB, *variant]
         command = [sys.executable, str(MAIN), *job]
         if name != SERIAL:
             rank = [sys.executable, str(HERE / "rank.py"), str(work), *job, "--mpi_run"]
             command = [*mpiexec(), "-n", name.split(maxsplit=1)[0], *rank]
     try:
         run, printed = measure(command, work)
+        run = dataclasses.replace(run, size=output.stat().st_size)
     finally:
         # Giving gigabytes back takes time, too, and writing them to a disk slows the next turn.
         output.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from benchmarks.contestants import FLOOR, HAND, PATCH_BYTES, Run, mpi_version
 HEADINGS = (
     "pairs",
     "program",
+    "file, MB",
     "MB/s",
     "wall min, s",
     "wall median, s",
@@ -57,7 +58,7 @@ class Row:
 
     @property
     def rate(self) -> float:
-        """MB of patches per second, in the best round."""
+        """MB of float32 patches per second, in the best round, however they are stored."""
         return self.patches * PATCH_BYTES / self.best / 1e6
 
 
@@ -90,6 +91,7 @@ def table(rows: Sequence[Row]) -> str:
             (
                 str(row.pairs),
                 row.who,
+                f"{best.size / 1e6:.0f}",
                 f"{row.rate:.0f}",
                 f"{row.best:.2f}",
                 f"{statistics.median(run.wall for run in row.runs):.2f}",

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--pairs", nargs="+", type=int, default=[160, 640], metavar="N", help="sizes of jobs")
     add("--ranks", nargs="*", type=int, default=[1, 2, 4], metavar="N", help="besides serial")
+    choice: dict[str, Any] = {"nargs": "*", "choices": contestants.VARIANTS, "metavar": "NAME"}
+    add("--variants", **choice, default=list(contestants.VARIANTS), help="with one and two ranks")
     add("--rounds", type=int, default=3, metavar="N", help="turns of each contestant")
     add(
         "--output",
@@ -48,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def measure_job(
-    source: Path, pairs: int, folder: Path, ranks: Sequence[int], rounds: int
+    source: Path, pairs: int, folder: Path, names: Sequence[str], rounds: int
 ) -> list[results.Row]:
     """Let all contestants do one job, in turns.
 
@@ -60,12 +63,12 @@ def measure_job(
         How many it holds.
     folder : Path
         Where they write.
-    ranks : sequence of int
-        Numbers of ranks.
+    names : sequence of str
+        The contestants.
     rounds : int
     """
     patches = contestants.count_patches(source, folder)
-    rows = [results.Row(pairs, name, patches, []) for name in contestants.names(ranks)]
+    rows = [results.Row(pairs, name, patches, []) for name in names]
     for number in range(rounds):
         first = number % len(rows)
         for row in [*rows[first:], *rows[:first]]:
@@ -87,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the plot needs matplotlib: pip install -r requirements-dev.txt")
     if options.quick:
         options.pairs, options.rounds = [16], 1
+    names = contestants.names(options.ranks, options.variants)
     source = inputs.find_source()
     near = os.environ.get("TMPDIR") or inputs.ROOT
     text = f"{results.machine()}; scans: {source.name}; rounds: {options.rounds}"
@@ -95,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for pairs in options.pairs:
             folder = Path(scratch, f"pairs_{pairs}")
             inputs.link_pairs(source, folder, pairs)
-            rows += measure_job(folder, pairs, Path(scratch), options.ranks, options.rounds)
+            rows += measure_job(folder, pairs, Path(scratch), names, options.rounds)
     rows.sort(key=lambda row: row.pairs)
     shown = f"{text}\n\n{results.table(rows)}\n\n{results.slopes(rows)}\n"
     print(shown, end="")

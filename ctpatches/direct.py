@@ -7,9 +7,11 @@ with a bus error where `preadv` raises.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -34,10 +36,21 @@ def read_rows(
             raise OSError(f"{path!r} ends before patch {row}: it was truncated")
 
 
-def fits_in_memory(descriptor: int) -> bool:
-    """Return whether this machine has at least as much memory as a file has bytes."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return os.fstat(descriptor).st_size <= memory
+def fits_in_memory(size: int) -> bool:
+    """Return whether so many bytes fit into the memory that this process may use.
+
+    That of the machine, or less where a batch system or a container limits it: by the control group
+    of the process, in version 1 or 2, or by a group around it.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text("utf-8").splitlines():
+            group = PurePosixPath(line.split(":", 2)[2])
+            for place in (group, *group.parents):
+                for name in (f"memory{place}/memory.limit_in_bytes", f"{place}/memory.max"):
+                    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                        limits.append(int(Path(f"/sys/fs/cgroup/{name}").read_text("utf-8")))
+    return size <= min(limits)
 
 
 def request(descriptor: int, starts: Sequence[int], sizes: Sequence[int]) -> None:

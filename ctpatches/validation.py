@@ -76,12 +76,16 @@ class ValidatedFile(FileStructure):
             return
         # The whole view at its first use: a cold disk has fewer, larger requests to serve. If not
         # all views fit into memory, pixels would often be dropped before they are used.
-        if direct.fits_in_memory(self.descriptor):
+        if self._fits_in_memory:
             first, lengths = self.views.first_uses(name, runs)
             ahead = (offset + first * width).tolist(), (lengths * width).tolist()
             direct.request(self.descriptor, *ahead)
         starts, sizes = (offset + runs.first * width).tolist(), (runs.length * width).tolist()
         yield from direct.read_runs(self.path, self.descriptor, starts, sizes)
+
+    @functools.cached_property
+    def _fits_in_memory(self) -> bool:
+        return direct.fits_in_memory(os.path.getsize(self.path))
 
     def windows(self, rows: slice | NDArray[np.int64]) -> views.Windows:
         """Return where patches lie in the views."""

@@ -404,10 +404,15 @@ def test_the_digest_of_pixels_is_that_of_little_endian_rows() -> None:
 # --- at random -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("store", ["patches", "views"])
 @pytest.mark.parametrize(("kind", "cases"), [("forged", 40), ("damaged", 40)])
 def test_random_forgeries_end_in_documented_errors(
-    kind: str, cases: int, valid: Path, tmp_path: Path
+    kind: str, cases: int, store: str, valid: Path, tmp_path: Path
 ) -> None:
+    if store == "views":
+        scans, valid = valid.with_name("scans"), tmp_path / "views.h5"
+        form = ("--patch-size", "p24", "--ds_augment", "--rot_augment", "--store", "views")
+        called(tmp_path, "--input-folder", scans, "--output-fname", valid, *form, "--no-report")
     words: list[str | Path] = [
         sys.executable,
         REPO / "tests" / "fuzz_h5.py",
