@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
