@@ -81,14 +81,27 @@ def decompress(
     """
     dataset = _memory(compression, dtype, size)
     out, remaining = np.empty((n, size, size), dtype), iter(chunks)
-    # A chunk of bitshuffle begins with the number of bytes of its patch. The filter was seen to end
-    # the process where that is another one.
-    begin = b"" if compression == "gzip" else out[:1].nbytes.to_bytes(8, "big")
     for start in range(0, n, len(dataset)):
         part = out[start : start + len(dataset)]
         for row, chunk in zip(range(len(part)), remaining, strict=False):
-            if not chunk or not chunk.startswith(begin):
+            if not chunk or (compression != "gzip" and not _is_bitshuffle(chunk, part[row])):
                 raise OSError("a chunk is damaged")
             dataset.id.write_direct_chunk((row, 0, 0), chunk)
         part[:] = dataset[: len(part)]
     return out
+
+
+def _is_bitshuffle(chunk: bytes, patch: NDArray[Any]) -> bool:
+    """Return whether the sizes in a chunk of bitshuffle are those of its parts.
+
+    The filter does not check them, and ends the process where they are others. A chunk consists of
+    the bytes of the patch (8), those of a block (4), the blocks, each after its compressed size
+    (4), and the last pixels, fewer than 8, as they are.
+    """
+    block, place = int.from_bytes(chunk[8:12], "big"), 12
+    if int.from_bytes(chunk[:8], "big") != patch.nbytes or block < 8 * patch.itemsize:
+        return False
+    rest = patch.size % 8 * patch.itemsize
+    for _ in range(-(-(patch.nbytes - rest) // block)):
+        place += 4 + int.from_bytes(chunk[place : place + 4], "big")
+    return place + rest == len(chunk)
