@@ -52,12 +52,10 @@ class ValidatedFile(FileStructure):
         """
         size = self.patch_size
         if self.chunks:
-            if not isinstance(rows, np.ndarray):
-                rows = np.arange(self.patches)[rows].reshape(-1)
-            chunks = self.chunks.read(self.descriptor, role, rows)
+            chunks = self.chunks.read(self.descriptor, role, indices := self._indices(rows))
             form = self.config["compression"], self[role].dtype, size
             try:
-                return decompress(chunks, len(rows), *form).astype(DTYPES[dtype], copy=False)
+                return decompress(chunks, len(indices), *form).astype(DTYPES[dtype], copy=False)
             except (OSError, RuntimeError) as error:
                 raise OSError(f"{self.path!r}: {role} cannot be read: {error}") from error
         if self.store == "patches":
@@ -95,7 +93,7 @@ class ValidatedFile(FileStructure):
     @functools.cached_property
     def chunks(self) -> Chunks | None:
         """Where the chunks of a compressed file lie; None where HDF5 has to find them."""
-        if not self.compressed or self.descriptor < 0 or not self.patches:
+        if not self.compressed or self.descriptor < 0:
             return None
         sizes = {role: self.values(f"patch/{role}_bytes") for role in ROLES}
         starts = [*self.blocks[0].tolist(), self.patches]
@@ -122,7 +120,7 @@ class ValidatedFile(FileStructure):
     def columns(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return rows of all `PATCH_COLUMNS`; each must be a window in a view of its pair."""
         columns = {name: self.values(f"patch/{name}", rows) for name in PATCH_COLUMNS}
-        indices = np.arange(*rows.indices(self.patches)) if isinstance(rows, slice) else rows
+        indices = self._indices(rows)
         pair = self.pair_of(indices)
         known = np.isin(columns["scale"], np.array(self.scales, np.float32))
         scale = np.where(known, columns["scale"], 1).astype(np.float64).round(6)
@@ -140,6 +138,9 @@ class ValidatedFile(FileStructure):
             reason = f"is damaged: patch {indices[at]} has {found}; expected: {expected}"
             raise Invalid(self.path, reason)
         return columns
+
+    def _indices(self, rows: slice | NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.arange(*rows.indices(self.patches)) if isinstance(rows, slice) else rows
 
     def pair_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the pairs of patches."""
@@ -178,6 +179,8 @@ class ValidatedFile(FileStructure):
 
     def _check_pairs(self) -> None:
         self.patches, self.pairs = self._sizes["patch"], self._sizes["pair"]
+        if not self.patches:
+            raise Invalid(self.path, "contains no patch; a run never writes such a file")
         self.patch_size = self._sizes["size"]
         #: Scales of the views of a pair, the largest first.
         self.scales = (1.0, 0.8, 0.6) if self.config["ds_augment"] else (1.0,)
