@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib.util
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ctpatches.messages import CallError
 
 FORMAT = "paired CT patches"
 #: The newest `format_version` that this module knows.
@@ -136,6 +140,24 @@ def bulk_names(store: str, compressed: bool = False) -> list[str]:
 def in_store(name: str, store: str, compressed: bool = False) -> bool:
     """Return whether files of a store have a dataset."""
     return SCHEMA[name].store in ("", store) and SCHEMA[name].compressed <= compressed
+
+
+def check_storage(config: Mapping[str, Any]) -> None:
+    """Raise CallError for options of a run, by name, that cannot be combined or had."""
+    compression, kind = config["compression"], config["normalization_type"]
+    if config["dtype"] == "int16" and kind != "None":
+        raise CallError(f"--dtype int16 requires --normalization-type None, found {kind}")
+    if compression == "none":
+        return
+    if config["store"] != "patches":
+        raise CallError(
+            f"--compression {compression} requires --store patches, found {config['store']}: "
+            "a window of a view would have to be decompressed with its surroundings"
+        )
+    if compression != "gzip" and not importlib.util.find_spec(PLUGIN):
+        raise CallError(
+            f"--compression {compression} needs the package {PLUGIN}: pip install {PLUGIN}"
+        )
 
 
 def decoded(value: bytes) -> str:
