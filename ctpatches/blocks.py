@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ctpatches.chunks import Chunks
 from ctpatches.compression import compress
 from ctpatches.files import Offset
 from ctpatches.orientations import orient
@@ -27,7 +28,7 @@ CHUNKS, CHUNKS_STRIDE = 1 << 63, 1 << 40
 #: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
 ByteRows = Mapping[str, tuple[int, int]]
 #: First and end row of a block, in datasets with a row per "patch" and per "pixel".
-RowRanges = Mapping[str, tuple[int, int]]
+Place = Mapping[str, tuple[int, int]]
 
 
 class Piece(NamedTuple):
@@ -96,7 +97,7 @@ class Block:
         write: Callable[[Offset, memoryview], None],
         rows: ByteRows,
         index: int,
-        place: RowRanges,
+        place: Place,
         compression: str = "none",
         shuffle: Permutation | None = None,
         lap: Callable[[str], None] = lambda _: None,
@@ -154,11 +155,11 @@ class Block:
 
 
 def block_ranges(
-    rows: ByteRows,
-    place: RowRanges,
-    shuffle: Permutation | None,
+    rows: ByteRows, place: Place, shuffle: Permutation | None, chunks: Chunks | None, index: int
 ) -> Iterator[tuple[int, int]]:
     """Yield first byte and length of every part of a block, in the order of its checksum."""
+    if chunks:
+        yield chunks.block(index)
     for name, (first, size) in rows.items():
         start, stop = place[SCHEMA[name].row_of]
         if shuffle and SCHEMA[name].row_of == "patch":

@@ -281,10 +281,9 @@ class _Pixels:
         window = file.config["hu_window"] if clipped else None
         unit = file.attributes["unit"].decode()
         air = normalised_air(Affine(offset, divisor), slope, intercept, unit, window)
-        kind = np.dtype(DTYPES[self.dtype])
-        limits: Any = np.iinfo(kind) if kind.kind == "i" else np.finfo(kind)
-        fill = np.clip(np.float32(air), limits.min, limits.max)
-        views = [np.full(size, np.rint(fill) if kind.kind == "i" else fill, kind) for size in sizes]
+        limits = dtypes.limits_of(self.dtype)
+        fill, _ = dtypes.cast(np.array(air, np.float32).clip(limits.min, limits.max), self.dtype)
+        views = [np.full(size, fill) for size in sizes]
         for piece in block.pieces():
             part, view = slice(piece.start, piece.stop), views[piece.view]
             patches = upright(block.cut(role, piece), block.orientation[part])

@@ -6,8 +6,8 @@ import argparse
 import os
 
 from ctpatches.conversion import CHOICES, convert
+from ctpatches.file import rounding_text
 from ctpatches.messages import printable
-from ctpatches.schema import ROLES
 from ctpatches.validation import ValidatedFile
 
 
@@ -27,13 +27,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Convert a file; print how both are stored, and what types have cost."""
+    """Convert a file; print how both are stored, and by how much pixels were rounded."""
     given = {name: getattr(options, name) for name in (*CHOICES, "overwrite")}
     convert(options.source, options.target, **given)
     for label, path in (("input", options.source), ("output", options.target)):
         with ValidatedFile(path) as file:
             form = ", ".join(file.config[name] for name in CHOICES)
             print(f"{label:10} {printable(path)}, {os.path.getsize(path) / 1e6:.1f} MB: {form}")
-            if label == "output":
-                largest = max(file.values(f"pair/{role}_rounding").max(initial=0) for role in ROLES)
-                print(f"rounding   at most {largest:g}, in the unit of the pixels")
+            if label == "output" and (text := rounding_text(file)):
+                print(f"rounded    {text}")

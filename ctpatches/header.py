@@ -171,7 +171,9 @@ def build_header(
             file.create_dataset(name, data=tables[name])
         _write_attributes(file, config["seed"], configuration, unit, complete)
     roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
-    shuffle = _shuffle(tables, config, patches)
+    shuffle = None
+    if config["shuffle_patches"]:
+        shuffle = Permutation.drawn(patches, config["seed"], bytes(tables["pair/input_file"][0]))
     return Header(memory.size, rows, extents, memory.writes, shuffle, config["compression"], roots)
 
 
@@ -208,12 +210,3 @@ def _write_attributes(
         file.attrs[name] = value
         if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
             file.attrs[name + COPY] = np.bytes_(value.encode())
-
-
-def _shuffle(
-    tables: Mapping[str, NDArray[Any]], config: Mapping[str, Any], patches: int
-) -> Permutation | None:
-    """Return the permutation of the rows of patches; None where they are not shuffled."""
-    if not config.get("shuffle_patches"):
-        return None
-    return Permutation.drawn(patches, config["seed"], bytes(tables["pair/input_file"][0]))

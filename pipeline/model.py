@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches.blocks import Place
 from utils import Affine, printable
 
 
@@ -104,10 +105,6 @@ class View(NamedTuple):
     offset: int  # of its first pixel
     rows: int  # with the padding
     columns: int
-
-
-#: Where a block lies: first and end row, of datasets with a row per "patch" and per "pixel".
-Place: TypeAlias = dict[str, tuple[int, int]]
 
 
 class Names(NamedTuple):

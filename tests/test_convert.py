@@ -250,7 +250,8 @@ def test_what_was_written_is_printed(made, tmp_path):
     assert first.endswith(" MB: patches, float32, none")
     assert second.startswith(f"output     {out}, ")
     assert second.endswith(" MB: views, int16, none")
-    assert third == f"rounding   at most {rounding_of(out).max():g}, in the unit of the pixels"
+    largest = f"{rounding_of(out).max():.3g}"
+    assert third == f"rounded    by at most {largest} in the unit of the file, {largest} HU"
     assert os.listdir(out.parent) == ["out.h5"]
 
 

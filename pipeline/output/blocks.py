@@ -12,11 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE
+from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE, Place
 from ctpatches.files import Offset, named_errors, write_at
 from ctpatches.permutation import Permutation
 from ctpatches.schema import REST_BYTES
-from pipeline.model import Place
 from pipeline.output.writer import Writer
 from pipeline.profile import laps, step
 from utils import RunError, quoted

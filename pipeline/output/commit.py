@@ -82,9 +82,8 @@ class OutputFile:
             return
         chunks = self.chunks()
         for index, record in sorted(records.items()):
-            ranges = [chunks.block(index)] if chunks else []
             place, layout = self.plan.place(index), self.layout
-            ranges += block_ranges(layout.rows, place, layout.shuffle)
+            ranges = block_ranges(layout.rows, place, layout.shuffle, chunks, index)
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
             elif chunks:
