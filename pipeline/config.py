@@ -316,7 +316,7 @@ class Config:
         check_storage(vars(self))
         if self.hand_over == "direct" and self.compression != "none":
             raise CallError(
-                f"--hand_over direct requires --compression none, found {self.compression}: only "
+                f"--hand-over direct requires --compression none, found {self.compression}: only "
                 "rank 0 knows the place of a compressed block"
             )
         if self.split and math.isclose(sum(self.split), 100, abs_tol=1e-4):  # percentages
