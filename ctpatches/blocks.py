@@ -127,30 +127,29 @@ class Block:
                 add(first + (place[kind][0] + row) * size, data)
 
         for role in ROLES:
-            if compression != "none":
-                for piece in self.pieces():
-                    patches = self.cut(role, piece)
-                    lap("cut")
-                    chunks = compress(patches, compression)
-                    sizes[f"{role}_bytes"] += map(len, chunks)
-                    lap("compress")
-                    add(CHUNKS + index * CHUNKS_STRIDE, memoryview(b"".join(chunks)))
-            elif role in rows:
-                for piece in self.pieces():
-                    patches = self.cut(role, piece)
-                    lap("cut")
-                    add_rows(role, piece.start, patches.data)
-                    del patches  # the next piece gets its memory, which is in the cache
-            else:
+            if f"views/{role}" in rows:
                 pixel = 0
                 for view in self.views[role]:
                     add_rows(f"views/{role}", pixel, strips(view).data)
                     pixel += view.size
-        for name, dtype in PATCH_COLUMNS.items() if len(self) else ():
-            values = np.full(len(self), index) if name == "pair" else getattr(self, name)
-            add_rows(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
-        for name, dtype in CHUNK_COLUMNS.items() if compression != "none" and len(self) else ():
-            add_rows(f"patch/{name}", 0, np.array(sizes[name], dtype).data)
+                continue
+            for piece in self.pieces():
+                patches = self.cut(role, piece)
+                lap("cut")
+                if compression == "none":
+                    add_rows(role, piece.start, patches.data)
+                    del patches  # the next piece gets its memory, which is in the cache
+                    continue
+                chunks = compress(patches, compression)
+                sizes[f"{role}_bytes"] += map(len, chunks)
+                lap("compress")
+                add(CHUNKS + index * CHUNKS_STRIDE, memoryview(b"".join(chunks)))
+        columns: dict[str, Any] = {name: getattr(self, name, index) for name in PATCH_COLUMNS}
+        columns |= sizes if compression != "none" else {}
+        for name, values in columns.items() if len(self) else ():
+            column = np.empty(len(self), SCHEMA[f"patch/{name}"].dtype)
+            column[:] = values
+            add_rows(f"patch/{name}", 0, column.data)
         return int(digest.intdigest())
 
 

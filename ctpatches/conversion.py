@@ -32,13 +32,11 @@ from ctpatches.messages import CallError, RunError, printable, quoted
 from ctpatches.normalisation import Affine, normalised_air
 from ctpatches.orientations import upright
 from ctpatches.schema import (
-    COMPRESSIONS,
-    DTYPES,
     PATCH_COLUMNS,
     REST,
     ROLES,
     SCHEMA,
-    STORES,
+    STORAGE,
     VIEW_COLUMNS,
     check_storage,
 )
@@ -47,8 +45,6 @@ from ctpatches.validation import ValidatedFile
 from ctpatches.views import from_strips
 from ctpatches.windows import padded_length
 
-#: What can be chosen, by option.
-CHOICES = {"store": STORES, "dtype": tuple(DTYPES), "compression": COMPRESSIONS}
 #: Files of earlier format versions lack tables that cannot be made without the scans.
 OLDEST_VERSION = 3
 
@@ -99,8 +95,8 @@ def convert(
     target = os.fspath(target)
     given = {"store": store, "dtype": dtype, "compression": compression}
     for name, value in given.items():
-        if value not in (None, *CHOICES[name]):
-            expected = f"one of {', '.join(CHOICES[name])}"
+        if value not in (None, *STORAGE[name]):
+            expected = f"one of {', '.join(STORAGE[name])}"
             raise CallError(f"{name} {quoted(value)}; expected: {expected}")
     _check_target(os.fspath(source), target, overwrite)
     with ValidatedFile(source) as file:

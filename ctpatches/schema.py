@@ -19,6 +19,13 @@ DTYPES = {"float32": "<f4", "float16": "<f2", "int16": "<i2"}
 COMPRESSIONS = ("none", "lz4", "zstd", "gzip")
 #: What all of them but gzip need.
 PLUGIN = "hdf5plugin"
+#: The options that decide how pixels are stored, with their values.
+STORAGE = {"store": STORES, "dtype": tuple(DTYPES), "compression": COMPRESSIONS}
+#: Options that files before version 4 do not have, with their defaults.
+ADDED_OPTIONS: dict[str, Any] = {
+    **{name: known[0] for name, known in STORAGE.items()},
+    "shuffle_patches": False,
+}
 #: Datasets with one value per patch, in the order of a block's checksum.
 PATCH_COLUMNS = {
     "pair": "<u4",
