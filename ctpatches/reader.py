@@ -122,9 +122,9 @@ class PatchReader:
             by_row = scales is not None or orientations is not None
             by_row |= source.shuffle is not None and patients is not None
             selected, self._windows = self._select(source, by_row)
-        # Selected patches in groups of consecutive ones: where they end in this dataset, and what is
-        # added to become indices of the file. A choice of patients or of scales has few groups,
-        # unless the file is shuffled.
+        # Groups of consecutive selected patches: where they end in this dataset, and what is added
+        # to become indices of the file. A choice of patients or of scales has few groups, unless
+        # the file is shuffled.
         edges = np.flatnonzero(np.diff(selected, prepend=False, append=False))
         starts, lengths = edges[::2], edges[1::2] - edges[::2]
         self._in_file, self._ends = len(selected), np.cumsum(lengths)
