@@ -22,8 +22,8 @@ from ctpatches.views import strips
 #: Bytes of patches that are cut at once: with their view they fit into the second-level cache of a
 #: core, where their checksum and the write find them.
 PIECE_BYTES = 512 << 10
-#: The chunks of a compressed block are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end
-#: of any file: who writes them knows their place.
+#: Chunks are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end of any file: their place
+#: depends on the size of those before them, which only the process that packs the file knows.
 CHUNKS, CHUNKS_STRIDE = 1 << 63, 1 << 40
 #: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
 ByteRows = Mapping[str, tuple[int, int]]
@@ -55,7 +55,8 @@ class Block:
     #: Pixels per side of a patch, and patches per window.
     size: int
     times: int
-    #: Of the views, of the first pixel of the windows in them, and of the patches, shape (n,).
+    #: Of every patch, shape (n,): the scale of its view, the first row and column of its window
+    #: there, and its orientation.
     scale: NDArray[np.float32]
     row: NDArray[np.int32]
     col: NDArray[np.int32]
@@ -104,8 +105,8 @@ class Block:
     ) -> int:
         """Write the block of pair `index` at its place; return its checksum.
 
-        `write` is called with what lies at a byte offset, or in equal parts at several; `lap` after
-        every step, with its name.
+        `write` is called with a byte offset, or with several for equal parts of the data, and the
+        data; `lap` after every step, with its name.
         """
         digest = xxhash.xxh3_64()
         patch_rows = shuffle.forward(np.arange(*place["patch"])) if shuffle else None

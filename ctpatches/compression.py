@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ctpatches.schema import PLUGIN
 
-#: Patches that are compressed or decompressed at once: so many, of at most so many bytes.
+#: The most patches, and bytes of patches, that HDF5 compresses or decompresses at once.
 MAX_ROWS, MAX_BYTES = 64, 1 << 20
 #: Bytes that bitshuffle compresses at once, and those before its first block.
 BLOCK_BYTES, BEGIN_BYTES = 8192, 12

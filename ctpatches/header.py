@@ -46,7 +46,7 @@ END_OF_FILE = 40
 
 
 class RecordedFile(io.RawIOBase):
-    """A file in memory that consists of what was written to it, in order, and else of zeros."""
+    """A sparse file in memory: the writes in their order, and zeros between them."""
 
     def __init__(self) -> None:
         self.writes: list[tuple[int, bytes]] = []

@@ -150,7 +150,7 @@ def in_store(name: str, store: str, compressed: bool = False) -> bool:
 
 
 def check_storage(config: Mapping[str, Any]) -> None:
-    """Raise CallError for options of a run, by name, that cannot be combined or had."""
+    """Raise CallError for options that exclude each other, or need a package that is missing."""
     compression, kind = config["compression"], config["normalization_type"]
     if config["dtype"] == "int16" and kind != "None":
         raise CallError(f"--dtype int16 requires --normalization-type None, found {kind}")

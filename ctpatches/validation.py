@@ -62,24 +62,24 @@ class ValidatedFile(FileStructure):
             return self.values(role, rows).reshape(-1, size, size).astype(DTYPES[dtype], copy=False)
         name = f"views/{role}"
         windows = self.windows(rows) if windows is None else windows
-        runs = self.views.runs(windows, size)
-        images = views.cut(windows, size, self[name].dtype, runs, self._pixels(name, runs))
+        spans = self.views.spans(windows, size)
+        images = views.cut(windows, size, self[name].dtype, spans, self._pixels(name, spans))
         return images.astype(DTYPES[dtype], copy=False)
 
-    def _pixels(self, name: str, runs: views.Runs) -> Iterator[Any]:
-        """Yield the pixels of runs, each a buffer that is valid until the next one."""
+    def _pixels(self, name: str, spans: views.Spans) -> Iterator[Any]:
+        """Yield the pixels of spans, each a buffer that is valid until the next one."""
         offset, width = self[name].id.get_offset(), self[name].dtype.itemsize
         if offset is None or self.descriptor < 0 or not direct.POSSIBLE:
-            for start, length in zip(runs.first.tolist(), runs.length.tolist(), strict=True):
+            for start, length in zip(spans.first.tolist(), spans.length.tolist(), strict=True):
                 yield self.values(name, slice(start, start + length))
             return
         # The whole view at its first use: a cold disk has fewer, larger requests to serve. If not
         # all views fit into memory, pixels would often be dropped before they are used.
         if self._fits_in_memory:
-            first, lengths = self.views.first_uses(name, runs)
+            first, lengths = self.views.first_uses(name, spans)
             ahead = (offset + first * width).tolist(), (lengths * width).tolist()
             direct.request(self.descriptor, *ahead)
-        starts, sizes = (offset + runs.first * width).tolist(), (runs.length * width).tolist()
+        starts, sizes = (offset + spans.first * width).tolist(), (spans.length * width).tolist()
         yield from direct.read_runs(self.path, self.descriptor, starts, sizes)
 
     @functools.cached_property
@@ -87,7 +87,7 @@ class ValidatedFile(FileStructure):
         return direct.fits_in_memory(os.path.getsize(self.path))
 
     def windows(self, rows: slice | NDArray[np.int64]) -> views.Windows:
-        """Return where patches lie in the views."""
+        """Return the windows of patches."""
         return self.views.windows(self.columns(rows))
 
     @functools.cached_property
@@ -152,7 +152,7 @@ class ValidatedFile(FileStructure):
         return self.shuffle.forward(np.arange(first, end)) if self.shuffle else slice(first, end)
 
     def canonical(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return which rows patches would have in a file that is not shuffled."""
+        """Return the canonical indices of rows: those in a file that is not shuffled."""
         return self.shuffle.inverse(rows) if self.shuffle else rows
 
     def view_shape(

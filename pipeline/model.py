@@ -122,7 +122,7 @@ class Plan:
     pairs: list[Pair]  # ordered by patient and position, as all lists below
     parts: list[PairPlan]
     starts: list[int]  # index of the first patch of each pair; one more entry for the end
-    views: list[View]  # that are stored; none where patches are
+    views: list[View]  # those that are stored; empty with `--store patches`
     pixel_starts: list[int]  # index of the first pixel of each pair, as `starts`
     degradations: list[str]  # of the inputs by `--blurr_n_noise`: '', 'blur', 'noise'
     names: list[Names]

@@ -138,9 +138,9 @@ def divide(plan: Plan, config: Config) -> list[Plan]:
 
 
 def _between(part: PairPlan, low: int, high: int) -> PairPlan:
-    """Return a part of the windows: kept ones number `low` to `high`, and those of air after each.
+    """Return the part of a pair with its kept windows number `low` to `high`.
 
-    Those before the first kept one of the pair are with it.
+    Windows of air are in the part of the kept one before them, or else of the first.
     """
     if low <= 0 and high >= part.kept_windows:
         return part
