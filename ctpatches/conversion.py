@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ctpatches import dtypes
 from ctpatches.blocks import CHUNKS, Block, Piece
 from ctpatches.checksums import damages
-from ctpatches.chunks import Chunks
 from ctpatches.files import (
     Invalid,
     Offset,
@@ -184,11 +183,7 @@ def _write(file: ValidatedFile, config: dict[str, Any], descriptor: int, target:
         for role in ROLES:
             tables[f"pair/{role}_rounding"][pair] += pixels.rounding[role]
     with named_errors(target):
-        starts = [*file.blocks[0].tolist(), file.patches]
-        chunks = None
-        if config["compression"] != "none":
-            chunks = Chunks.recorded(descriptor, empty.rows, starts, empty.size, empty.shuffle)
-        header().write(descriptor, chunks)
+        header().write(descriptor, [*file.blocks[0].tolist(), file.patches])
         os.fsync(descriptor)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,10 +96,11 @@ class Header:
     #: By role, where the index of a compressed dataset begins.
     roots: dict[str, int]
 
-    def write(self, descriptor: int, chunks: Chunks | None = None) -> None:
+    def write(self, descriptor: int, starts: Sequence[int] = ()) -> None:
         """Write the header to a file of the full size, and nothing where its blocks are.
 
-        With `chunks` also the index of a compressed file, behind them.
+        Once they are there, `starts` are the first patch of each, and the end of the last: a
+        compressed file also needs the index of its chunks, behind them.
         """
         position = 0
         for start, stop in [*sorted(self.extents), (self.size, self.size)]:
@@ -108,9 +109,10 @@ class Header:
         for offset, data in self.writes:
             write_at(descriptor, data, offset)
         size, extents = self.size, self.extents
-        if chunks:
-            start, size = self.size, int(chunks.blocks[-1])
-            extents = [(start, size), *extents]
+        if self.roots and starts:
+            chunks = Chunks.recorded(descriptor, self.rows, starts, self.size, self.shuffle)
+            size = int(chunks.blocks[-1])
+            extents = [(self.size, size), *extents]
             for role, root in self.roots.items():
                 nodes = index_nodes(chunks.places[role], chunks.sizes[role], root, size)
                 for offset, data in nodes:

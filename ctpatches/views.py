@@ -163,7 +163,7 @@ def _key(pair: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
 def cut(
     windows: Windows, size: int, dtype: np.dtype[Any], spans: Spans, pixels: Iterable[Any]
 ) -> NDArray[Any]:
-    """Return the patches of windows, shape (n, size, size), from a buffer with each of the spans."""
+    """Return the patches of windows, shape (n, size, size), from a buffer per span."""
     # A window is an array whose pixels lie in a patch: how far apart depends on the orientation.
     place = _PLACES[(windows & np.uint64((1 << CODE_BITS) - 1)).astype(np.int64)]
     corner, below, beside = (place * [size, 1]).sum(axis=2).T * dtype.itemsize

@@ -295,7 +295,7 @@ class Output:
                 file.check()
                 records = [file.done[i] for i in range(len(file.plan.pairs))]
                 header = file_header.header(file.plan, self.config, records)
-                header.write(file.descriptor, file.chunks())
+                header.write(file.descriptor, file.plan.starts)
                 os.fsync(file.descriptor)
         if self._key:
             with named_errors(self._new_key):
