@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ctpatches.chunks import Chunks
 from ctpatches.compression import compress
 from ctpatches.files import Offset
 from ctpatches.orientations import orient
@@ -21,13 +22,13 @@ from ctpatches.views import strips
 #: Bytes of patches that are cut at once: with their view they fit into the second-level cache of a
 #: core, where their checksum and the write find them.
 PIECE_BYTES = 512 << 10
-#: The chunks of a compressed block are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end
-#: of any file: who writes them knows their place.
+#: Chunks are written at `CHUNKS` + pair x `CHUNKS_STRIDE`, beyond the end of any file: their place
+#: depends on the size of those before them, which only the process that packs the file knows.
 CHUNKS, CHUNKS_STRIDE = 1 << 63, 1 << 40
 #: First byte, and bytes per row, of every dataset that blocks are written to, in their order.
 ByteRows = Mapping[str, tuple[int, int]]
 #: First and end row of a block, in datasets with a row per "patch" and per "pixel".
-RowRanges = Mapping[str, tuple[int, int]]
+Place = Mapping[str, tuple[int, int]]
 
 
 class Piece(NamedTuple):
@@ -54,7 +55,8 @@ class Block:
     #: Pixels per side of a patch, and patches per window.
     size: int
     times: int
-    #: Of the views, of the first pixel of the windows in them, and of the patches, shape (n,).
+    #: Of every patch, shape (n,): the scale of its view, the first row and column of its window
+    #: there, and its orientation.
     scale: NDArray[np.float32]
     row: NDArray[np.int32]
     col: NDArray[np.int32]
@@ -96,15 +98,15 @@ class Block:
         write: Callable[[Offset, memoryview], None],
         rows: ByteRows,
         index: int,
-        place: RowRanges,
+        place: Place,
         compression: str = "none",
         shuffle: Permutation | None = None,
         lap: Callable[[str], None] = lambda _: None,
     ) -> int:
         """Write the block of pair `index` at its place; return its checksum.
 
-        `write` is called with what lies at a byte offset, or in equal parts at several; `lap` after
-        every step, with its name.
+        `write` is called with a byte offset, or with several for equal parts of the data, and the
+        data; `lap` after every step, with its name.
         """
         digest = xxhash.xxh3_64()
         patch_rows = shuffle.forward(np.arange(*place["patch"])) if shuffle else None
@@ -126,39 +128,38 @@ class Block:
                 add(first + (place[kind][0] + row) * size, data)
 
         for role in ROLES:
-            if compression != "none":
-                for piece in self.pieces():
-                    patches = self.cut(role, piece)
-                    lap("cut")
-                    chunks = compress(patches, compression)
-                    sizes[f"{role}_bytes"] += map(len, chunks)
-                    lap("compress")
-                    add(CHUNKS + index * CHUNKS_STRIDE, memoryview(b"".join(chunks)))
-            elif role in rows:
-                for piece in self.pieces():
-                    patches = self.cut(role, piece)
-                    lap("cut")
-                    add_rows(role, piece.start, patches.data)
-                    del patches  # the next piece gets its memory, which is in the cache
-            else:
+            if f"views/{role}" in rows:
                 pixel = 0
                 for view in self.views[role]:
                     add_rows(f"views/{role}", pixel, strips(view).data)
                     pixel += view.size
-        for name, dtype in PATCH_COLUMNS.items() if len(self) else ():
-            values = np.full(len(self), index) if name == "pair" else getattr(self, name)
-            add_rows(f"patch/{name}", 0, np.ascontiguousarray(values, dtype).data)
-        for name, dtype in CHUNK_COLUMNS.items() if compression != "none" and len(self) else ():
-            add_rows(f"patch/{name}", 0, np.array(sizes[name], dtype).data)
+                continue
+            for piece in self.pieces():
+                patches = self.cut(role, piece)
+                lap("cut")
+                if compression == "none":
+                    add_rows(role, piece.start, patches.data)
+                    del patches  # the next piece gets its memory, which is in the cache
+                    continue
+                chunks = compress(patches, compression)
+                sizes[f"{role}_bytes"] += map(len, chunks)
+                lap("compress")
+                add(CHUNKS + index * CHUNKS_STRIDE, memoryview(b"".join(chunks)))
+        columns: dict[str, Any] = {name: getattr(self, name, index) for name in PATCH_COLUMNS}
+        columns |= sizes if compression != "none" else {}
+        for name, values in columns.items() if len(self) else ():
+            column = np.empty(len(self), SCHEMA[f"patch/{name}"].dtype)
+            column[:] = values
+            add_rows(f"patch/{name}", 0, column.data)
         return int(digest.intdigest())
 
 
 def block_ranges(
-    rows: ByteRows,
-    place: RowRanges,
-    shuffle: Permutation | None,
+    rows: ByteRows, place: Place, shuffle: Permutation | None, chunks: Chunks | None, index: int
 ) -> Iterator[tuple[int, int]]:
     """Yield first byte and length of every part of a block, in the order of its checksum."""
+    if chunks:
+        yield chunks.block(index)
     for name, (first, size) in rows.items():
         start, stop = place[SCHEMA[name].row_of]
         if shuffle and SCHEMA[name].row_of == "patch":

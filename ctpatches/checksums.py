@@ -77,8 +77,7 @@ def damages(source: ValidatedFile) -> Iterator[str]:
     named = zip(source.texts("pair/input_file"), checksums, strict=True)
     for pair, (name, checksum) in enumerate(named):
         place = source.place(pair)
-        ranges = [chunks.block(pair)] if chunks else []
-        ranges += block_ranges(rows, place, source.shuffle)
+        ranges = block_ranges(rows, place, source.shuffle, chunks, pair)
         intact = block_digest(source.descriptor, ranges) == checksum
         start, stop = place["patch"]
         patches = f"{stop - start} patches" if source.shuffle else f"patches {start} to {stop - 1}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 CHILDREN = 64
 #: Nodes that are created at once.
 GROUP = 1024
-#: In place of an address: there is nothing.
+#: The address of something that does not exist.
 UNDEFINED = 2**64 - 1
 
 

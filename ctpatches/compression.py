@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from ctpatches.schema import PLUGIN
 
-#: Patches that are compressed or decompressed at once: so many, of at most so many bytes.
+#: The most patches, and bytes of patches, that HDF5 compresses or decompresses at once.
 MAX_ROWS, MAX_BYTES = 64, 1 << 20
-#: Bytes that bitshuffle compresses at once.
-BLOCK_BYTES = 8192
+#: Bytes that bitshuffle compresses at once, and those before its first block.
+BLOCK_BYTES, BEGIN_BYTES = 8192, 12
 _NUMBERS, _KEPT = itertools.count(), threading.local()
 
 
@@ -95,6 +95,21 @@ def _bitshuffle(compression: str) -> Any:
     return function
 
 
+def _has_sizes(chunk: bytes, patch: NDArray[Any]) -> bool:
+    """Return whether the sizes in a chunk of bitshuffle are those of its parts.
+
+    The library does not check them, and reads beyond the chunk where they are others. The parts are
+    the bytes of the patch (8) and of a block (4), the blocks, each after its compressed size (4),
+    and the last pixels, fewer than 8, as they are.
+    """
+    if not chunk.startswith(patch.nbytes.to_bytes(8, "big") + BLOCK_BYTES.to_bytes(4, "big")):
+        return False
+    place, rest = BEGIN_BYTES, patch.size % 8 * patch.itemsize
+    for _ in range(-(-(patch.nbytes - rest) // BLOCK_BYTES)):
+        place += 4 + int.from_bytes(chunk[place : place + 4], "big")
+    return place + rest == len(chunk)
+
+
 def decompress(
     chunks: Iterable[bytes], n: int, compression: str, dtype: np.dtype[Any], size: int
 ) -> NDArray[Any]:
@@ -103,14 +118,11 @@ def decompress(
     Raises OSError for a chunk that is damaged.
     """
     out, width = np.empty((n, size, size), dtype), dtype.itemsize * size**2
-    # A chunk of bitshuffle begins with the bytes of its patch and of a block. The filter was seen
-    # to end the process where they are others.
-    begin = width.to_bytes(8, "big") + BLOCK_BYTES.to_bytes(4, "big")
-    begin, function = (b"", None) if compression == "gzip" else (begin, _bitshuffle(compression))
+    function, first = None if compression == "gzip" else _bitshuffle(compression), out[:1]
 
     def intact() -> Iterator[bytes]:
         for chunk in chunks:
-            if not chunk or not chunk.startswith(begin):
+            if not chunk or (compression != "gzip" and not _has_sizes(chunk, first)):
                 raise OSError("a chunk is damaged")
             yield chunk
 
@@ -118,10 +130,9 @@ def decompress(
     if function:
         place = out.ctypes.data
         for row, chunk in enumerate(itertools.islice(remaining, n)):
-            # Damaged lengths in the chunk lead to the zeros, not beyond them.
-            content = chunk[len(begin) :].ljust(2 * width + BLOCK_BYTES, b"\0")
+            content = chunk[BEGIN_BYTES:]
             done = function(content, place + row * width, size**2, dtype.itemsize, 0)
-            if done != len(chunk) - len(begin):
+            if done != len(content):
                 raise OSError("a chunk is damaged")
         return out
     dataset = _memory(compression, dtype, size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import io
 import json
 import math
 import os
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ctpatches import dtypes
 from ctpatches.blocks import CHUNKS, Block, Piece
 from ctpatches.checksums import damages
-from ctpatches.chunks import Chunks
 from ctpatches.files import (
     Invalid,
     Offset,
@@ -32,23 +31,19 @@ from ctpatches.messages import CallError, RunError, printable, quoted
 from ctpatches.normalisation import Affine, normalised_air
 from ctpatches.orientations import upright
 from ctpatches.schema import (
-    COMPRESSIONS,
-    DTYPES,
     PATCH_COLUMNS,
-    PLUGIN,
     REST,
     ROLES,
     SCHEMA,
-    STORES,
+    STORAGE,
     VIEW_COLUMNS,
+    check_storage,
 )
 from ctpatches.structure import PathLike
 from ctpatches.validation import ValidatedFile
 from ctpatches.views import from_strips
 from ctpatches.windows import padded_length
 
-#: What can be chosen, by option.
-CHOICES = {"store": STORES, "dtype": tuple(DTYPES), "compression": COMPRESSIONS}
 #: Files of earlier format versions lack tables that cannot be made without the scans.
 OLDEST_VERSION = 3
 
@@ -99,8 +94,8 @@ def convert(
     target = os.fspath(target)
     given = {"store": store, "dtype": dtype, "compression": compression}
     for name, value in given.items():
-        if value not in (None, *CHOICES[name]):
-            expected = f"one of {', '.join(CHOICES[name])}"
+        if value not in (None, *STORAGE[name]):
+            expected = f"one of {', '.join(STORAGE[name])}"
             raise CallError(f"{name} {quoted(value)}; expected: {expected}")
     _check_target(os.fspath(source), target, overwrite)
     with ValidatedFile(source) as file:
@@ -111,25 +106,31 @@ def convert(
         if config["store"] == "views" and not compression:
             config["compression"] = "none"
         _check_configuration(file, config)
-        with atomic_write(target) as partial:
-            _write(file, config, partial, target)
+        with _create_partial(target) as partial, atomic_write(target):
+            _write(file, config, partial.fileno(), target)
         sync_folder(target)
 
 
 def _check_target(source: str, target: str, overwrite: bool) -> None:
     """Refuse a target that must not be written."""
     os.close(open_regular(source))
-    if os.path.lexists(f"{target}.partial"):
-        found = f"{quoted(f'{target}.partial')} exists: another run is writing it, or left it"
-        raise CallError(f"{found}; wait for its end, or remove it")
-    if not os.path.lexists(target):
-        return
     if os.path.exists(target) and os.path.samefile(source, target):
         raise CallError(f"{quoted(target)} is the file to convert; expected: another name")
     if os.path.exists(target) and not os.path.isfile(target):
         raise CallError(f"{quoted(target)} is not a regular file; expected: the name of a file")
-    if not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise CallError(f"{quoted(target)} exists; add --overwrite to replace it")
+
+
+def _create_partial(target: str) -> io.FileIO:
+    """Create the file that `atomic_write` renames; refuse one that another run is writing."""
+    partial = f"{target}.partial"
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    try:
+        return open(partial, "x+b", buffering=0)
+    except FileExistsError:
+        found = f"{quoted(partial)} exists: another run is writing it, or left it"
+        raise CallError(f"{found}; wait for its end, or remove it") from None
 
 
 def _check_configuration(file: ValidatedFile, config: Mapping[str, Any]) -> None:
@@ -137,27 +138,16 @@ def _check_configuration(file: ValidatedFile, config: Mapping[str, Any]) -> None
     overlap, window = config.get("overlap"), config.get("hu_window")
     valid = type(overlap) is int and 0 <= overlap < file.patch_size == config.get("patch_size")
     valid &= config.get("tensor_format") in ("torch", "tf")
+    valid &= "normalization_type" in config
     valid &= config.get("seed") == file.attributes["seed"]
     valid &= isinstance(window, list) and [type(edge) for edge in window] == [float, float]
     if not valid:
         raise Invalid(file.path, "contains no configuration of ctpatches")
-    found = config.get("normalization_type")
-    if config["dtype"] == "int16" and found != "None":
-        raise CallError(
-            f"dtype int16 requires a file of --normalization-type None, {quoted(file.path)} has "
-            f"{printable(found)}"
-        )
-    compression = config["compression"]
-    if compression != "none" and config["store"] != "patches":
-        raise CallError(
-            f"compression {compression} requires store patches, found {config['store']}"
-        )
-    if compression not in ("none", "gzip") and not importlib.util.find_spec(PLUGIN):
-        raise CallError(f"compression {compression} needs {PLUGIN}: pip install {PLUGIN}")
+    check_storage(config)
 
 
-def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: str) -> None:
-    """Write the whole target under its temporary name."""
+def _write(file: ValidatedFile, config: dict[str, Any], descriptor: int, target: str) -> None:
+    """Write the whole target to its temporary file."""
     problems = damages(file)
     _check(next(problems), file)
     views: Table = file.views.columns if file.store == "views" else _planned_views(file, config)
@@ -169,7 +159,6 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
         return build_header(tables, configuration, unit, file.patches, pixels, complete=True)
 
     empty = header()
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     end = empty.size  # of the chunks of a compressed file
 
     def write(offset: Offset, data: memoryview) -> None:
@@ -179,30 +168,23 @@ def _write(file: ValidatedFile, config: dict[str, Any], partial: str, target: st
         with named_errors(target):
             write_at(descriptor, data, offset)
 
-    try:
-        with named_errors(target):
-            os.ftruncate(descriptor, empty.size)
-            reserve(descriptor, empty.size)
-        for pair in range(file.pairs):
-            _check(next(problems), file)
-            pixels = _Pixels(file, pair, config["dtype"])
-            own = slice(*np.searchsorted(views["pair"], [pair, pair + 1]).tolist())
-            block = _block(pixels, config["store"], {name: views[name][own] for name in views})
-            place = file.place(pair) | {"pixel": (int(views["offset"][own][:1].sum()), 0)}
-            tables["pair/checksum"][pair] = block.write(
-                write, empty.rows, pair, place, config["compression"], empty.shuffle
-            )
-            for role in ROLES:
-                tables[f"pair/{role}_rounding"][pair] += pixels.rounding[role]
-        with named_errors(target):
-            starts = [*file.blocks[0].tolist(), file.patches]
-            chunks = None
-            if config["compression"] != "none":
-                chunks = Chunks.recorded(descriptor, empty.rows, starts, empty.size, empty.shuffle)
-            header().write(descriptor, chunks)
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with named_errors(target):
+        os.ftruncate(descriptor, empty.size)
+        reserve(descriptor, empty.size)
+    for pair in range(file.pairs):
+        _check(next(problems), file)
+        pixels = _Pixels(file, pair, config["dtype"])
+        own = slice(*np.searchsorted(views["pair"], [pair, pair + 1]).tolist())
+        block = _block(pixels, config["store"], {name: views[name][own] for name in views})
+        place = file.place(pair) | {"pixel": (int(views["offset"][own][:1].sum()), 0)}
+        tables["pair/checksum"][pair] = block.write(
+            write, empty.rows, pair, place, config["compression"], empty.shuffle
+        )
+        for role in ROLES:
+            tables[f"pair/{role}_rounding"][pair] += pixels.rounding[role]
+    with named_errors(target):
+        header().write(descriptor, [*file.blocks[0].tolist(), file.patches])
+        os.fsync(descriptor)
 
 
 def _check(damage: str, file: ValidatedFile) -> None:
@@ -290,10 +272,9 @@ class _Pixels:
         window = file.config["hu_window"] if clipped else None
         unit = file.attributes["unit"].decode()
         air = normalised_air(Affine(offset, divisor), slope, intercept, unit, window)
-        kind = np.dtype(DTYPES[self.dtype])
-        limits: Any = np.iinfo(kind) if kind.kind == "i" else np.finfo(kind)
-        fill = np.clip(np.float32(air), limits.min, limits.max)
-        views = [np.full(size, np.rint(fill) if kind.kind == "i" else fill, kind) for size in sizes]
+        limits = dtypes.limits_of(self.dtype)
+        fill, _ = dtypes.cast(np.array(air, np.float32).clip(limits.min, limits.max), self.dtype)
+        views = [np.full(size, fill) for size in sizes]
         for piece in block.pieces():
             part, view = slice(piece.start, piece.stop), views[piece.view]
             patches = upright(block.cut(role, piece), block.orientation[part])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from ctpatches.conversion import CHOICES, convert
+from ctpatches.conversion import convert
+from ctpatches.file import rounding_text
 from ctpatches.messages import printable
-from ctpatches.schema import ROLES
+from ctpatches.schema import STORAGE
 from ctpatches.validation import ValidatedFile
 
 
@@ -22,18 +23,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "compression": "of the patches",
     }
     for name, text in helps.items():
-        add(f"--{name}", choices=CHOICES[name], help=f"{text}; default: as in IN")
+        add(f"--{name}", choices=STORAGE[name], help=f"{text}; default: as in IN")
     add("--overwrite", action="store_true", help="replace an existing OUT; default: an error")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Convert a file; print how both are stored, and what types have cost."""
-    given = {name: getattr(options, name) for name in (*CHOICES, "overwrite")}
+    """Convert a file; print how both are stored, and by how much pixels were rounded."""
+    given = {name: getattr(options, name) for name in (*STORAGE, "overwrite")}
     convert(options.source, options.target, **given)
     for label, path in (("input", options.source), ("output", options.target)):
         with ValidatedFile(path) as file:
-            form = ", ".join(file.config[name] for name in CHOICES)
+            form = ", ".join(file.config[name] for name in STORAGE)
             print(f"{label:10} {printable(path)}, {os.path.getsize(path) / 1e6:.1f} MB: {form}")
-            if label == "output":
-                largest = max(file.values(f"pair/{role}_rounding").max(initial=0) for role in ROLES)
-                print(f"rounding   at most {largest:g}, in the unit of the pixels")
+            if label == "output" and (text := rounding_text(file)):
+                print(f"rounded    {text}")

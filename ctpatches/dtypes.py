@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 from ctpatches.schema import DTYPES
 
 
+def limits_of(dtype: str) -> Any:
+    """Return `min` and `max` of a type of `ctpatches.schema.DTYPES`."""
+    kind = np.dtype(DTYPES[dtype])
+    return np.iinfo(kind) if kind.kind == "i" else np.finfo(kind)
+
+
 def cast(values: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], float]:
     """Return pixels as the type of a file, and the largest difference that this makes.
 
@@ -32,8 +38,7 @@ def cast(values: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], float]:
     """
     if dtype == "float32":
         return values, 0.0
-    kind = np.dtype(DTYPES[dtype])
-    limits: Any = np.iinfo(kind) if kind.kind == "i" else np.finfo(kind)
+    kind, limits = np.dtype(DTYPES[dtype]), limits_of(dtype)
     rounded = np.rint(values) if kind.kind == "i" else values
     ends = np.array([rounded.min(initial=0), rounded.max(initial=0)], np.float32)
     with np.errstate(over="ignore"):  # to infinity, which is beyond the limits

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ END_OF_FILE = 40
 
 
 class RecordedFile(io.RawIOBase):
-    """A file in memory that consists of what was written to it, in order, and else of zeros."""
+    """A sparse file in memory: the writes in their order, and zeros between them."""
 
     def __init__(self) -> None:
         self.writes: list[tuple[int, bytes]] = []
@@ -96,10 +96,11 @@ class Header:
     #: By role, where the index of a compressed dataset begins.
     roots: dict[str, int]
 
-    def write(self, descriptor: int, chunks: Chunks | None = None) -> None:
+    def write(self, descriptor: int, starts: Sequence[int] = ()) -> None:
         """Write the header to a file of the full size, and nothing where its blocks are.
 
-        With `chunks` also the index of a compressed file, behind them.
+        Once they are there, `starts` are the first patch of each, and the end of the last: a
+        compressed file also needs the index of its chunks, behind them.
         """
         position = 0
         for start, stop in [*sorted(self.extents), (self.size, self.size)]:
@@ -108,9 +109,10 @@ class Header:
         for offset, data in self.writes:
             write_at(descriptor, data, offset)
         size, extents = self.size, self.extents
-        if chunks:
-            start, size = self.size, int(chunks.blocks[-1])
-            extents = [(start, size), *extents]
+        if self.roots and starts:
+            chunks = Chunks.recorded(descriptor, self.rows, starts, self.size, self.shuffle)
+            size = int(chunks.blocks[-1])
+            extents = [(self.size, size), *extents]
             for role, root in self.roots.items():
                 nodes = index_nodes(chunks.places[role], chunks.sizes[role], root, size)
                 for offset, data in nodes:
@@ -171,7 +173,9 @@ def build_header(
             file.create_dataset(name, data=tables[name])
         _write_attributes(file, config["seed"], configuration, unit, complete)
     roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
-    shuffle = _shuffle(tables, config, patches)
+    shuffle = None
+    if config["shuffle_patches"]:
+        shuffle = Permutation.drawn(patches, config["seed"], bytes(tables["pair/input_file"][0]))
     return Header(memory.size, rows, extents, memory.writes, shuffle, config["compression"], roots)
 
 
@@ -208,12 +212,3 @@ def _write_attributes(
         file.attrs[name] = value
         if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
             file.attrs[name + COPY] = np.bytes_(value.encode())
-
-
-def _shuffle(
-    tables: Mapping[str, NDArray[Any]], config: Mapping[str, Any], patches: int
-) -> Permutation | None:
-    """Return the permutation of the rows of patches; None where they are not shuffled."""
-    if not config.get("shuffle_patches"):
-        return None
-    return Permutation.drawn(patches, config["seed"], bytes(tables["pair/input_file"][0]))

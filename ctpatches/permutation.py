@@ -43,11 +43,11 @@ class Permutation:
         return cls(n, tuple(np.frombuffer(digest, "<u8").tolist()))
 
     def forward(self, index: NDArray[Any]) -> Indices:
-        """Return where each of some numbers goes, shape (k,)."""
+        """Return the place of each of some numbers, shape (k,)."""
         return self._walk(index, self._encrypt)
 
     def inverse(self, index: NDArray[Any]) -> Indices:
-        """Return what comes to each of some places, shape (k,)."""
+        """Return the number at each of some places, shape (k,)."""
         return self._walk(index, self._decrypt)
 
     def _walk(self, index: NDArray[Any], step: Any) -> Indices:
@@ -57,7 +57,7 @@ class Permutation:
         return np.asarray(out, np.int64)
 
     @property
-    def _side(self) -> np.uint64:  # of which the square is just not below n
+    def _side(self) -> np.uint64:  # the smallest number whose square is at least n
         return np.uint64(math.isqrt(max(self.n, 1) - 1) + 1)
 
     def _encrypt(self, index: _Words) -> _Words:

@@ -119,12 +119,12 @@ class PatchReader:
             self.scales = self._chosen("scale", scales, source.scales)
             codes = range(len(ORIENTATIONS))
             self.orientations = self._chosen("orientation", orientations, codes)
-            selected = self._of_patients(patients, source)
-            if scales is not None or orientations is not None:
-                self._filter(selected, source)
-            self._windows = self._load_windows(selected, source)
-        # Where a run of selected patches begins, and where it ends. Two numbers per run stand for
-        # all indices: a choice of patients or of scales has few runs.
+            by_row = scales is not None or orientations is not None
+            by_row |= source.shuffle is not None and patients is not None
+            selected, self._windows = self._select(source, by_row)
+        # Groups of consecutive selected patches: where they end in this dataset, and what is added
+        # to become indices of the file. A choice of patients or of scales has few groups, unless
+        # the file is shuffled.
         edges = np.flatnonzero(np.diff(selected, prepend=False, append=False))
         starts, lengths = edges[::2], edges[1::2] - edges[::2]
         self._in_file, self._ends = len(selected), np.cumsum(lengths)
@@ -177,31 +177,26 @@ class PatchReader:
             raise ValueError(f"{self.path!r}: {found}; there are: {', '.join(map(repr, known))}")
         return [value for value in known if value in chosen]
 
-    def _of_patients(self, patients: Patients, source: ValidatedFile) -> NDArray[np.bool_]:
-        """Return which patches are of the chosen patients."""
-        chosen = np.isin(source.texts("pair/patient"), self.patients)
-        selected = np.repeat(chosen, source.blocks[1])
-        if source.shuffle and patients is not None:
-            for first in range(0, len(selected), MAX_ROWS):
-                rows = np.arange(first, min(first + MAX_ROWS, len(selected)))
-                selected[rows] = chosen[source.pair_of(rows)]
-        return selected
+    def _select(
+        self, source: ValidatedFile, by_row: bool
+    ) -> tuple[NDArray[np.bool_], Windows | None]:
+        """Return which patches are selected, and their windows; None where patches are stored.
 
-    def _filter(self, selected: NDArray[np.bool_], source: ValidatedFile) -> None:
-        """Deselect patches of other scales and orientations."""
-        scales = np.array(self.scales, np.float32)
-        for first in range(0, len(selected), MAX_ROWS):
+        Without `by_row` the selection is of whole pairs, and no column of `patch/` need be read.
+        """
+        of_patients = np.isin(source.texts("pair/patient"), self.patients)
+        selected = np.repeat(of_patients, source.blocks[1])
+        windows = []
+        in_views, scales = source.store == "views", np.array(self.scales, np.float32)
+        for first in range(0, len(selected) if by_row or in_views else 0, MAX_ROWS):
             rows = slice(first, first + MAX_ROWS)
             columns = source.columns(rows)
+            selected[rows] = of_patients[columns["pair"]]
             selected[rows] &= np.isin(columns["scale"], scales)
             selected[rows] &= np.isin(columns["orientation"], self.orientations)
-
-    def _load_windows(self, selected: NDArray[np.bool_], source: ValidatedFile) -> Windows | None:
-        """Return the windows of the selected patches; None where patches are stored."""
-        if source.store == "patches":
-            return None
-        pieces = (slice(at, at + MAX_ROWS) for at in range(0, len(selected), MAX_ROWS))
-        return np.concatenate([source.windows(rows)[selected[rows]] for rows in pieces])
+            if in_views:
+                windows.append(source.views.windows(columns)[selected[rows]])
+        return selected, np.concatenate(windows) if in_views else None
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other orientations from now on; call it before each pass over the loader."""
@@ -213,8 +208,8 @@ class PatchReader:
     def rows(self, indices: Indices) -> NDArray[np.int64]:
         """Return the indices in the file of patches of this dataset."""
         index = positions(indices, len(self))
-        run = np.searchsorted(self._ends, index, side="right")
-        return np.asarray(index + self._shifts[run], np.int64)
+        group = np.searchsorted(self._ends, index, side="right")
+        return np.asarray(index + self._shifts[group], np.int64)
 
     def read(self, indices: Indices) -> tuple[Images, Images]:
         """Return inputs and targets, each of shape (n, p, p)."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib.util
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ctpatches.messages import CallError
 
 FORMAT = "paired CT patches"
 #: The newest `format_version` that this module knows.
@@ -15,6 +19,13 @@ DTYPES = {"float32": "<f4", "float16": "<f2", "int16": "<i2"}
 COMPRESSIONS = ("none", "lz4", "zstd", "gzip")
 #: What all of them but gzip need.
 PLUGIN = "hdf5plugin"
+#: The options that decide how pixels are stored, with their values.
+STORAGE = {"store": STORES, "dtype": tuple(DTYPES), "compression": COMPRESSIONS}
+#: Options that files before version 4 do not have, with their defaults.
+ADDED_OPTIONS: dict[str, Any] = {
+    **{name: known[0] for name, known in STORAGE.items()},
+    "shuffle_patches": False,
+}
 #: Datasets with one value per patch, in the order of a block's checksum.
 PATCH_COLUMNS = {
     "pair": "<u4",
@@ -136,6 +147,24 @@ def bulk_names(store: str, compressed: bool = False) -> list[str]:
 def in_store(name: str, store: str, compressed: bool = False) -> bool:
     """Return whether files of a store have a dataset."""
     return SCHEMA[name].store in ("", store) and SCHEMA[name].compressed <= compressed
+
+
+def check_storage(config: Mapping[str, Any]) -> None:
+    """Raise CallError for options that exclude each other, or need a package that is missing."""
+    compression, kind = config["compression"], config["normalization_type"]
+    if config["dtype"] == "int16" and kind != "None":
+        raise CallError(f"--dtype int16 requires --normalization-type None, found {kind}")
+    if compression == "none":
+        return
+    if config["store"] != "patches":
+        raise CallError(
+            f"--compression {compression} requires --store patches, found {config['store']}: "
+            "a window of a view would have to be decompressed with its surroundings"
+        )
+    if compression != "gzip" and not importlib.util.find_spec(PLUGIN):
+        raise CallError(
+            f"--compression {compression} needs the package {PLUGIN}: pip install {PLUGIN}"
+        )
 
 
 def decoded(value: bytes) -> str:

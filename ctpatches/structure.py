@@ -20,8 +20,8 @@ from ctpatches import direct
 from ctpatches.compression import missing_filter
 from ctpatches.files import Invalid, open_regular
 from ctpatches.schema import (
+    ADDED_OPTIONS,
     ATTRIBUTES,
-    COMPRESSIONS,
     COPY,
     DTYPES,
     FORMAT,
@@ -32,7 +32,7 @@ from ctpatches.schema import (
     PIXELS,
     REST_BYTES,
     SCHEMA,
-    STORES,
+    STORAGE,
     STRING,
     VERSION,
     Field,
@@ -138,23 +138,17 @@ class FileStructure:
         self.version = int(version)
         try:
             #: The options of the run that determine the content of the file.
-            self.config = dict(json.loads(found["configuration"]))
-            self.config.setdefault("shuffle_patches", False)
+            self.config = ADDED_OPTIONS | dict(json.loads(found["configuration"]))
             flags = [self.config[n] for n in ("ds_augment", "anonymize", "shuffle_patches")]
             valid = {type(flag) for flag in flags} == {bool}
             valid &= self.config["edge"] in ("shift", "pad")
-            # Files before version 4 have none of these options.
+            valid &= all(self.config[name] in known for name, known in STORAGE.items())
             #: What the file stores: one of `ctpatches.schema.STORES`.
-            self.store = self.config.setdefault("store", "patches")
-            valid &= self.store in STORES and self.config.setdefault("dtype", "float32") in DTYPES
-            compression = self.config.setdefault("compression", "none")
-            valid &= compression in COMPRESSIONS and (
-                compression == "none" or self.store != "views"
-            )
-            self.compressed = compression != "none"
+            self.store = self.config["store"]
+            self.compressed = self.config["compression"] != "none"
             if self.store == "views":
                 size = self._sizes["size"] = self.config["patch_size"]
-                valid &= type(size) is int and 1 <= size <= MAX_IMAGE_SIDE
+                valid &= type(size) is int and 1 <= size <= MAX_IMAGE_SIDE and not self.compressed
         except (ValueError, TypeError, KeyError, RecursionError):
             valid = False
         if not valid:

@@ -52,36 +52,34 @@ class ValidatedFile(FileStructure):
         """
         size = self.patch_size
         if self.chunks:
-            if not isinstance(rows, np.ndarray):
-                rows = np.arange(self.patches)[rows].reshape(-1)
-            chunks = self.chunks.read(self.descriptor, role, rows)
+            chunks = self.chunks.read(self.descriptor, role, indices := self._indices(rows))
             form = self.config["compression"], self[role].dtype, size
             try:
-                return decompress(chunks, len(rows), *form).astype(DTYPES[dtype], copy=False)
+                return decompress(chunks, len(indices), *form).astype(DTYPES[dtype], copy=False)
             except (OSError, RuntimeError) as error:
                 raise OSError(f"{self.path!r}: {role} cannot be read: {error}") from error
         if self.store == "patches":
             return self.values(role, rows).reshape(-1, size, size).astype(DTYPES[dtype], copy=False)
         name = f"views/{role}"
         windows = self.windows(rows) if windows is None else windows
-        runs = self.views.runs(windows, size)
-        images = views.cut(windows, size, self[name].dtype, runs, self._pixels(name, runs))
+        spans = self.views.spans(windows, size)
+        images = views.cut(windows, size, self[name].dtype, spans, self._pixels(name, spans))
         return images.astype(DTYPES[dtype], copy=False)
 
-    def _pixels(self, name: str, runs: views.Runs) -> Iterator[Any]:
-        """Yield the pixels of runs, each a buffer that is valid until the next one."""
+    def _pixels(self, name: str, spans: views.Spans) -> Iterator[Any]:
+        """Yield the pixels of spans, each a buffer that is valid until the next one."""
         offset, width = self[name].id.get_offset(), self[name].dtype.itemsize
         if offset is None or self.descriptor < 0 or not direct.POSSIBLE:
-            for start, length in zip(runs.first.tolist(), runs.length.tolist(), strict=True):
+            for start, length in zip(spans.first.tolist(), spans.length.tolist(), strict=True):
                 yield self.values(name, slice(start, start + length))
             return
         # The whole view at its first use: a cold disk has fewer, larger requests to serve. If not
         # all views fit into memory, pixels would often be dropped before they are used.
         if self._fits_in_memory:
-            first, lengths = self.views.first_uses(name, runs)
+            first, lengths = self.views.first_uses(name, spans)
             ahead = (offset + first * width).tolist(), (lengths * width).tolist()
             direct.request(self.descriptor, *ahead)
-        starts, sizes = (offset + runs.first * width).tolist(), (runs.length * width).tolist()
+        starts, sizes = (offset + spans.first * width).tolist(), (spans.length * width).tolist()
         yield from direct.read_runs(self.path, self.descriptor, starts, sizes)
 
     @functools.cached_property
@@ -89,13 +87,13 @@ class ValidatedFile(FileStructure):
         return direct.fits_in_memory(os.path.getsize(self.path))
 
     def windows(self, rows: slice | NDArray[np.int64]) -> views.Windows:
-        """Return where patches lie in the views."""
+        """Return the windows of patches."""
         return self.views.windows(self.columns(rows))
 
     @functools.cached_property
     def chunks(self) -> Chunks | None:
         """Where the chunks of a compressed file lie; None where HDF5 has to find them."""
-        if not self.compressed or self.descriptor < 0 or not self.patches:
+        if not self.compressed or self.descriptor < 0:
             return None
         sizes = {role: self.values(f"patch/{role}_bytes") for role in ROLES}
         starts = [*self.blocks[0].tolist(), self.patches]
@@ -122,7 +120,7 @@ class ValidatedFile(FileStructure):
     def columns(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return rows of all `PATCH_COLUMNS`; each must be a window in a view of its pair."""
         columns = {name: self.values(f"patch/{name}", rows) for name in PATCH_COLUMNS}
-        indices = np.arange(*rows.indices(self.patches)) if isinstance(rows, slice) else rows
+        indices = self._indices(rows)
         pair = self.pair_of(indices)
         known = np.isin(columns["scale"], np.array(self.scales, np.float32))
         scale = np.where(known, columns["scale"], 1).astype(np.float64).round(6)
@@ -141,6 +139,9 @@ class ValidatedFile(FileStructure):
             raise Invalid(self.path, reason)
         return columns
 
+    def _indices(self, rows: slice | NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.arange(*rows.indices(self.patches)) if isinstance(rows, slice) else rows
+
     def pair_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the pairs of patches."""
         return np.searchsorted(np.add(*self.blocks), self.canonical(rows), side="right")
@@ -151,7 +152,7 @@ class ValidatedFile(FileStructure):
         return self.shuffle.forward(np.arange(first, end)) if self.shuffle else slice(first, end)
 
     def canonical(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return which rows patches would have in a file that is not shuffled."""
+        """Return the canonical indices of rows: those in a file that is not shuffled."""
         return self.shuffle.inverse(rows) if self.shuffle else rows
 
     def view_shape(
@@ -178,6 +179,8 @@ class ValidatedFile(FileStructure):
 
     def _check_pairs(self) -> None:
         self.patches, self.pairs = self._sizes["patch"], self._sizes["pair"]
+        if not self.patches:
+            raise Invalid(self.path, "contains no patch; a run never writes such a file")
         self.patch_size = self._sizes["size"]
         #: Scales of the views of a pair, the largest first.
         self.scales = (1.0, 0.8, 0.6) if self.config["ds_augment"] else (1.0,)

@@ -88,7 +88,7 @@ class ViewTable:
             out = out << np.uint64(bits) | values.astype(np.uint64)
         return out
 
-    def runs(self, windows: Windows, size: int) -> Runs:
+    def spans(self, windows: Windows, size: int) -> Spans:
         """Return what has to be read for the patches of windows."""
         numbers = windows.astype(np.int64) >> CODE_BITS
         col = numbers & ((1 << PLACE_BITS) - 1)
@@ -105,17 +105,17 @@ class ViewTable:
         first = self.columns["offset"][view].astype(np.int64)
         first += left * rows + row * width + begin - left
         length = width * (size - 1) + end - begin
-        return Runs(view, patch, first, length, width, begin - col, end - begin)
+        return Spans(view, patch, first, length, width, begin - col, end - begin)
 
-    def first_uses(self, name: str, runs: Runs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def first_uses(self, name: str, spans: Spans) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return first pixels and lengths of views that are used for the first time."""
         used = self._used.setdefault(name, np.zeros(len(self._keys), bool))
-        view = np.unique(runs.view[~used[runs.view]])
+        view = np.unique(spans.view[~used[spans.view]])
         used[view] = True
         return self.columns["offset"][view].astype(np.int64), self.shapes[:, view].prod(axis=0)
 
 
-class Runs(NamedTuple):
+class Spans(NamedTuple):
     """Consecutive pixels of views: of every window those in one strip, and what is between them.
 
     In one piece they are read faster than row by row, from the same pages of the file.
@@ -161,21 +161,21 @@ def _key(pair: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def cut(
-    windows: Windows, size: int, dtype: np.dtype[Any], runs: Runs, pixels: Iterable[Any]
+    windows: Windows, size: int, dtype: np.dtype[Any], spans: Spans, pixels: Iterable[Any]
 ) -> NDArray[Any]:
-    """Return the patches of windows, shape (n, size, size), from a buffer with each of the runs."""
+    """Return the patches of windows, shape (n, size, size), from a buffer per span."""
     # A window is an array whose pixels lie in a patch: how far apart depends on the orientation.
     place = _PLACES[(windows & np.uint64((1 << CODE_BITS) - 1)).astype(np.int64)]
     corner, below, beside = (place * [size, 1]).sum(axis=2).T * dtype.itemsize
-    starts = (corner * (size - 1) + np.arange(len(windows)) * size**2 * dtype.itemsize)[runs.patch]
-    steps = np.stack([below - corner, beside - corner], 1)[runs.patch]
-    starts += runs.begin * steps[:, 1]
+    starts = (corner * (size - 1) + np.arange(len(windows)) * size**2 * dtype.itemsize)[spans.patch]
+    steps = np.stack([below - corner, beside - corner], 1)[spans.patch]
+    starts += spans.begin * steps[:, 1]
     out = np.empty((len(windows), size, size), dtype)
     for start, step, width, columns, buffer in zip(
         starts.tolist(),
         steps.tolist(),
-        (runs.width * dtype.itemsize).tolist(),
-        runs.columns.tolist(),
+        (spans.width * dtype.itemsize).tolist(),
+        spans.columns.tolist(),
         pixels,
         strict=True,
     ):

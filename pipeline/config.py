@@ -6,13 +6,12 @@ It drives Python, the command line, `--config`, the report, and the test of the 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 from dataclasses import MISSING, dataclass
 
 from ctpatches.messages import CallError
-from ctpatches.schema import COMPRESSIONS, DTYPES, PATCH_COLUMNS, PLUGIN, STORES
+from ctpatches.schema import COMPRESSIONS, DTYPES, PATCH_COLUMNS, STORES, check_storage
 from pipeline.options import (
     FILE,
     FOLDER,
@@ -314,11 +313,12 @@ class Config:
         if self.hu_window != default and self.normalization_type != "hu_window":
             raise CallError(f"--hu-window {low:g} {high:g} requires --normalization-type hu_window")
         self._check_air()
-        if self.dtype == "int16" and self.normalization_type != "None":
+        check_storage(vars(self))
+        if self.hand_over == "direct" and self.compression != "none":
             raise CallError(
-                f"--dtype int16 requires --normalization-type None, found {self.normalization_type}"
+                f"--hand-over direct requires --compression none, found {self.compression}: only "
+                "rank 0 knows the place of a compressed block"
             )
-        self._check_compression()
         if self.split and math.isclose(sum(self.split), 100, abs_tol=1e-4):  # percentages
             vars(self)["split"] = tuple(part / 100 for part in self.split)
         parts = self.split or (1.0,)
@@ -338,25 +338,6 @@ class Config:
             if value != one.default and not (self.air_threshold and rule in ("", self.air_rule)):
                 needed = "--air_threshold" + (f" --air-rule {rule}" if rule else "")
                 raise CallError(f"{one.flag} {one.text(value)} requires {needed}")
-
-    def _check_compression(self) -> None:
-        """Raise CallError for a compression that cannot be had."""
-        if self.compression == "none":
-            return
-        if self.store != "patches":
-            raise CallError(
-                f"--compression {self.compression} requires --store patches, found {self.store}: "
-                "a window of a view would have to be decompressed with its surroundings"
-            )
-        if self.hand_over == "direct":
-            raise CallError(
-                f"--hand_over direct requires --compression none, found {self.compression}: only "
-                "rank 0 knows the place of a compressed block"
-            )
-        if self.compression != "gzip" and not importlib.util.find_spec(PLUGIN):
-            raise CallError(
-                f"--compression {self.compression} needs the package {PLUGIN}: pip install {PLUGIN}"
-            )
 
     @property
     def has_subsets(self) -> bool:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 import patching
+from ctpatches.blocks import Place
 from ctpatches.checksums import pixel_digest
 from ctpatches.dtypes import cast
 from ctpatches.normalisation import normalised_air
@@ -20,7 +21,7 @@ from pipeline import difference, prefetch
 from pipeline.config import Config
 from pipeline.dicom import pixels
 from pipeline.errors import naming
-from pipeline.model import Difference, Pair, PairPlan, Place, Plan
+from pipeline.model import Difference, Pair, PairPlan, Plan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord

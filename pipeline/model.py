@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches.blocks import Place
 from utils import Affine, printable
 
 
@@ -106,10 +107,6 @@ class View(NamedTuple):
     columns: int
 
 
-#: Where a block lies: first and end row, of datasets with a row per "patch" and per "pixel".
-Place: TypeAlias = dict[str, tuple[int, int]]
-
-
 class Names(NamedTuple):
     """The names of a patient and of the two files of a pair in the output."""
 
@@ -125,7 +122,7 @@ class Plan:
     pairs: list[Pair]  # ordered by patient and position, as all lists below
     parts: list[PairPlan]
     starts: list[int]  # index of the first patch of each pair; one more entry for the end
-    views: list[View]  # that are stored; none where patches are
+    views: list[View]  # those that are stored; empty with `--store patches`
     pixel_starts: list[int]  # index of the first pixel of each pair, as `starts`
     degradations: list[str]  # of the inputs by `--blurr_n_noise`: '', 'blur', 'noise'
     names: list[Names]

@@ -80,10 +80,10 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
 def _places(pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config) -> dict[str, Any]:
     """Return the fields of a plan that follow from the windows of its pairs."""
     patches = [part.kept_windows * config.orientations for part in parts]
-    views = list(_stored_views(pairs, parts, config))
+    views: list[View] = []
     pixels = [n * config.patch_size**2 for n in patches]
     if config.store == "views":
-        pixels = [0] * len(pairs)
+        views, pixels = list(_views(pairs, parts, config)), [0] * len(pairs)
         for view in views:
             pixels[view.pair] += view.rows * view.columns
     return {
@@ -93,14 +93,10 @@ def _places(pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config) ->
     }
 
 
-def _stored_views(
-    pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config
-) -> Iterator[View]:
-    """Yield the views with kept windows in the order of the file; none where patches are stored."""
+def _views(pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config) -> Iterator[View]:
+    """Yield the views with kept windows, in the order of the file."""
     offset = 0
     for index, (pair, part) in enumerate(zip(pairs, parts, strict=True)):
-        if config.store == "patches":
-            return
         for scale, kept in zip(config.scales, part.kept_masks(), strict=True):
             if kept.any():
                 shape = augment.view_shape((pair.target.rows, pair.target.columns), scale)
@@ -142,9 +138,9 @@ def divide(plan: Plan, config: Config) -> list[Plan]:
 
 
 def _between(part: PairPlan, low: int, high: int) -> PairPlan:
-    """Return a part of the windows: kept ones number `low` to `high`, and those of air after each.
+    """Return the part of a pair with its kept windows number `low` to `high`.
 
-    Those before the first kept one of the pair are with it.
+    Windows of air are in the part of the kept one before them, or else of the first.
     """
     if low <= 0 and high >= part.kept_windows:
         return part

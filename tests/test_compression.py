@@ -217,7 +217,7 @@ def test_verify_names_the_block_of_a_damaged_chunk(copy):
     assert damage.startswith("the block of pair 0 (A/quarter_3mm/0000.dcm), patches 0 to ")
 
 
-@pytest.mark.parametrize("place", [0, 7])
+@pytest.mark.parametrize("place", [0, 7, 12, 14])
 def test_a_chunk_that_claims_another_size_is_an_error_that_names_the_file(copy, place):
     with open(copy, "r+b") as raw:
         raw.seek(chunk(copy, "input", 5)[0] + place)

@@ -250,7 +250,8 @@ def test_what_was_written_is_printed(made, tmp_path):
     assert first.endswith(" MB: patches, float32, none")
     assert second.startswith(f"output     {out}, ")
     assert second.endswith(" MB: views, int16, none")
-    assert third == f"rounding   at most {rounding_of(out).max():g}, in the unit of the pixels"
+    largest = f"{rounding_of(out).max():.3g}"
+    assert third == f"rounded    by at most {largest} in the unit of the file, {largest} HU"
     assert os.listdir(out.parent) == ["out.h5"]
 
 
@@ -293,6 +294,23 @@ def test_the_temporary_file_of_another_run_is_left_alone(made, tmp_path):
     assert (tmp_path / "out.h5.partial").read_bytes() == b"of a run"
 
 
+def test_of_two_conversions_to_one_file_the_first_is_left_alone(made, tmp_path):
+    class Source:
+        """A path: when it is opened, another conversion has begun."""
+
+        calls = 0
+
+        def __fspath__(self) -> str:
+            self.calls += 1
+            if self.calls == 2:
+                (tmp_path / "out.h5.partial").write_bytes(b"of a run")
+            return str(made("all", "patches float32"))
+
+    with pytest.raises(CallError, match=r"out\.h5\.partial' exists: another run is writing it"):
+        convert(Source(), tmp_path / "out.h5")
+    assert (tmp_path / "out.h5.partial").read_bytes() == b"of a run"
+
+
 @pytest.mark.parametrize(
     ("words", "status", "expected"),
     [
@@ -300,9 +318,13 @@ def test_the_temporary_file_of_another_run_is_left_alone(made, tmp_path):
         (
             "--store views --compression lz4",
             2,
-            "compression lz4 requires store patches, found views",
+            "--compression lz4 requires --store patches, found views",
         ),
-        ("--dtype int16", 2, "dtype int16 requires a file of --normalization-type None"),
+        (
+            "--dtype int16",
+            2,
+            "--dtype int16 requires --normalization-type None, found std_independent",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(made, tmp_path, words, status, expected):

@@ -17,7 +17,7 @@ from ctpatches import __main__ as command
 from ctpatches.checksums import pixel_digest, verify
 from ctpatches.file import denormalise, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
-from ctpatches.schema import PATCH_COLUMNS, SCHEMA, VERSION
+from ctpatches.schema import PATCH_COLUMNS, ROLES, SCHEMA, VERSION
 from ctpatches.stitching import stitch
 from tests.editing import sign
 from tests.running import REPO, called, run
@@ -89,6 +89,14 @@ def attribute(name: str, value: Any) -> Change:
     return lambda file: file.attrs.create(name, value)
 
 
+def empty(file: h5py.File) -> None:
+    """Remove all patches."""
+    for name in (*ROLES, *(f"patch/{name}" for name in PATCH_COLUMNS)):
+        put(name, file[name][:0])(file)
+    for name in ("first_patch", "patches"):
+        fill(f"pair/{name}", 0)(file)
+
+
 REFERENCE = np.array([h5py.Reference()] * 2, h5py.ref_dtype)
 STRINGS = np.array(["A", "A"], h5py.string_dtype())
 INVALID: dict[str, tuple[Change, str]] = {
@@ -131,6 +139,7 @@ INVALID: dict[str, tuple[Change, str]] = {
     "a list": (attribute("seed", [1, 2]), "attribute seed is not valid"),
     "a reference": (attribute("unit", h5py.Reference()), "attribute unit is not valid"),
     "another unit": (attribute("unit", np.bytes_(b"mm")), "attribute unit is not valid"),
+    "no patch": (empty, "contains no patch"),
     "past the end": (
         fill("pair/first_patch", 43),
         "pair/first_patch and pair/patches do not match",

@@ -82,9 +82,8 @@ class OutputFile:
             return
         chunks = self.chunks()
         for index, record in sorted(records.items()):
-            ranges = [chunks.block(index)] if chunks else []
             place, layout = self.plan.place(index), self.layout
-            ranges += block_ranges(layout.rows, place, layout.shuffle)
+            ranges = block_ranges(layout.rows, place, layout.shuffle, chunks, index)
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
             elif chunks:
@@ -296,7 +295,7 @@ class Output:
                 file.check()
                 records = [file.done[i] for i in range(len(file.plan.pairs))]
                 header = file_header.header(file.plan, self.config, records)
-                header.write(file.descriptor, file.chunks())
+                header.write(file.descriptor, file.plan.starts)
                 os.fsync(file.descriptor)
         if self._key:
             with named_errors(self._new_key):

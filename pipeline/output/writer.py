@@ -15,7 +15,7 @@ class Writer:
         raise NotImplementedError
 
     def when_written(self, block: int, function: Callable[[], None]) -> None:
-        """Call a function once the block of that pair, of which no more comes, is in the file."""
+        """Call a function when the block of a pair, all of which was passed, is in the file."""
         function()
 
     def flush(self) -> None:
