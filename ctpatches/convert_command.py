@@ -6,8 +6,8 @@ import argparse
 import os
 
 from ctpatches.conversion import CHOICES, convert
+from ctpatches.file import rounding_text, stored_as
 from ctpatches.messages import printable
-from ctpatches.schema import ROLES
 from ctpatches.validation import ValidatedFile
 
 
@@ -32,8 +32,7 @@ def run(options: argparse.Namespace) -> None:
     convert(options.source, options.target, **given)
     for label, path in (("input", options.source), ("output", options.target)):
         with ValidatedFile(path) as file:
-            form = ", ".join(file.config[name] for name in CHOICES)
-            print(f"{label:10} {printable(path)}, {os.path.getsize(path) / 1e6:.1f} MB: {form}")
+            size = f"{os.path.getsize(path) / 1e6:.1f} MB"
+            print(f"{label:10} {printable(path)}, {size}: {stored_as(file)}")
             if label == "output":
-                largest = max(file.values(f"pair/{role}_rounding").max(initial=0) for role in ROLES)
-                print(f"rounding   at most {largest:g}, in the unit of the pixels")
+                print(f"rounded    {rounding_text(file) or 'not at all'}")

@@ -238,7 +238,7 @@ class Config:
     shuffle_patches: bool = flag(
         "patches",
         "store the patches in random order, drawn by --seed, for programs that read them one after "
-        "another; the loaders of ctpatches need not know",
+        "another; not needed with the loaders of ctpatches",
     )
     compression: str = option(
         "patches",
@@ -350,7 +350,7 @@ class Config:
             )
         if self.hand_over == "direct":
             raise CallError(
-                f"--hand_over direct requires --compression none, found {self.compression}: only "
+                f"--hand-over direct requires --compression none, found {self.compression}: only "
                 "rank 0 knows the place of a compressed block"
             )
         if self.compression != "gzip" and not importlib.util.find_spec(PLUGIN):

@@ -53,8 +53,9 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
         held += filling.MAX_AHEAD * ranks * kept * config.bytes_of(0, pixels)
     memory = BASE_MB + REPORT_MB * (not config.no_report) + held / 1e6
     seconds = len(pairs) * seconds_per_pair / ranks
+    in_total = " in total" if len(paths.all_files(config)) > 1 else ""
     about = "about " if config.compression != "none" else ""
-    print(f"{'would write':28} {about}{size / 1e6:.1f} MB to {files}")
+    print(f"{'would write':28} {about}{size / 1e6:.1f} MB{in_total} to {files}")
     print(f"{'free there':28} {free / 1e6:.1f} MB{'' if size <= free else '  NOT ENOUGH'}")
     print(f"{'memory':28} up to {memory:.0f} MB per rank")
     print(

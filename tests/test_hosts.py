@@ -145,7 +145,7 @@ def test_hosts_that_share_the_output_folder_write_directly(
 def test_a_host_without_the_output_folder_cannot_write_directly(hosts: Hosts, tree: Tree) -> None:
     output = hosts.local / "hidden.h5"
     ended = hosts.run(job_of(tree, output, "--hand_over", "direct"))
-    one_error(ended, "rank 1: ", f"{output}.partial", "--hand_over auto", status=1)
+    one_error(ended, "rank 1: ", f"{output}.partial", "--hand-over auto", status=1)
     assert not [name for name in left(hosts.local) if name.startswith("hidden")]
 
 
@@ -157,7 +157,7 @@ def test_a_host_with_a_copy_of_the_interrupted_run_cannot_write_directly(
     partial = hosts.local / "copied.h5.partial"
     shutil.copy2(partial, hosts.copies)
     ended = hosts.run([*job, "--hand_over", "direct", "--resume"])
-    one_error(ended, "rank 1: ", str(partial), "--hand_over auto", status=1)
+    one_error(ended, "rank 1: ", str(partial), "--hand-over auto", status=1)
 
 
 def test_direct_is_refused_on_a_file_system_that_loses_writes_of_several_hosts(
@@ -165,7 +165,7 @@ def test_direct_is_refused_on_a_file_system_that_loses_writes_of_several_hosts(
 ) -> None:
     job = [*job_of(tree, tmp_path / "nfs.h5", "--hand_over", "direct"), "--mpi_run"]
     words = [sys.executable, "-c", INCOHERENT, str(tmp_path), *job]
-    one_error(run([*hosts.launcher, *words], REPO), "is on ", "--hand_over auto", status=1)
+    one_error(run([*hosts.launcher, *words], REPO), "is on ", "--hand-over auto", status=1)
     assert left(tmp_path) == set()
     alone = run(words, REPO)  # one host sees its own writes on any file system
     assert (alone.status, alone.err) == (0, "")

@@ -94,13 +94,13 @@ class PartialFile(Writer):
         if kind in INCOHERENT:
             raise RunError(
                 f"{quoted(layout.path)} is on {kind}, which may lose what several hosts write to "
-                "one file; use --hand_over auto, or a parallel file system"
+                "one file; use --hand-over auto, or a parallel file system"
             )
         if not (file := cls.seen(layout)):
             raise RunError(
                 f"{quoted(layout.path)} cannot be opened, or is not the file that rank 0 has "
-                "created; --hand_over direct expects a file system that all hosts share: without "
-                "one, use --hand_over auto"
+                "created; --hand-over direct expects a file system that all hosts share: without "
+                "one, use --hand-over auto"
             )
         file.sync = not one_host
         return file
