@@ -6,7 +6,7 @@ import argparse
 import os
 
 from ctpatches.conversion import convert
-from ctpatches.file import rounding_text
+from ctpatches.file import rounding_text, stored_as
 from ctpatches.messages import printable
 from ctpatches.schema import STORAGE
 from ctpatches.validation import ValidatedFile
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     convert(options.source, options.target, **given)
     for label, path in (("input", options.source), ("output", options.target)):
         with ValidatedFile(path) as file:
-            form = ", ".join(file.config[name] for name in STORAGE)
-            print(f"{label:10} {printable(path)}, {os.path.getsize(path) / 1e6:.1f} MB: {form}")
+            size = f"{os.path.getsize(path) / 1e6:.1f} MB"
+            print(f"{label:10} {printable(path)}, {size}: {stored_as(file)}")
             if label == "output" and (text := rounding_text(file)):
                 print(f"rounded    {text}")

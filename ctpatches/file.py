@@ -252,13 +252,24 @@ def denormalise(
     return np.asarray(out, np.float32)
 
 
+def stored_as(source: ValidatedFile) -> str:
+    """Return in words how the patches of a file are stored."""
+    config = source.config
+    facts = [source.store, config["dtype"]]
+    if config["compression"] != "none":
+        facts.append(f"compressed by {config['compression']}")
+    if config["shuffle_patches"]:
+        facts.append("shuffled")
+    return ", ".join(facts)
+
+
 def overview(path: PathLike) -> list[str]:
     """Return what a file contains and how it was created, one line each.
 
     `OSError` is raised if it cannot be read, `ValueError` if it is not a valid file of ctpatches.
     """
     with opened(path, complete=False) as source:
-        attributes, store = source.attributes, source.store
+        attributes = source.attributes
         complete = "complete" if attributes["complete"] else "NOT complete"
         shapes = [f"{rows} x {columns}" for rows, columns in np.unique(source.shapes, axis=1).T]
         patients = abbreviated(source.patients, MAX_PATIENTS)
@@ -267,7 +278,7 @@ def overview(path: PathLike) -> list[str]:
             "file": f"{path}, {os.path.getsize(path) / 1e6:.1f} MB",
             "format": f"version {source.version}, {complete}",
             "patches": f"{source.patches} of {source.patch_size} x {source.patch_size} pixels in "
-            f"input and target, stored as {store}, {source.config['dtype']}",
+            f"input and target, stored as {stored_as(source)}",
             "pairs": f"{source.pairs}, slices of {abbreviated(shapes, MAX_SHAPES)} pixels",
             "patients": f"{len(source.patients)}: {patients}",
             "left out": f"{len(source['left_out/reason'])} entries",

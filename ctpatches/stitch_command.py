@@ -184,10 +184,13 @@ def _mapped(name: str) -> Any:
     with errors_naming(path, "cannot be read as HDF5"):
         file = h5py.File(path)
         found = file.get(dataset or "/")
+        has_views = dataset in ROLES and f"views/{dataset}" in file
         known = [key for key, item in file.items() if isinstance(item, h5py.Dataset)]
     if isinstance(found, h5py.Dataset):
         return found
     expected = f"--values {printable(path)}:DATASET, {_few(known)}"
+    if has_views:
+        expected = f"--role {dataset} without --values, as the file contains views"
     raise RunError(f"{quoted(path)} has no dataset {quoted(dataset)}; expected: {expected}")
 
 

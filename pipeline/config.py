@@ -237,7 +237,7 @@ class Config:
     shuffle_patches: bool = flag(
         "patches",
         "store the patches in random order, drawn by --seed, for programs that read them one after "
-        "another; the loaders of ctpatches need not know",
+        "another; not needed with the loaders of ctpatches",
     )
     compression: str = option(
         "patches",

@@ -19,7 +19,7 @@ from utils import quoted
 #: Memory of a rank with all libraries loaded, before its first block, MB: measured.
 BASE_MB = 160
 #: What drawing the report adds, MB: measured.
-REPORT_MB = 120
+REPORT_MB = 140
 #: Images (float32, of the largest size) that a rank holds at most while it processes a pair, and
 #: how many more for every thread that prefetches in a serial run: measured, for images of 512 x 512
 #: to 4096 x 4096 pixels.
@@ -53,8 +53,9 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
         held += filling.MAX_AHEAD * ranks * kept * config.bytes_of(0, pixels)
     memory = BASE_MB + REPORT_MB * (not config.no_report) + held / 1e6
     seconds = len(pairs) * seconds_per_pair / ranks
+    in_total = " in total" if len(paths.all_files(config)) > 1 else ""
     about = "about " if config.compression != "none" else ""
-    print(f"{'would write':28} {about}{size / 1e6:.1f} MB to {files}")
+    print(f"{'would write':28} {about}{size / 1e6:.1f} MB{in_total} to {files}")
     print(f"{'free there':28} {free / 1e6:.1f} MB{'' if size <= free else '  NOT ENOUGH'}")
     print(f"{'memory':28} up to {memory:.0f} MB per rank")
     print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,11 +73,18 @@ class PairPlan(NamedTuple):
     windows: tuple[int, ...] = ()  # 0 where the view is smaller than a patch
     kept: tuple[bytes, ...] = ()  # the windows that are not air, one bit each (`numpy.packbits`)
     kept_windows: int = 0  # of all views together
-    others: tuple[int, ...] = ()  # windows whose patches are in another file, by `--nsplit`
+    others: tuple[bytes, ...] = ()  # alike, the windows that are in another file, by `--nsplit`
 
     def kept_masks(self) -> list[NDArray[np.bool_]]:
         """Return which windows of each view are kept, each of shape (windows,)."""
-        bits = [np.frombuffer(kept, np.uint8) for kept in self.kept]
+        return self._masks(self.kept)
+
+    def other_masks(self) -> list[NDArray[np.bool_]]:
+        """Return which windows of each view are in another file, each of shape (windows,)."""
+        return self._masks(self.others or tuple(bytes(math.ceil(n / 8)) for n in self.windows))
+
+    def _masks(self, of_views: tuple[bytes, ...]) -> list[NDArray[np.bool_]]:
+        bits = [np.frombuffer(mask, np.uint8) for mask in of_views]
         pairs = zip(bits, self.windows, strict=True)
         return [np.unpackbits(packed, count=count).astype(bool) for packed, count in pairs]
 

@@ -149,12 +149,11 @@ def _between(part: PairPlan, low: int, high: int) -> PairPlan:
     number = np.cumsum(kept)  # of kept windows, up to and with each
     mine = (number <= high) & ((number > low) | (low <= 0))
     kept &= mine
-    return PairPlan(
-        part.windows,
-        tuple(np.packbits(mask).tobytes() for mask in np.split(kept, ends)),
-        int(kept.sum()),
-        tuple(int((~mask).sum()) for mask in np.split(mine, ends)),
+    packed = (
+        tuple(np.packbits(mask).tobytes() for mask in np.split(whole, ends))
+        for whole in (kept, ~mine)
     )
+    return PairPlan(part.windows, next(packed), int(kept.sum()), next(packed))
 
 
 def _check_anatomy(cohort: Cohort, config: Config) -> None:

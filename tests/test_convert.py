@@ -234,6 +234,13 @@ def test_a_file_of_version_3_becomes_one_of_the_current_version(made, tmp_path):
     assert digest(out) == digest(made("all", "views float32"))
 
 
+def test_compression_and_order_are_printed(made, tmp_path):
+    source = made("all", "patches float32")
+    ended = command(source, tmp_path / "out.h5", "--compression", "gzip")
+    assert ended.out.splitlines()[1].endswith(" MB: patches, float32, compressed by gzip")
+    assert ended.out.endswith("\nrounded    not at all\n")
+
+
 def test_a_file_of_version_2_lacks_tables(made, tmp_path):
     old = to_version(Path(shutil.copy(made("all", "patches float32"), tmp_path / "2.h5")), 2)
     ended = command(old, tmp_path / "out.h5")
@@ -247,9 +254,9 @@ def test_what_was_written_is_printed(made, tmp_path):
     assert (ended.status, ended.err) == (0, "")
     first, second, third = ended.out.splitlines()
     assert first.startswith(f"input      {source}, ")
-    assert first.endswith(" MB: patches, float32, none")
+    assert first.endswith(" MB: patches, float32")
     assert second.startswith(f"output     {out}, ")
-    assert second.endswith(" MB: views, int16, none")
+    assert second.endswith(" MB: views, int16")
     largest = f"{rounding_of(out).max():.3g}"
     assert third == f"rounded    by at most {largest} in the unit of the file, {largest} HU"
     assert os.listdir(out.parent) == ["out.h5"]

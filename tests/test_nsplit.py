@@ -125,7 +125,7 @@ def test_reports_count_every_window_in_one_file(tmp_path):
         for one, key in itertools.product(facts, ("scales", "patients")):
             assert one["totals"][name] == sum(part[name] for part in one[key]) > 0
     html = (tmp_path / pages[0] / "report.html").read_text()
-    assert "one of 2 files: dashed windows" in html
+    assert "one of 2 files: windows" in html
     for one, key in itertools.product(facts, ("windows", "kept")):
         assert [s[key] for s in one["coverage"][0]["scales"]] == [s[key] for s in one["scales"]]
 

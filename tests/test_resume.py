@@ -275,6 +275,7 @@ def test_a_finished_file_of_another_job_is_not_taken_for_this_one(tmp_path, scan
     before = output.read_bytes()
     one_error(called(tmp_path, *argv(scans.root, output)), "exists", status=2)
     one_error(resumed(output, scans, "--seed", "3"), "x.h5")
+    one_error(resumed(output, scans, "--store", "views"), "store was 'patches', is 'views'")
     assert output.read_bytes() == before
 
 

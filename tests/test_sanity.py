@@ -283,6 +283,18 @@ def test_every_window_is_outlined_at_its_place_kept_and_rejected_ones_apart(tree
         np.testing.assert_array_equal(image, view.image_hu)
 
 
+def test_windows_in_another_file_are_neither_drawn_nor_counted(tree):
+    view = naive_views(tree, 0, 24, 4)[0]
+    others = np.zeros(view.kept.shape, bool)
+    others[1:] = True
+    here = view._replace(kept=view.kept & ~others, others=others)
+    figure = figures.coverage([here], "")
+    ((rejected, kept),) = outlines(figure)
+    assert (len(kept), len(rejected)) == (view.kept[0].sum(), (~view.kept[0]).sum())
+    counts = f"windows: {len(kept)} kept, {len(rejected)} left out"
+    assert figure.axes[0].get_title("left").endswith(counts)
+
+
 def test_the_outline_of_the_body_is_drawn_at_every_scale(tree):
     views = naive_views(tree, 0, 24, 4)
     body = np.zeros(views[0].image_hu.shape, bool)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.uid import JPEG2000Lossless
 
 from ctpatches import __main__ as command
-from ctpatches import stitch, stitch_output
+from ctpatches import convert, stitch, stitch_output
 from ctpatches.dicom_export import read_hu, read_slice
 from ctpatches.messages import RunError
 from ctpatches.stitching import Image
@@ -434,6 +434,16 @@ def test_clipped_pixels_of_a_series_are_counted(
     clipped = int((pixels > 4095 - 3000).sum())
     assert clipped
     assert f"clipped    {clipped} of {pixels.size} pixels to -1024 ... 3071 HU\n" in ended.out
+
+
+def test_of_a_file_of_views_values_cannot_be_its_patches(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "views.h5"
+    convert(files.full, path, store="views")
+    ended = Called(capsys, path, "--pair", 0, "--values", f"{path}:input", "--output", "x.npy")
+    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    assert "no dataset 'input'; expected: --role input without --values" in ended.err
 
 
 # --- invalid calls ---------------------------------------------------------------------------

@@ -250,7 +250,8 @@ def histogram(panel: Mapping[str, Any], unit: str, unit_map: Sequence[float] | N
 class WindowedView(NamedTuple):
     """A view of a target, HU, with its windows: their first rows and columns, and which are kept.
 
-    Windows that are not kept, in `kept` of shape (len(rows), len(cols)), were left out.
+    Windows that are neither in `kept`, of shape (len(rows), len(cols)), nor in another file of
+    `--nsplit` were left out.
     """
 
     scale: float
@@ -259,6 +260,11 @@ class WindowedView(NamedTuple):
     cols: NDArray[np.integer]
     size: int
     kept: NDArray[np.bool_]
+    others: NDArray[np.bool_] | np.bool_ = np.False_  # in another file
+
+    @property
+    def left_out(self) -> NDArray[np.bool_]:
+        return ~(self.kept | self.others)
 
 
 def coverage(
@@ -278,7 +284,7 @@ def coverage(
             _outline(axes, body, view.scale)
     _colour_bar(figure, drawn, "HU", (0.65, 0.42, 2.0, 0.1))
     keys = [Line2D([], [], color=KEPT_COLOUR, lw=2, label="kept")]
-    if not all(view.kept.all() for view in views):
+    if any(view.left_out.any() for view in views):
         keys.append(Line2D([], [], color=AIR_COLOUR, lw=2, ls=(0, (2, 1)), label="left out"))
     if body is not None:
         keys.append(Line2D([], [], color=BODY_COLOUR, lw=1.5, ls=":", label="body"))
@@ -311,18 +317,17 @@ def _draw_view(axes: Axes, view: WindowedView, inch: float) -> ScalarMappable:
     every = 1
     while view.kept[::every, ::every].size > MAX_DRAWN_WINDOWS:
         every += 1
-    drawn = view.kept[::every, ::every]
     # The rejected ones lie further in: where two windows meet, both lines are visible.
-    for keep, inset, colour, dashes in (
-        (False, 0.09 * view.size, AIR_COLOUR, (0, (3, 2))),
-        (True, 0.03 * view.size, KEPT_COLOUR, "solid"),
+    for windows, inset, colour, dashes in (
+        (view.left_out, 0.09 * view.size, AIR_COLOUR, (0, (3, 2))),
+        (view.kept, 0.03 * view.size, KEPT_COLOUR, "solid"),
     ):
-        i, j = np.nonzero(drawn == keep)
+        i, j = np.nonzero(windows[::every, ::every])
         corners = np.stack([view.cols[::every][j], view.rows[::every][i]], axis=1) + inset - 0.5
         outline = (view.size - 2 * inset) * np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
         squares = [*(corners[:, None] + outline)]
         axes.add_collection(LineCollection(squares, colors=colour, lw=1.0, linestyles=[dashes]))
-    counts = f"windows: {view.kept.sum()} kept, {(~view.kept).sum()} left out"
+    counts = f"windows: {view.kept.sum()} kept, {view.left_out.sum()} left out"
     if not view.kept.size:
         counts = "smaller than a patch"
     thinned = f"\n(drawn: 1 in {every} rows and columns)" if every > 1 else ""

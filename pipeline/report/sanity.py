@@ -111,7 +111,7 @@ def coverage(
         image = Reader(config.input_folder).hu(plan.pairs[index].target)
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
         views = []
-        for scale in config.scales:
+        for scale, others in zip(config.scales, plan.parts[index].other_masks(), strict=True):
             view = augment.downscale(image, scale)
             grid = Grid.of(view.shape, config.patch_size, config.overlap, config.edge)
             here = columns["scale"] == np.float32(scale)
@@ -120,13 +120,14 @@ def coverage(
             kept = np.zeros((len(grid.rows), len(grid.cols)), bool)
             kept[rows, cols] = True
             view = grid.pad(view, AIR_HU)
-            views.append(figures.WindowedView(scale, view, grid.rows, grid.cols, grid.size, kept))
+            grid_of = (grid.rows, grid.cols, grid.size)
+            other = others.reshape(kept.shape)
+            views.append(figures.WindowedView(scale, view, *grid_of, kept, other))
         names = plan.names[index]
         patient = printable(names.patient).encode()[:100].decode(errors="ignore")
-        others = plan.parts[index].others or (0,) * len(views)
         counts = [
-            {"scale": v.scale, "windows": v.kept.size - other, "kept": int(v.kept.sum())}
-            for v, other in zip(views, others, strict=True)
+            {"scale": v.scale, "windows": int((~v.others).sum()), "kept": int(v.kept.sum())}
+            for v in views
         ]
         yield (
             f"coverage_{patient}_{index}.png",

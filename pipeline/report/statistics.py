@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +54,14 @@ def _counts(windows: int, kept: int, config: Config) -> Facts:
     return {"windows": windows, "kept": kept, "air": windows - kept, "patches": patches}
 
 
+def _number(masks: Iterable[bytes]) -> int:
+    """Return how many windows are marked, one bit each."""
+    return sum(int.from_bytes(mask, "big").bit_count() for mask in masks)
+
+
 def count_pairs(parts: Sequence[PairPlan], config: Config) -> Facts:
     """Return windows and patches of some pairs."""
-    windows = sum(sum(part.windows) - sum(part.others) for part in parts)
+    windows = sum(sum(part.windows) - _number(part.others) for part in parts)
     kept = sum(part.kept_windows for part in parts)
     return {"pairs": len(parts), **_counts(windows, kept, config)}
 
@@ -66,8 +71,8 @@ def count_scales(parts: Sequence[PairPlan], config: Config) -> list[Facts]:
     found = []
     for view, scale in enumerate(config.scales):
         windows = [part.windows[view] for part in parts]
-        others = sum(part.others[view] for part in parts if part.others)
-        kept = sum(int.from_bytes(part.kept[view], "big").bit_count() for part in parts)
+        others = _number(part.others[view] for part in parts if part.others)
+        kept = _number(part.kept[view] for part in parts)
         counts = _counts(sum(windows) - others, kept, config)
         found.append({"scale": scale, **counts, "views_too_small": windows.count(0)})
     return found
