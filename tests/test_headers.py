@@ -102,9 +102,9 @@ def test_patients_are_the_same_whatever_reads_their_character_set(tmp_path, char
 
 
 def test_mutated_headers_are_read_as_by_pydicom_or_refused(tmp_path):
-    counts = compare_headers(2000, 0, tmp_path)
-    assert counts["accepted"] > 500, counts
-    assert counts["rejected"] > 500, counts
+    counts = compare_headers(1000, 0, tmp_path)
+    assert counts["accepted"] > 250, counts
+    assert counts["rejected"] > 250, counts
 
 
 # --- how pixels are stored -------------------------------------------------------------------
