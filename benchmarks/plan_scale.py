@@ -5,7 +5,7 @@
     python benchmarks/plan_scale.py --pairs 10000 100000
 
 No scan is read and no patch is made: the headers, and what a look at the pixels would have shown,
-are made up; pairing, choosing, planning, the tasks and the tables of the file are the tool's own.
+are made up; pairing, choosing, planning and the tables of the file are the tool's own.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from pipeline import filling, plan
+from pipeline import plan
 from pipeline.cohort.pairing import PatientPairs, pair_slices
 from pipeline.cohort.selection import Cohort, choose_pairs
 from pipeline.config import Config
-from pipeline.model import PairPlan, Plan, Slice
+from pipeline.model import Plan, Slice, Windows
 from pipeline.output import file_header
 from pipeline.survey import Survey, plan_pair
 
@@ -84,7 +84,7 @@ def survey(cohort: Cohort) -> dict[int, Survey]:
     for task in cohort.tasks:
         # New bytes for each pair, as when they came from another rank.
         kept = (first + bytes(len(whole.kept[0]) - 1), *(bytes(len(k)) for k in whole.kept[1:]))
-        surveys[task.index] = Survey(task.index, PairPlan(whole.windows, kept, 1))
+        surveys[task.index] = Survey(task.index, Windows(whole.numbers, kept, 1))
     return surveys
 
 
@@ -113,7 +113,6 @@ def measure(pairs: int) -> None:
     found.clear()
     surveys = step("make up surveys", lambda: survey(cohort))
     plans = step("plan", lambda: plan.plan_files(cohort, surveys, CONFIG))
-    step("tasks", lambda: filling.pair_tasks(0, plans[""], ()))
     step("tables of the file", lambda: tables(plans[""]))
 
 

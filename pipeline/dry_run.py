@@ -33,7 +33,8 @@ TRIALS = 3
 
 def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     """Print the disk space, the memory and the time that a run needs with that many ranks."""
-    pairs = [pair for plan in plans.values() for pair in plan.pairs]
+    planned = [one for plan in plans.values() for one in plan.pairs]
+    pairs = [one.pair for one in planned]
     seconds_per_pair, kept = _try_out(next(iter(plans.values())), config)
     size = kept * sum(config.bytes_of(plan.patches, plan.pixels) for plan in plans.values())
     files = abbreviated(list(map(quoted, paths.all_files(config))), MAX_NAMES)
@@ -43,7 +44,7 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
     # Patches are cut and written a piece at a time: what counts is images and provenance.
-    largest = max(part.kept_windows for plan in plans.values() for part in plan.parts)
+    largest = max(one.windows.kept_windows for one in planned)
     image = 4 * max(pair.input.rows * pair.input.columns for pair in pairs)
     threads = 0 if config.mpi_run else prefetch.threads_for(pairs)
     held: float = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
@@ -69,10 +70,10 @@ def _try_out(plan: Plan, config: Config) -> tuple[float, float]:
 
     Also return how much of their bytes is left after compression, a fraction.
     """
-    few = min(TRIALS, len(plan.pairs))
+    few = plan.pairs[:TRIALS]
     begin, given, written = time.perf_counter(), 0, 0
-    for task in filling.pair_tasks(0, plan, done=range(few, len(plan.pairs))):
-        _, block, *_ = filling.prepare_block(task, config)
+    for planned in few:
+        block = filling.prepare_block(planned, config).block
         pieces = block.pieces() if config.store == "patches" else ()
         for role, piece in itertools.product(block.views, pieces):
             patches = block.cut(role, piece)
@@ -81,4 +82,4 @@ def _try_out(plan: Plan, config: Config) -> tuple[float, float]:
                 written += patches.nbytes
             else:
                 written += sum(map(len, compress(patches, config.compression)))
-    return (time.perf_counter() - begin) / few, written / given if given else 1.0
+    return (time.perf_counter() - begin) / len(few), written / given if given else 1.0

@@ -6,14 +6,12 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 import patching
-from ctpatches.blocks import Place
 from ctpatches.checksums import pixel_digest
 from ctpatches.dtypes import cast
 from ctpatches.normalisation import normalised_air
@@ -21,7 +19,7 @@ from pipeline import difference, prefetch
 from pipeline.config import Config
 from pipeline.dicom import pixels
 from pipeline.errors import naming
-from pipeline.model import Difference, Pair, PairPlan, Plan
+from pipeline.model import Difference, PairPlan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
@@ -29,37 +27,18 @@ from pipeline.output.commit import Output
 from pipeline.output.writer import Writer
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine, Image, RunError, img_pair_normalization, printable
+from utils import Image, RunError, img_pair_normalization, printable
 
 #: With compression, blocks per rank that may be begun before the oldest one is finished.
 MAX_AHEAD = 4
 
 
-@dataclass(frozen=True)
-class PairTask:
-    """All that a rank needs to create and write the block of one pair."""
+class PreparedBlock(NamedTuple):
+    """The block of a pair, and what else is recorded of the pair."""
 
-    file: int  # number of the output file
-    index: int  # of the pair in the plan of that file
-    pair: Pair
-    part: PairPlan
-    degradation: str
-    place: Place  # of its block in the file
-    fixed: Affine | None
-
-
-#: A task, its block, `ctpatches.checksums.pixel_digest` of the input and the target, and what
-#: `difference.measure` returns.
-PreparedBlock: TypeAlias = tuple[PairTask, patching.Block, tuple[int, int], Difference]
-
-
-def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
-    """Return the tasks of the file of that number, without the pairs that are done."""
-    return [
-        PairTask(file, i, pair, plan.parts[i], plan.degradations[i], plan.place(i), plan.fixed)
-        for i, pair in enumerate(plan.pairs)
-        if i not in done
-    ]
+    block: patching.Block
+    digests: tuple[int, int]  # of the input and the target
+    difference: Difference
 
 
 def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
@@ -67,29 +46,33 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     files = output.files if output else []
     layouts = ranks.share([file.layout for file in files])
     tasks = [
-        task
+        (number, planned)
         for number, file in enumerate(files)
         if not file.complete
-        for task in pair_tasks(number, file.plan, file.done)
+        for planned in file.plan.pairs
+        if planned.index not in file.done
     ]
-    threads = prefetch.threads_for(task.pair for task in tasks)
+    threads = prefetch.threads_for(planned.pair for _, planned in tasks)
 
-    def write(prepared: PreparedBlock) -> tuple[int, int, BlockRecord]:
-        task, block, digests, measured = prepared
-        writer, layout = writers[task.file], layouts[task.file]
+    def prepare(task: tuple[int, PairPlan]) -> tuple[int, PairPlan, PreparedBlock]:
+        return *task, prepare_block(task[1], config)
+
+    def write(prepared: tuple[int, PairPlan, PreparedBlock]) -> tuple[int, int, BlockRecord]:
+        file, planned, (block, digests, measured) = prepared
+        writer, layout = writers[file], layouts[file]
         assert writer
         assert layout
-        with naming(task.pair.input.file):
-            checksum = blocks.write_block(writer, layout, block, task.index, task.place)
+        with naming(planned.pair.input.file):
+            checksum = blocks.write_block(writer, layout, block, planned.index, planned.place)
         affines = block.input_affine, block.target_affine
         record = BlockRecord(*affines, checksum, digests, measured, block.rounding)
-        return task.file, task.index, record
+        return file, planned.index, record
 
     def add(file: int, index: int, record: BlockRecord) -> None:
         assert output
         output.add(file, index, record)
-        rows = output.files[file].plan.place(index)
-        size = config.bytes_of(*(stop - start for start, stop in rows.values()))
+        place = output.files[file].plan.pairs[index].place
+        size = config.bytes_of(*(stop - start for start, stop in place.values()))
         progress.advance(size=size)
 
     def flush() -> None:
@@ -104,7 +87,6 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         writers = ranks.writers(opened)
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
-        prepare = functools.partial(prepare_block, config=config)
         max_ahead = math.inf
         if config.compression != "none":  # blocks that are finished early wait for the others
             max_ahead = MAX_AHEAD * ranks.size
@@ -147,42 +129,44 @@ def _open(
     return out
 
 
-def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
+def prepare_block(planned: PairPlan, config: Config) -> PreparedBlock:
     """Read the images of a pair and create its block, without cutting patches."""
-    with naming(task.pair.input.file):
-        slices = task.pair.input, task.pair.target
+    with naming(planned.pair.input.file):
+        slices = planned.pair.input, planned.pair.target
         with step("read"):
             stored = [pixels.read_pixels(config.input_folder, one) for one in slices]
             in_hu = [pixels.to_hu(image, one) for image, one in zip(stored, slices, strict=True)]
             digests = pixel_digest(in_hu[0]), pixel_digest(in_hu[1])
         with step("noise"):
-            measured = measure_pair(task, in_hu[0], in_hu[1], config)
+            measured = measure_pair(planned, in_hu[0], in_hu[1], config)
         with step("scale"):  # the images are handed over, and freed once they are normalised
             images = in_hu if config.in_hu else stored
             del stored, in_hu
-            block = make_block(task, images.pop(0), images.pop(), config)
-    return task, block, digests, measured
+            block = make_block(planned, images.pop(0), images.pop(), config)
+    return PreparedBlock(block, digests, measured)
 
 
-def measure_pair(task: PairTask, input_hu: Image, target_hu: Image, config: Config) -> Difference:
+def measure_pair(
+    planned: PairPlan, input_hu: Image, target_hu: Image, config: Config
+) -> Difference:
     """Measure the difference of a pair on its kept windows at scale 1."""
     shape = target_hu.shape
     grid = patching.Grid.of(shape, config.patch_size, config.overlap, config.edge)
     window = config.hu_window if config.normalization_type == "hu_window" else None
-    return difference.measure(input_hu, target_hu, grid, task.part.kept_masks()[0], window)
+    return difference.measure(input_hu, target_hu, grid, planned.windows.kept_masks()[0], window)
 
 
 def make_block(
-    task: PairTask, input_image: Image, target_image: Image, config: Config
+    planned: PairPlan, input_image: Image, target_image: Image, config: Config
 ) -> patching.Block:
     """Normalise and augment a pair, and determine where its patches are cut.
 
     The images are stored values, or HU with `config.in_hu`.
     """
     input_image, target_image, *affines = img_pair_normalization(
-        input_image, target_image, config.normalization_type, task.fixed
+        input_image, target_image, config.normalization_type, planned.fixed
     )
-    slices, images = (task.pair.input, task.pair.target), (input_image, target_image)
+    slices, images = (planned.pair.input, planned.pair.target), (input_image, target_image)
     unit = "hu" if config.in_hu else "stored"
     window = config.hu_window if config.normalization_type == "hu_window" else None
     fills = []
@@ -194,10 +178,10 @@ def make_block(
         images,
         affines,
         fills,
-        task.part.kept_masks(),
-        task.degradation,
-        affines[0].divisor * (1.0 if config.in_hu else task.pair.input.slope),
-        task.pair.identity,
+        planned.windows.kept_masks(),
+        planned.degradation,
+        affines[0].divisor * (1.0 if config.in_hu else planned.pair.input.slope),
+        planned.pair.identity,
         config,
     )
     rounding = []

@@ -67,13 +67,13 @@ class Pair:
         return self.input.file
 
 
-class PairPlan(NamedTuple):
+class Windows(NamedTuple):
     """The windows of one pair; tuples have an entry per view."""
 
-    windows: tuple[int, ...] = ()  # 0 where the view is smaller than a patch
-    kept: tuple[bytes, ...] = ()  # the windows that are not air, one bit each (`numpy.packbits`)
+    numbers: tuple[int, ...] = ()  # how many; 0 where the view is smaller than a patch
+    kept: tuple[bytes, ...] = ()  # those that are not air, one bit each (`numpy.packbits`)
     kept_windows: int = 0  # of all views together
-    others: tuple[bytes, ...] = ()  # alike, the windows that are in another file, by `--nsplit`
+    others: tuple[bytes, ...] = ()  # alike, those that are in another file, by `--nsplit`
 
     def kept_masks(self) -> list[NDArray[np.bool_]]:
         """Return which windows of each view are kept, each of shape (windows,)."""
@@ -81,11 +81,11 @@ class PairPlan(NamedTuple):
 
     def other_masks(self) -> list[NDArray[np.bool_]]:
         """Return which windows of each view are in another file, each of shape (windows,)."""
-        return self._masks(self.others or tuple(bytes(math.ceil(n / 8)) for n in self.windows))
+        return self._masks(self.others or tuple(bytes(math.ceil(n / 8)) for n in self.numbers))
 
     def _masks(self, of_views: tuple[bytes, ...]) -> list[NDArray[np.bool_]]:
         bits = [np.frombuffer(mask, np.uint8) for mask in of_views]
-        pairs = zip(bits, self.windows, strict=True)
+        pairs = zip(bits, self.numbers, strict=True)
         return [np.unpackbits(packed, count=count).astype(bool) for packed, count in pairs]
 
 
@@ -123,34 +123,47 @@ class Names(NamedTuple):
     target_file: str
 
 
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """A pair of a file: all that a rank needs to create its block, and to write it."""
+
+    pair: Pair
+    names: Names
+    windows: Windows
+    degradation: str  # of the input by `--blurr_n_noise`: '', 'blur', 'noise'
+    fixed: Affine | None  # the normalisation, where it is the same for every image
+    #: `ctpatches.checksums.pixel_digest` of the input and the target; empty where planning did not
+    #: need them.
+    digests: tuple[int, ...]
+    index: int = 0  # in the file
+    patches: tuple[int, int] = (0, 0)  # the first in the file, and the end
+    pixels: tuple[int, int] = (0, 0)  # of all patches or stored views: alike
+    views: tuple[View, ...] = ()  # those that are stored; empty with `--store patches`
+
+    @property
+    def place(self) -> Place:
+        """Where the block lies."""
+        return {"patch": self.patches, "pixel": self.pixels}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Every pair of a file, its number of patches, and the offset of its block."""
 
-    pairs: list[Pair]  # ordered by patient and position, as all lists below
-    parts: list[PairPlan]
-    starts: list[int]  # index of the first patch of each pair; one more entry for the end
-    views: list[View]  # those that are stored; empty with `--store patches`
-    pixel_starts: list[int]  # index of the first pixel of each pair, as `starts`
-    degradations: list[str]  # of the inputs by `--blurr_n_noise`: '', 'blur', 'noise'
-    names: list[Names]
-    fixed: Affine | None  # the normalisation, where it is the same for every image
+    pairs: list[PairPlan]  # ordered by patient and position
     left_out: list[LeftOut]
-    #: `ctpatches.checksums.pixel_digest` of the input and the target of each pair; empty tuples
-    #: where planning did not need them.
-    digests: list[tuple[int, ...]]
 
     @property
     def patches(self) -> int:
         """Number of patches, N of the file."""
-        return self.starts[-1]
+        return self.pairs[-1].patches[1]
 
     @property
     def pixels(self) -> int:
         """Number of pixels of all patches or stored views, per role."""
-        return self.pixel_starts[-1]
+        return self.pairs[-1].pixels[1]
 
-    def place(self, index: int) -> Place:
-        """Return where the block of a pair lies."""
-        starts = {"patch": self.starts, "pixel": self.pixel_starts}
-        return {kind: (of[index], of[index + 1]) for kind, of in starts.items()}
+    @property
+    def starts(self) -> list[int]:
+        """Index of the first patch of each pair, and N."""
+        return [planned.patches[0] for planned in self.pairs] + [self.patches]

@@ -6,8 +6,7 @@ import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +15,7 @@ import patching
 from pipeline.cohort import splitting
 from pipeline.cohort.selection import Cohort
 from pipeline.config import Config
-from pipeline.model import LeftOut, Names, Pair, PairPlan, Plan, View
+from pipeline.model import LeftOut, Names, Pair, PairPlan, Plan, View, Windows
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
 from pipeline.survey import Survey, fixed_affine, survey_pairs
@@ -50,59 +49,58 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
     subsets = _choose_subsets(cohort, pairs, config)
     training = [s.figures for p, s in planned if s.figures and subsets[p.patient] in ("", "train")]
     fixed = fixed_affine(training, config)
-    degradations = dict.fromkeys((pair.identity for pair in pairs), "")
+    degradations = [""] * len(pairs)
     if config.blurr_n_noise:
-        drawn = augment.draw_degradations(list(degradations), config.seed)
-        degradations = dict(zip(degradations, drawn, strict=True))
+        degradations = augment.draw_degradations([pair.identity for pair in pairs], config.seed)
+    names = _names(pairs, cohort, config)
     plans = {}
     for subset in paths.subsets_of(config):
-        pairs = [pair for pair, _ in planned if subsets[pair.patient] == subset]
-        mine = [survey for pair, survey in planned if subsets[pair.patient] == subset]
-        parts = [survey.part for survey in mine]
+        mine = (
+            PairPlan(pair, name, survey.windows, degradation, fixed, survey.digests)
+            for (pair, survey), name, degradation in zip(planned, names, degradations, strict=True)
+            if subsets[pair.patient] == subset
+        )
         plans[subset] = Plan(
-            pairs,
-            parts=parts,
-            **_places(pairs, parts, config),
-            degradations=[degradations[pair.identity] for pair in pairs],
-            names=_names(pairs, cohort, config),
-            fixed=fixed,
+            _placed(mine, config),
             left_out=[
                 _named(one, cohort, config)
                 for one in left_out
                 if subsets.get(one.patient, subset) == subset  # incomplete patients: in every file
             ],
-            digests=[survey.digests for survey in mine],
         )
-        _check_patches(subset, plans[subset], config)
+        _check_patches(subset, plans[subset].pairs, config)
     return plans
 
 
-def _places(pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config) -> dict[str, Any]:
-    """Return the fields of a plan that follow from the windows of its pairs."""
-    patches = [part.kept_windows * config.orientations for part in parts]
-    views: list[View] = []
-    pixels = [n * config.patch_size**2 for n in patches]
-    if config.store == "views":
-        views, pixels = list(_views(pairs, parts, config)), [0] * len(pairs)
-        for view in views:
-            pixels[view.pair] += view.rows * view.columns
-    return {
-        "starts": list(itertools.accumulate(patches, initial=0)),
-        "views": views,
-        "pixel_starts": list(itertools.accumulate(pixels, initial=0)),
-    }
+def _placed(pairs: Iterable[PairPlan], config: Config) -> list[PairPlan]:
+    """Return these pairs with their places in a file."""
+    out = []
+    patch = pixel = 0
+    for index, planned in enumerate(pairs):
+        patches = planned.windows.kept_windows * config.orientations
+        pixels = patches * config.patch_size**2
+        views: tuple[View, ...] = ()
+        if config.store == "views":
+            views = tuple(_views(planned, index, pixel, config))
+            pixels = sum(view.rows * view.columns for view in views)
+        end, pixel_end = patch + patches, pixel + pixels
+        placed = dataclasses.replace(
+            planned, index=index, patches=(patch, end), pixels=(pixel, pixel_end), views=views
+        )
+        out.append(placed)
+        patch, pixel = end, pixel_end
+    return out
 
 
-def _views(pairs: Sequence[Pair], parts: Sequence[PairPlan], config: Config) -> Iterator[View]:
-    """Yield the views with kept windows, in the order of the file."""
-    offset = 0
-    for index, (pair, part) in enumerate(zip(pairs, parts, strict=True)):
-        for scale, kept in zip(config.scales, part.kept_masks(), strict=True):
-            if kept.any():
-                shape = augment.view_shape((pair.target.rows, pair.target.columns), scale)
-                padded = patching.Grid.of(shape, config.patch_size, config.overlap, config.edge)
-                yield View(index, scale, offset, *padded.shape)
-                offset += math.prod(padded.shape)
+def _views(planned: PairPlan, index: int, offset: int, config: Config) -> Iterator[View]:
+    """Yield the views of a pair with kept windows, the first of them at that offset."""
+    target = planned.pair.target
+    for scale, kept in zip(config.scales, planned.windows.kept_masks(), strict=True):
+        if kept.any():
+            shape = augment.view_shape((target.rows, target.columns), scale)
+            padded = patching.Grid.of(shape, config.patch_size, config.overlap, config.edge).shape
+            yield View(index, scale, offset, *padded)
+            offset += math.prod(padded)
 
 
 def divide(plan: Plan, config: Config) -> list[Plan]:
@@ -112,6 +110,8 @@ def divide(plan: Plan, config: Config) -> list[Plan]:
     of a file may lie within a pair: both files then have the pair, with a part of its windows each.
     Pairs and windows without a patch are in one file, that of the patches before them.
     """
+    if config.nsplit == 1:
+        return [plan]
     n, first = config.nsplit, 0
     starts = [start // config.orientations for start in plan.starts]  # in windows
     cuts = [starts[-1] * number // n for number in range(n + 1)]
@@ -119,33 +119,24 @@ def divide(plan: Plan, config: Config) -> list[Plan]:
     for low, high in itertools.pairwise(cuts):
         after = bisect.bisect_right(starts, high, lo=1) - 1  # the first pair that ends after it
         stop = after + (after < len(plan.pairs) and starts[after] < high)
-        here = slice(first, stop)
-        both = zip(plan.parts[here], starts[here], strict=True)
-        parts = [_between(part, low - start, high - start) for part, start in both]
-        plans.append(
-            dataclasses.replace(
-                plan,
-                pairs=plan.pairs[here],
-                parts=parts,
-                **_places(plan.pairs[here], parts, config),
-                degradations=plan.degradations[here],
-                names=plan.names[here],
-                digests=plan.digests[here],
-            )
-        )
+        pairs = [
+            dataclasses.replace(one, windows=_between(one.windows, low - start, high - start))
+            for one, start in zip(plan.pairs[first:stop], starts[first:stop], strict=True)
+        ]
+        plans.append(Plan(_placed(pairs, config), plan.left_out))
         first = after
     return plans
 
 
-def _between(part: PairPlan, low: int, high: int) -> PairPlan:
-    """Return the part of a pair with its kept windows number `low` to `high`.
+def _between(windows: Windows, low: int, high: int) -> Windows:
+    """Return the windows of the part of a pair with its kept windows number `low` to `high`.
 
     Windows of air are in the part of the kept one before them, or else of the first.
     """
-    if low <= 0 and high >= part.kept_windows:
-        return part
-    ends = list(itertools.accumulate(part.windows))[:-1]
-    kept = np.concatenate(part.kept_masks())
+    if low <= 0 and high >= windows.kept_windows:
+        return windows
+    ends = list(itertools.accumulate(windows.numbers))[:-1]
+    kept = np.concatenate(windows.kept_masks())
     number = np.cumsum(kept)  # of kept windows, up to and with each
     mine = (number <= high) & ((number > low) | (low <= 0))
     kept &= mine
@@ -153,7 +144,7 @@ def _between(part: PairPlan, low: int, high: int) -> PairPlan:
         tuple(np.packbits(mask).tobytes() for mask in np.split(whole, ends))
         for whole in (kept, ~mine)
     )
-    return PairPlan(part.windows, next(packed), int(kept.sum()), next(packed))
+    return Windows(windows.numbers, next(packed), int(kept.sum()), next(packed))
 
 
 def _check_anatomy(cohort: Cohort, config: Config) -> None:
@@ -210,20 +201,20 @@ def _named(one: LeftOut, cohort: Cohort, config: Config) -> LeftOut:
     return LeftOut(name, (name,), one.kind, one.kind)
 
 
-def _check_patches(subset: str, plan: Plan, config: Config) -> None:
+def _check_patches(subset: str, pairs: Sequence[PairPlan], config: Config) -> None:
     where = f"{subset}: " if subset else ""
-    windows = sum(sum(part.windows) for part in plan.parts)
+    windows = sum(sum(one.windows.numbers) for one in pairs)
+    kept = sum(one.windows.kept_windows for one in pairs)
     if not windows:
         raise RunError(
             f"{where}no patch: every image is smaller than --patch-size p{config.patch_size}; "
             "choose a smaller one"
         )
-    if not plan.patches:
+    if not kept:
         raise RunError(
             f"{where}no patch: --air_threshold left out all {windows} windows, none with "
             f"{patching.air_rule(config)}; are these the right slices?"
         )
-    kept = sum(part.kept_windows for part in plan.parts)
     if kept < config.nsplit:
         raise RunError(
             f"{where}--nsplit {config.nsplit} is more than the {kept} windows with patches; "

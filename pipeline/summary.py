@@ -65,12 +65,12 @@ def _left_out(plans: Mapping[str, Plan]) -> list[LeftOut]:
 
 
 def _patients(plans: Iterable[Plan]) -> set[str]:
-    return {names.patient for plan in plans for names in plan.names}
+    return {planned.names.patient for plan in plans for planned in plan.pairs}
 
 
 def _counts(cohort: Cohort, plans: Mapping[str, Plan]) -> dict[str, int]:
-    parts = [part for plan in plans.values() for part in plan.parts]
-    windows = sum(sum(part.windows) for part in parts)
+    parts = [planned.windows for plan in plans.values() for planned in plan.pairs]
+    windows = sum(sum(part.numbers) for part in parts)
     return {
         "patients": len(_patients(plans.values())),
         "incomplete patients left out": sum(o.kind == INCOMPLETE for o in _left_out(plans)),
@@ -78,7 +78,7 @@ def _counts(cohort: Cohort, plans: Mapping[str, Plan]) -> dict[str, int]:
         "pairs": len(parts),
         "windows": windows,
         "windows of air left out": windows - sum(part.kept_windows for part in parts),
-        "views smaller than a patch": sum(part.windows.count(0) for part in parts),
+        "views smaller than a patch": sum(part.numbers.count(0) for part in parts),
         "patches": sum(plan.patches for plan in plans.values()),
     }
 
@@ -126,7 +126,7 @@ def print_files(plans: Mapping[str, Plan], config: Config, pages: Mapping[str, P
 
 def print_plan(cohort: Cohort, plans: Mapping[str, Plan], config: Config) -> None:
     """Print what the headers contain, and the windows and patches of each patient."""
-    pairs = [pair for plan in plans.values() for pair in plan.pairs]
+    pairs = [planned.pair for plan in plans.values() for planned in plan.pairs]
     columns = [_headers([pair.input for pair in pairs]), _headers([pair.target for pair in pairs])]
     if config.dry_run:
         for column, ranges in zip(columns, zip(*cohort.ranges, strict=True), strict=True):
@@ -140,10 +140,11 @@ def print_plan(cohort: Cohort, plans: Mapping[str, Plan], config: Config) -> Non
         title = f"patient ({subset})" if subset else "patient"
         print(f"{title:28} {'pairs':>8} {'kept':>10} {left_out:>10} {'patches':>10}")
         sums: dict[str, NDArray[np.int64]] = {}
-        for names, part in zip(plan.names, plan.parts, strict=True):
-            kept = part.kept_windows
-            numbers = np.array([1, kept, sum(part.windows) - kept, kept * config.orientations])
-            sums[names.patient] = sums.get(names.patient, 0) + numbers
+        for planned in plan.pairs:
+            patient, windows = planned.names.patient, sum(planned.windows.numbers)
+            kept = planned.windows.kept_windows
+            numbers = np.array([1, kept, windows - kept, kept * config.orientations])
+            sums[patient] = sums.get(patient, 0) + numbers
         for patient, row in sums.items():
             print(f"{printable(patient):28} {row[0]:8} {row[1]:10} {row[2]:10} {row[3]:10}")
         print()

@@ -23,7 +23,7 @@ from pipeline.cohort.selection import Cohort, SurveyTask
 from pipeline.config import Config
 from pipeline.dicom.pixels import Reader, Sample
 from pipeline.dicom.slice_file import BAD, BadFile
-from pipeline.model import LeftOut, PairPlan
+from pipeline.model import LeftOut, Windows
 from pipeline.mpi.ranks import Ranks
 from pipeline.profile import step
 from pipeline.progress import Progress
@@ -45,7 +45,7 @@ class Survey:
     """What is known of the pixels of a pair; empty where it is not needed."""
 
     index: int  # of its task
-    part: PairPlan = field(default_factory=PairPlan)
+    windows: Windows = field(default_factory=Windows)
     samples: tuple[Sample, ...] = ()  # of the input, the target, and `SurveyTask.others`
     figures: Figures | None = None
     digests: tuple[int, ...] = ()  # of the input and the target
@@ -114,7 +114,7 @@ def survey_tasks(tasks: Sequence[SurveyTask], config: Config) -> list[Survey]:
             views = augment.downscale_all(images, config.scales)
         for i, of_one in zip(chosen, views, strict=True):
             target = tasks[i].pair.target
-            surveys[i].part = plan_pair((target.rows, target.columns), config, of_one)
+            surveys[i].windows = plan_pair((target.rows, target.columns), config, of_one)
         return surveys
 
 
@@ -151,7 +151,7 @@ def _survey(task: SurveyTask, reader: Reader, config: Config) -> Survey:
 
 def plan_pair(
     shape: tuple[int, int], config: Config, views: Sequence[NDArray[np.float32]] | None = None
-) -> PairPlan:
+) -> Windows:
     """Find the windows of a pair of images of that shape.
 
     With `views`, what `patching.kept_windows` needs at every scale, windows of air are not kept.
@@ -164,7 +164,7 @@ def plan_pair(
             masks.append(patching.kept_windows(views[index], grid, config))
         else:
             masks.append(np.ones(len(grid), bool))
-    return PairPlan(
+    return Windows(
         tuple(map(len, masks)),
         tuple(np.packbits(mask).tobytes() for mask in masks),
         sum(int(mask.sum()) for mask in masks),

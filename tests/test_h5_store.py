@@ -22,7 +22,7 @@ from patching import Block
 from pipeline.cohort.selection import find
 from pipeline.config import Config
 from pipeline.dicom.pixels import read_pixels
-from pipeline.filling import make_block, pair_tasks
+from pipeline.filling import make_block
 from pipeline.model import Difference, Plan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks, file_header
@@ -53,10 +53,10 @@ def planned(root: Path, folder: Path, **options: Any) -> tuple[Plan, Config]:
 
 
 def made_blocks(plan: Plan, config: Config) -> Iterator[Block]:
-    for task in pair_tasks(0, plan, ()):
-        slices = task.pair.input, task.pair.target
+    for planned in plan.pairs:
+        slices = planned.pair.input, planned.pair.target
         images = [read_pixels(config.input_folder, one) for one in slices]
-        yield make_block(task, images[0], images[1], config)
+        yield make_block(planned, images[0], images[1], config)
 
 
 def laid_out(plan: Plan, config: Config) -> blocks.Layout:
@@ -77,7 +77,7 @@ def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
     checksums = {}
     with contextlib.closing(blocks.PartialFile(layout)) as file:
         for i in order:
-            checksums[i] = blocks.write_block(file, layout, made[i], i, plan.place(i))
+            checksums[i] = blocks.write_block(file, layout, made[i], i, plan.pairs[i].place)
     records = [
         BlockRecord(
             block.input_affine,

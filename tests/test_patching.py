@@ -18,8 +18,8 @@ from ctpatches.windows import window_starts
 from patching import Block, Grid
 from pipeline.config import NORMALIZATIONS, Config
 from pipeline.dicom.header import read_slice
-from pipeline.filling import PairTask, make_block
-from pipeline.model import Pair
+from pipeline.filling import make_block
+from pipeline.model import Names, Pair, PairPlan
 from pipeline.options import PATCH_OVERLAPS
 from pipeline.survey import plan_pair
 from tests import naive
@@ -222,13 +222,13 @@ def test_the_kept_mask_survives_packing(edge):
 
 def test_without_the_target_every_window_is_kept():
     part = plan_pair((64, 80), config_of(ds_augment=True))
-    assert part.windows == (3 * 4, 3 * 3, 2 * 3)
+    assert part.numbers == (3 * 4, 3 * 3, 2 * 3)
     assert part.kept_windows == 12 + 9 + 6
 
 
 def test_views_smaller_than_a_patch_count_no_windows():
     part = plan_pair((64, 80), config_of(patch_size=50, ds_augment=True))
-    assert part.windows == (4, 4, 0)
+    assert part.numbers == (4, 4, 0)
 
 
 # --- cutting ---------------------------------------------------------------------------------
@@ -307,9 +307,9 @@ def block_of(
 ) -> Any:
     hu = (full * pair.target.slope + pair.target.intercept).astype(np.float32)
     (views,) = augment.downscale_all([hu], config.scales)
-    part = plan_pair(full.shape, config, views if config.air_threshold else None)
-    task = PairTask(0, 0, pair, part, degradation, {}, fixed)
-    return make_block(task, low.copy(), full.copy(), config)
+    windows = plan_pair(full.shape, config, views if config.air_threshold else None)
+    planned = PairPlan(pair, Names("", "", ""), windows, degradation, fixed, ())
+    return make_block(planned, low.copy(), full.copy(), config)
 
 
 KINDS = ["None", "unity_independent", "unity_wrt_ld", "std_independent", "std_wrt_ld"]

@@ -30,7 +30,7 @@ from patching import Grid
 from pipeline import command_line
 from pipeline.config import FILE_OPTIONS, NORMALIZATIONS, OPTIONS, Config
 from pipeline.difference import measure
-from pipeline.model import Difference, Names, Plan
+from pipeline.model import Difference, Names, PairPlan, Plan
 from pipeline.report import figures, job, page, sanity, spectrum, statistics
 from tests.editing import edit
 from tests.faults import mounted, one_error
@@ -665,10 +665,12 @@ def test_a_report_on_a_read_only_disk_is_one_line(tree, tmp_path):
 
 def large_plan(patients: int, pairs: int, windows: int) -> Plan:
     """Return the plan of a large file, every window kept."""
-    total = patients * pairs
-    names = [Names(f"p{i // pairs:05d}", "", "") for i in range(total)]
-    starts = np.arange(0, (total + 1) * windows, windows).tolist()
-    return Plan([], [], starts, [], [], [], names, None, [], [])
+    unused: Any = None
+    planned = []
+    for i in range(patients * pairs):
+        names, place = Names(f"p{i // pairs:05d}", "", ""), (i * windows, (i + 1) * windows)
+        planned.append(PairPlan(unused, names, unused, "", None, (), i, place))
+    return Plan(planned, [])
 
 
 @pytest.mark.parametrize("size", [12, 55, 96, 512])

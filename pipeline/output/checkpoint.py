@@ -48,10 +48,12 @@ def job_of(config: Config, plans: Mapping[str, Sequence[Plan]]) -> Job:
     pairs = []
     for subset, plan in ((subset, plan) for subset, files in plans.items() for plan in files):
         of_subset = f" of {subset}" if subset else ""
-        for pair, part, start in zip(plan.pairs, plan.parts, plan.starts, strict=False):
-            windows = f"windows {zlib.crc32(b''.join(part.kept)):08x} from patch {start}{of_subset}"
+        for planned in plan.pairs:
+            pair, kept = planned.pair, zlib.crc32(b"".join(planned.windows.kept))
+            windows = f"windows {kept:08x} from patch {planned.patches[0]}{of_subset}"
             pairs.append(f"{pair.input.file} with {pair.target.file}, {windows}")
-    fixed = [list(dataclasses.astuple(one.fixed)) for (one, *_) in plans.values() if one.fixed]
+    known = (files[0].pairs[0].fixed for files in plans.values())
+    fixed = [list(dataclasses.astuple(affine)) for affine in known if affine]
     return {
         "configuration": config.as_json(),
         "pair": pairs,
@@ -84,9 +86,8 @@ def difference(then: Job, now: Job) -> str:
 def changed_pixels(plan: Plan, digests: Mapping[int, tuple[int, ...]]) -> str:
     """Return which slice no longer has the digest recorded for its pair; '' if all have."""
     for index, recorded in digests.items():
-        now = plan.digests[index]
+        now, pair = plan.pairs[index].digests, plan.pairs[index].pair
         if recorded != now:
-            pair = plan.pairs[index]
             one = pair.target if recorded[:1] == now[:1] else pair.input
             return f"the input changed: other pixel values in {printable(one.file)}"
     return ""

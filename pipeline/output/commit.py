@@ -82,7 +82,7 @@ class OutputFile:
             return
         chunks = self.chunks()
         for index, record in sorted(records.items()):
-            place, layout = self.plan.place(index), self.layout
+            place, layout = self.plan.pairs[index].place, self.layout
             ranges = block_ranges(layout.rows, place, layout.shuffle, chunks, index)
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
@@ -141,9 +141,10 @@ def key_text(plans: Iterable[Plan]) -> bytes:
     """Return the key of the pseudonyms of `--anonymize`: names as CSV."""
     key: dict[str, str] = {}
     for plan in plans:
-        for pair, names in zip(plan.pairs, plan.names, strict=True):
+        for planned in plan.pairs:
+            pair = planned.pair
             real = (pair.patient, pair.input.file, pair.target.file)
-            key |= dict(zip(names, real, strict=True))
+            key |= dict(zip(planned.names, real, strict=True))
     text = io.StringIO(newline="")
     rows = csv.writer(text)
     rows.writerow(("pseudonym", "name"))
@@ -257,17 +258,17 @@ class Output:
     @property
     def pairs(self) -> int:
         """Number of pairs in all files; with `--nsplit`, two files may have parts of one pair."""
-        return len({pair.identity for file in self.files for pair in file.plan.pairs})
+        return len({one.pair.identity for file in self.files for one in file.plan.pairs})
 
     @property
     def pairs_done(self) -> int:
         """Number of pairs all of whose blocks are in the files."""
         missing = {
-            pair.identity
+            planned.pair.identity
             for file in self.files
             if not file.complete
-            for index, pair in enumerate(file.plan.pairs)
-            if index not in file.done
+            for planned in file.plan.pairs
+            if planned.index not in file.done
         }
         return self.pairs - len(missing)
 

@@ -38,25 +38,26 @@ def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray
     """Return the columns of `pair/` and `left_out/`; those `FILLED` are 0 without records."""
     nothing = BlockRecord(Affine(0, 0), Affine(0, 0), 0, (0, 0), Difference(), (0.0, 0.0))
     records = records or [nothing] * len(plan.pairs)
-    targets = [pair.target for pair in plan.pairs]
+    pairs = plan.pairs
+    targets = [planned.pair.target for planned in pairs]
     positions = [np.nan if s.position_mm is None else s.position_mm for s in targets]
     out: dict[str, NDArray[Any]] = {
-        "pair/patient": _text(names.patient for names in plan.names),
-        "pair/input_file": _text(names.input_file for names in plan.names),
-        "pair/target_file": _text(names.target_file for names in plan.names),
+        "pair/patient": _text(planned.names.patient for planned in pairs),
+        "pair/input_file": _text(planned.names.input_file for planned in pairs),
+        "pair/target_file": _text(planned.names.target_file for planned in pairs),
         "pair/position_mm": np.array(positions, "<f8"),
         "pair/rows": np.array([s.rows for s in targets], "<u4"),
         "pair/columns": np.array([s.columns for s in targets], "<u4"),
         "pair/first_patch": np.array(plan.starts[:-1], "<u8"),
         "pair/patches": np.diff(np.array(plan.starts, "<u8")),
-        "pair/degradation": _text(one or "none" for one in plan.degradations),
+        "pair/degradation": _text(planned.degradation or "none" for planned in pairs),
         "pair/checksum": np.array([record.checksum for record in records], "<u8"),
     }
     measured = zip(*(record.difference for record in records), strict=True)
     for (name, dtype), values in zip(DIFFERENCE_COLUMNS.items(), measured, strict=True):
         out[f"pair/{name}"] = np.array(values, dtype)
     for number, role in enumerate(("input", "target")):
-        slices = [getattr(pair, role) for pair in plan.pairs]
+        slices = [getattr(planned.pair, role) for planned in pairs]
         affines = [getattr(record, f"{role}_affine") for record in records]
         out |= {
             f"pair/{role}_slope": np.array([s.slope for s in slices], "<f8"),
@@ -66,7 +67,8 @@ def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray
             f"pair/{role}_digest": np.array([r.digests[number] for r in records], "<u8"),
             f"pair/{role}_rounding": np.array([r.rounding[number] for r in records], "<f8"),
         }
-    columns = zip(*plan.views, strict=True)  # empty where patches are stored
+    views = (view for planned in pairs for view in planned.views)
+    columns = zip(*views, strict=True)  # empty where patches are stored
     for (name, dtype), values in zip(VIEW_COLUMNS.items(), columns, strict=False):
         out[f"views/{name}"] = np.array(values, dtype)
     return out | {

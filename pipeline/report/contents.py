@@ -69,6 +69,7 @@ def _contents(
     power = spectrum.measure(plan, config)
     histograms = statistics.histograms(sample, plan, config)
     unit, unit_map = statistics.unit_of(config), statistics.unit_map(plan, config)
+    windows = [planned.windows for planned in plan.pairs]
     facts = {
         "file": os.path.basename(source.path),
         "bytes": os.path.getsize(source.path),
@@ -77,8 +78,8 @@ def _contents(
         "unit": unit,
         "rounding": rounding(source),
         "patch_size": config.patch_size,
-        "totals": {"patients": len(patients), **statistics.count_pairs(plan.parts, config)},
-        "scales": statistics.count_scales(plan.parts, config),
+        "totals": {"patients": len(patients), **statistics.count_pairs(windows, config)},
+        "scales": statistics.count_scales(windows, config),
         "patients": patients,
         "doses": doses,
         "noise_power": power,
@@ -88,7 +89,7 @@ def _contents(
         "sample": {
             "index": sample.index.tolist(),
             "patches": len(sample.index),
-            "patients": len({plan.names[i].patient for i in sample.pair}),
+            "patients": len({plan.pairs[i].names.patient for i in sample.pair}),
         },
         "sheets": [{"file": name, "patches": patches} for name, patches, _ in sheets],
         "coverage": [one for _, one, _ in coverage],

@@ -104,14 +104,15 @@ def coverage(
     Each as name of the image, name of the slice with the counts of its windows, and PNG.
     """
     rng = generator(config.seed, "coverage")
-    drawn = candidates(len(plan.names), config.sheets, rng).tolist()
-    chosen = spread([(plan.names[i].patient,) for i in drawn], config.sheets)
+    drawn = candidates(len(plan.pairs), config.sheets, rng).tolist()
+    chosen = spread([(plan.pairs[i].names.patient,) for i in drawn], config.sheets)
     for index in sorted(drawn[i] for i in chosen):
+        planned = plan.pairs[index]
         columns = source.columns(source.rows_of(index))
-        image = Reader(config.input_folder).hu(plan.pairs[index].target)
+        image = Reader(config.input_folder).hu(planned.pair.target)
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
         views = []
-        for scale, others in zip(config.scales, plan.parts[index].other_masks(), strict=True):
+        for scale, others in zip(config.scales, planned.windows.other_masks(), strict=True):
             view = augment.downscale(image, scale)
             grid = Grid.of(view.shape, config.patch_size, config.overlap, config.edge)
             here = columns["scale"] == np.float32(scale)
@@ -123,7 +124,7 @@ def coverage(
             grid_of = (grid.rows, grid.cols, grid.size)
             other = others.reshape(kept.shape)
             views.append(figures.WindowedView(scale, view, *grid_of, kept, other))
-        names = plan.names[index]
+        names = planned.names
         patient = printable(names.patient).encode()[:100].decode(errors="ignore")
         counts = [
             {"scale": v.scale, "windows": int((~v.others).sum()), "kept": int(v.kept.sum())}

@@ -46,12 +46,12 @@ def power(region: Image, spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
 
 def measure(plan: Plan, config: Config) -> Facts | None:
     """Return the spectrum averaged over directions and regions; None without spacing or regions."""
-    known = [i for i, pair in enumerate(plan.pairs) if pair.target.spacing_mm]
+    known = [one.index for one in plan.pairs if one.pair.target.spacing_mm]
     rng = generator(config.seed, "noise power spectrum")
     drawn = [known[i] for i in candidates(len(known), MAX_PAIRS, rng)]
-    patients = [(plan.names[i].patient,) for i in drawn]
+    patients = [(plan.pairs[i].names.patient,) for i in drawn]
     chosen = sorted(drawn[i] for i in spread(patients, MAX_PAIRS))
-    spacings = [plan.pairs[i].target.spacing_mm for i in chosen]
+    spacings = [plan.pairs[i].pair.target.spacing_mm for i in chosen]
     if not spacings:
         return None
     # The coarsest step and the lowest Nyquist frequency of them all.
@@ -59,8 +59,8 @@ def measure(plan: Plan, config: Config) -> Facts | None:
     bins = int(0.5 / max(map(max, spacings)) / step)
     sums, counts, number = np.zeros(bins + 1), np.zeros(bins + 1), 0
     for i, spacing in zip(chosen, spacings, strict=True):
-        reader = Reader(config.input_folder)
-        found = regions(reader.hu(plan.pairs[i].input), reader.hu(plan.pairs[i].target))
+        reader, pair = Reader(config.input_folder), plan.pairs[i].pair
+        found = regions(reader.hu(pair.input), reader.hu(pair.target))
         frequencies = np.hypot(
             *np.meshgrid(*(np.fft.fftfreq(SIZE, d) for d in spacing), indexing="ij")
         )

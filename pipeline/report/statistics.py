@@ -14,7 +14,7 @@ from ctpatches.file import denormalise, read_patches
 from ctpatches.schema import DIFFERENCE_COLUMNS
 from ctpatches.validation import ValidatedFile
 from pipeline.config import Config
-from pipeline.model import Difference, Pair, PairPlan, Plan
+from pipeline.model import Difference, Pair, Plan, Windows
 from utils import generator
 
 Facts = dict[str, Any]
@@ -44,8 +44,8 @@ def unit_of(config: Config) -> str:
 def rows_by_patient(plan: Plan) -> dict[str, list[int]]:
     """Return the pairs of every patient, which are consecutive."""
     rows: dict[str, list[int]] = {}
-    for i, names in enumerate(plan.names):
-        rows.setdefault(names.patient, []).append(i)
+    for i, planned in enumerate(plan.pairs):
+        rows.setdefault(planned.names.patient, []).append(i)
     return rows
 
 
@@ -59,18 +59,18 @@ def _number(masks: Iterable[bytes]) -> int:
     return sum(int.from_bytes(mask, "big").bit_count() for mask in masks)
 
 
-def count_pairs(parts: Sequence[PairPlan], config: Config) -> Facts:
+def count_pairs(parts: Sequence[Windows], config: Config) -> Facts:
     """Return windows and patches of some pairs."""
-    windows = sum(sum(part.windows) - _number(part.others) for part in parts)
+    windows = sum(sum(part.numbers) - _number(part.others) for part in parts)
     kept = sum(part.kept_windows for part in parts)
     return {"pairs": len(parts), **_counts(windows, kept, config)}
 
 
-def count_scales(parts: Sequence[PairPlan], config: Config) -> list[Facts]:
+def count_scales(parts: Sequence[Windows], config: Config) -> list[Facts]:
     """Return windows and patches per scale."""
     found = []
     for view, scale in enumerate(config.scales):
-        windows = [part.windows[view] for part in parts]
+        windows = [part.numbers[view] for part in parts]
         others = _number(part.others[view] for part in parts if part.others)
         kept = _number(part.kept[view] for part in parts)
         counts = _counts(sum(windows) - others, kept, config)
@@ -117,8 +117,9 @@ def draw_sample(plan: Plan, config: Config) -> NDArray[np.int64]:
     """Draw patches of as many patients as the limits allow, the same number of each."""
     rng = generator(config.seed, "report")
     limit = max(4, min(MAX_WINDOWS, MAX_PIXELS // config.patch_size**2))
+    starts = plan.starts
     blocks = [
-        range(plan.starts[rows[0]], plan.starts[rows[-1] + 1], config.orientations)
+        range(starts[rows[0]], starts[rows[-1] + 1], config.orientations)
         for rows in rows_by_patient(plan).values()
     ]
     blocks = [block for block in blocks if block]
@@ -144,9 +145,9 @@ def by_patient_and_dose(
     patients: list[Facts] = []
     of_dose: dict[str, list[Difference]] = {}
     for name, rows in rows_by_patient(plan).items():
-        counts = count_pairs([plan.parts[i] for i in rows], config)
+        counts = count_pairs([plan.pairs[i].windows for i in rows], config)
         found = [differences[i] for i in rows]
-        dose = dose_level([plan.pairs[i] for i in rows])
+        dose = dose_level([plan.pairs[i].pair for i in rows])
         of_dose.setdefault(dose, []).extend(found)
         noise = measure_noise(found, config)
         patients.append({"patient": name, **counts, "dose": dose, "noise": noise})
@@ -207,19 +208,20 @@ def count_clipped(differences: Sequence[Difference], config: Config) -> Facts | 
 
 def levels(plan: Plan) -> tuple[float, float]:
     """Return the HU of a stored 0, and of one stored unit; integers if they differ in the plan."""
-    slices = (one for pair in plan.pairs for one in (pair.input, pair.target))
+    slices = (s for one in plan.pairs for s in (one.pair.input, one.pair.target))
     found = {(one.intercept, abs(one.slope)) for one in slices}
     return found.pop() if len(found) == 1 else (0.0, 1.0)
 
 
 def unit_map(plan: Plan, config: Config) -> tuple[float, float] | None:
     """Return offset and divisor of value = (HU - offset) / divisor; None if images differ."""
-    if plan.fixed:
-        return (plan.fixed.offset, plan.fixed.divisor) if plan.fixed.divisor else None
+    first = plan.pairs[0]
+    if first.fixed:
+        return (first.fixed.offset, first.fixed.divisor) if first.fixed.divisor else None
     if config.normalization_type != "None" or config.in_hu:
         return None
-    one = plan.pairs[0].target  # a run refuses stored values of several scales
-    return one.intercept, one.slope
+    target = first.pair.target  # a run refuses stored values of several scales
+    return target.intercept, target.slope
 
 
 def histograms(sample: Sample, plan: Plan, config: Config) -> list[Facts]:
@@ -231,7 +233,7 @@ def histograms(sample: Sample, plan: Plan, config: Config) -> list[Facts]:
     """
     zero, step = levels(plan)
     clipping = config.normalization_type == "hu_window"
-    plain = np.array([not (clipping and plan.degradations[i]) for i in sample.pair.tolist()])
+    plain = np.array([not (clipping and plan.pairs[i].degradation) for i in sample.pair.tolist()])
     numbers = (sample.hu[:, plain if plain.any() else slice(None)] - zero) / step
     found: list[Facts] = []
     ranges = {
