@@ -40,38 +40,20 @@ def downscale(image: Image, scale: float) -> Image:
 
     Parameters
     ----------
-    image : ndarray of float32, shape (rows, columns) or (rows, columns, n)
-        One image, or n interleaved.
+    image : ndarray of float32, shape (rows, columns)
     scale : float
         With 1 the image itself is returned.
 
     Returns
     -------
-    ndarray of float32, shape (int(rows x scale), int(columns x scale)) or with the third axis
+    ndarray of float32, shape (int(rows x scale), int(columns x scale))
     """
     if scale == 1:
         return image
-    rows, columns = view_shape((image.shape[0], image.shape[1]), scale)
+    rows, columns = view_shape(image.shape, scale)
     if not rows or not columns:  # OpenCV would refuse
-        return np.empty((rows, columns, *image.shape[2:]), np.float32)
+        return np.empty((rows, columns), np.float32)
     return np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
-
-
-def downscale_all(images: Sequence[Image], scales: Sequence[float]) -> list[list[Image]]:
-    """Return every image at every scale, bit for bit as `downscale` returns it.
-
-    OpenCV scales two interleaved images in two thirds of the time that it needs for one after the
-    other: the sums of one do not wait for those of the other.
-    """
-    least = min(scales, default=1.0)
-    together = least < 1 and len(images) == 2 and images[0].shape == images[1].shape
-    if not together or not all(view_shape(images[0].shape, least)):
-        return [[downscale(image, scale) for scale in scales] for image in images]
-    both: Any = cv2.merge(images)
-    views: list[Any] = [
-        images if scale == 1 else cv2.split(downscale(both, scale)) for scale in scales
-    ]
-    return [[view[i] for view in views] for i in (0, 1)]
 
 
 def orient(image: Image, code: int, out: Image) -> Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,32 +32,23 @@ MIN_COMPONENT, MIN_SOLIDITY = 0.002, 0.1
 LUNG_HU = -910.0
 
 
-@dataclass(frozen=True)
 class Grid:
-    """The windows of one view: every row start with every column start, row by row."""
+    """The windows of a view of that shape: every row start with every column start, row by row."""
 
-    #: Where windows begin; both empty if a patch does not fit.
-    rows: NDArray[np.int64]
-    cols: NDArray[np.int64]
-    #: Pixels per side of a window.
-    size: int
-    #: Rows and columns of the view with the padding below and to the right.
-    shape: tuple[int, int]
-
-    @staticmethod
-    @functools.lru_cache(8)  # the images of a data set have few shapes
-    def of(shape: tuple[int, int], size: int, overlap: int, edge: str) -> Grid:
-        """Return the grid of a view of this shape."""
-        rows, cols = (window_starts(length, size, overlap, edge) for length in shape)
-        if not len(rows) or not len(cols):
-            return Grid(rows[:0], cols[:0], size, shape)
-        height, width = (padded_length(length, size, overlap, edge) for length in shape)
-        return Grid(rows, cols, size, (height, width))
+    def __init__(self, shape: tuple[int, int], config: Config) -> None:
+        sizes = config.patch_size, config.overlap, config.edge
+        self.rows, self.cols = (window_starts(length, *sizes) for length in shape)
+        #: Rows and columns of the view with the padding below and to the right.
+        self.shape = padded_length(shape[0], *sizes), padded_length(shape[1], *sizes)
+        if not len(self.rows) or not len(self.cols):  # a patch does not fit
+            self.rows, self.cols, self.shape = self.rows[:0], self.cols[:0], shape
+        #: Pixels per side of a window.
+        self.size = config.patch_size
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.cols)
 
-    @functools.cached_property
+    @property
     def windows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First row and first column of every window, each of shape (n,)."""
         return np.repeat(self.rows, len(self.cols)), np.tile(self.cols, len(self.rows))
@@ -159,35 +149,23 @@ def kept_windows(view: Image, grid: Grid, config: Config) -> NDArray[np.bool_]:
         the mean above t - 100 HU. By the rule `body`, True where more than the fraction
         `--min-body` of the pixels is at least half in the body.
     """
+    area = grid.size**2
     if config.air_rule == "body":
-        view = grid.pad(view, 0)
-        return np.asarray(_count(view >= 0.5, grid) / grid.size**2 > config.min_body)
+        in_body = grid.pad(view, 0) >= 0.5
+        return _sums(in_body.view(np.uint8), grid) / area > config.min_body
     view = grid.pad(view, AIR_HU)
-    area, tissue_hu = grid.size**2, config.air_threshold_hu
-    mean_hu = tissue_hu - MEAN_BELOW_HU
-    tissue = _count(view > np.float32(tissue_hu), grid)
-    kept = np.asarray(tissue > int(config.air_fraction * area))
-    # Most windows have so much tissue that their mean is above the limit even if all other pixels
-    # were as dark as the darkest. The mean of the others is computed.
-    least = (tissue * tissue_hu + (area - tissue) * float(view.min())) / area
-    rows, cols = grid.windows
-    for i in np.flatnonzero(kept & (least <= mean_hu + 1)).tolist():
-        window = view[rows[i] : rows[i] + grid.size, cols[i] : cols[i] + grid.size]
-        mean = cv2.sumElems(window)[0] / area  # twice as fast as NumPy, in another order of sums
-        if abs(mean - mean_hu) < 1e-3:
-            mean = window.sum(dtype=np.float64) / area
-        kept[i] = mean > mean_hu
-    return kept
+    tissue = view > np.float32(config.air_threshold_hu)
+    kept = _sums(tissue.view(np.uint8), grid) > int(config.air_fraction * area)
+    return kept & (_sums(view, grid) / area > config.air_threshold_hu - MEAN_BELOW_HU)
 
 
-def _count(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.int32]:
-    """Return how many pixels of a mask every window contains, shape (n,)."""
-    # Summed-area table (Crow, 1984): four values give the number of a window.
-    table = cv2.integral(mask.view(np.uint8))
+def _sums(image: NDArray[Any], grid: Grid) -> NDArray[Any]:
+    """Return the sum of the pixels in every window, shape (n,): of float32 in float64."""
+    # Summed-area table (Crow, 1984): four values give the sum of a window.
+    table = cv2.integral(image)
     upper, lower = table[grid.rows], table[grid.rows + grid.size]
     left, right = grid.cols, grid.cols + grid.size
-    count = lower[:, right] - lower[:, left] - upper[:, right] + upper[:, left]
-    return np.asarray(count, np.int32).ravel()
+    return np.ravel(lower[:, right] - lower[:, left] - upper[:, right] + upper[:, left])
 
 
 def air_rule(config: Config) -> str:
@@ -263,16 +241,15 @@ def make_block(
     # A view without a patch need not be created.
     chosen = [(scale, mask) for scale, mask in zip(config.scales, kept, strict=True) if mask.any()]
     noise_std = augment.NOISE_HU / hu_per_unit if hu_per_unit else 0.0
-    scaled = augment.downscale_all(images, [scale for scale, _ in chosen])
-    for (scale, mask), input_view, target_view in zip(chosen, *scaled, strict=True):
-        degraded = input_view
+    for scale, mask in chosen:
+        input_view, target_view = (augment.downscale(image, scale) for image in images)
         if degradation:
             rng = generator(config.seed, f"noise {scale:g}", identity)
-            degraded = augment.degrade(input_view, degradation, rng, noise_std)
+            input_view = augment.degrade(input_view, degradation, rng, noise_std)
             if config.normalization_type == "hu_window":
-                np.clip(degraded, 0, 1, out=degraded)
-        grid = Grid.of(target_view.shape, config.patch_size, config.overlap, config.edge)
-        views["input"].append(grid.pad(degraded, fills[0]))
+                np.clip(input_view, 0, 1, out=input_view)
+        grid = Grid(target_view.shape, config)
+        views["input"].append(grid.pad(input_view, fills[0]))
         views["target"].append(grid.pad(target_view, fills[1]))
         here = slice(starts[-1], starts[-1] + int(mask.sum()) * config.orientations)
         starts.append(here.stop)

@@ -150,8 +150,7 @@ def measure_pair(
     planned: PairPlan, input_hu: Image, target_hu: Image, config: Config
 ) -> Difference:
     """Measure the difference of a pair on its kept windows at scale 1."""
-    shape = target_hu.shape
-    grid = patching.Grid.of(shape, config.patch_size, config.overlap, config.edge)
+    grid = patching.Grid(target_hu.shape, config)
     window = config.hu_window if config.normalization_type == "hu_window" else None
     return difference.measure(input_hu, target_hu, grid, planned.windows.kept_masks()[0], window)
 

@@ -98,7 +98,7 @@ def _views(planned: PairPlan, index: int, offset: int, config: Config) -> Iterat
     for scale, kept in zip(config.scales, planned.windows.kept_masks(), strict=True):
         if kept.any():
             shape = augment.view_shape((target.rows, target.columns), scale)
-            padded = patching.Grid.of(shape, config.patch_size, config.overlap, config.edge).shape
+            padded = patching.Grid(shape, config).shape
             yield View(index, scale, offset, *padded)
             offset += math.prod(padded)
 

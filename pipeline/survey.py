@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -62,23 +61,21 @@ def survey_pairs(cohort: Cohort, config: Config, ranks: Ranks) -> dict[int, Surv
     surveys: dict[int, Survey] = {}
     of_patient: defaultdict[str, list[Survey]] = defaultdict(list)
     expected = Counter(task.pair.patient for task in cohort.tasks if task.chosen)
-    # Two pairs to a task: two targets are downscaled in less time together.
-    twos = [cohort.tasks[i : i + 2] for i in range(0, len(cohort.tasks), 2)]
     threads = prefetch.threads_for(task.pair for task in cohort.tasks)
-    prepare = functools.partial(survey_tasks, config=config)
-    results = ranks.imap_unordered(lambda surveyed: surveyed, twos, prepare, threads)
+    survey = functools.partial(survey_pair, config=config)
+    results = ranks.imap_unordered(lambda surveyed: surveyed, cohort.tasks, survey, threads)
     with (
         contextlib.closing(results),
         contextlib.closing(Progress("planning", len(cohort.tasks), config.quiet)) as progress,
     ):
-        for survey in itertools.chain.from_iterable(results):
+        for found in results:
             progress.advance()
-            task = cohort.tasks[survey.index]
+            task = cohort.tasks[found.index]
             patient = task.pair.patient
-            cohort.persons[patient] |= survey.persons
+            cohort.persons[patient] |= found.persons
             if task.chosen:  # the files of other pairs may be bad
-                surveys[survey.index] = survey
-                of_patient[patient].append(survey)
+                surveys[found.index] = found
+                of_patient[patient].append(found)
                 if len(of_patient[patient]) == expected[patient] and config.anatomy_check != "off":
                     cohort.misfits[patient] = _misfits(cohort, of_patient.pop(patient))
     return surveys
@@ -99,69 +96,51 @@ def _misfits(cohort: Cohort, surveys: list[Survey]) -> list[str]:
     return out
 
 
-def survey_tasks(tasks: Sequence[SurveyTask], config: Config) -> list[Survey]:
-    """Survey a few pairs; nothing is raised for bad files."""
-    with step("plan"):
-        readers = [Reader(config.input_folder) for _ in tasks]
-        surveys = [_survey(*both, config) for both in zip(tasks, readers, strict=True)]
-        chosen = [i for i, one in enumerate(surveys) if tasks[i].chosen and not one.problem]
-        views: Sequence[list[NDArray[np.float32]] | None] = [None] * len(chosen)
-        if config.air_threshold:
-            images = [readers[i].hu(tasks[i].pair.target) for i in chosen]
-            readers.clear()  # and with them the input images
-            if config.air_rule == "body":
-                images = [patching.body_mask(image).astype(np.float32) for image in images]
-            views = augment.downscale_all(images, config.scales)
-        for i, of_one in zip(chosen, views, strict=True):
-            target = tasks[i].pair.target
-            surveys[i].windows = plan_pair((target.rows, target.columns), config, of_one)
-        return surveys
-
-
-def _survey(task: SurveyTask, reader: Reader, config: Config) -> Survey:
-    """Survey one pair but for its windows; every problem of its files is found here."""
-    out = Survey(task.index)
+def survey_pair(task: SurveyTask, config: Config) -> Survey:
+    """Survey one pair; every problem of its files is found here, and nothing is raised for it."""
+    out, reader = Survey(task.index), Reader(config.input_folder)
     pair, slices = task.pair, (task.pair.input, task.pair.target)
-    try:
-        if task.identify:
-            images = [reader.hu(one) for one in slices]
-            out.digests = tuple(map(pixel_digest, images))
-            both = zip(images, out.digests, strict=True)
-            # A constant image identifies nobody.
-            varied = [digest for hu, digest in both if hu.min() != hu.max()]
-            out.persons = frozenset(f"identical pixels {digest:016x}" for digest in varied)
-        if not task.chosen:
+    with step("plan"):
+        try:
+            if task.identify:
+                images = [reader.hu(one) for one in slices]
+                out.digests = tuple(map(pixel_digest, images))
+                both = zip(images, out.digests, strict=True)
+                # A constant image identifies nobody.
+                varied = [digest for hu, digest in both if hu.min() != hu.max()]
+                out.persons = frozenset(f"identical pixels {digest:016x}" for digest in varied)
+            if not task.chosen:
+                return out
+            if config.dry_run:
+                images = [reader.hu(one) for one in slices]
+                out.ranges = tuple((float(image.min()), float(image.max())) for image in images)
+            if config.normalization_type.startswith("dataset"):
+                out.figures = figures_of(reader.hu(pair.input))
+            target = reader.hu(pair.target) if config.air_threshold else None
+            if config.anatomy_check != "off":
+                out.samples = tuple(map(reader.sample, (*slices, *task.others)))
+            elif any(one.pixel_offset is None for one in slices):  # whether they decode
+                for one in slices:
+                    reader.hu(one)
+        except BadFile as error:
+            out.problem = LeftOut(pair.patient, (error.file,), error.reason, BAD)
             return out
-        if config.dry_run:
-            images = [reader.hu(one) for one in slices]
-            out.ranges = tuple((float(image.min()), float(image.max())) for image in images)
-        if config.normalization_type.startswith("dataset"):
-            out.figures = figures_of(reader.hu(pair.input))
-        if config.air_threshold:
-            reader.hu(pair.target)
-        if config.anatomy_check != "off":
-            out.samples = tuple(map(reader.sample, (*slices, *task.others)))
-        elif any(one.pixel_offset is None for one in slices):  # whether they decode
-            for one in slices:
-                reader.hu(one)
-    except BadFile as error:
-        out.problem = LeftOut(pair.patient, (error.file,), error.reason, BAD)
-    return out
+        out.windows = plan_pair((pair.target.rows, pair.target.columns), config, target)
+        return out
 
 
 def plan_pair(
-    shape: tuple[int, int], config: Config, views: Sequence[NDArray[np.float32]] | None = None
+    shape: tuple[int, int], config: Config, target_hu: NDArray[np.float32] | None = None
 ) -> Windows:
-    """Find the windows of a pair of images of that shape.
-
-    With `views`, what `patching.kept_windows` needs at every scale, windows of air are not kept.
-    """
+    """Find the windows of a pair of images of that shape; with its target none of air is kept."""
+    image = target_hu
+    if image is not None and config.air_rule == "body":
+        image = patching.body_mask(image).astype(np.float32)
     masks = []
-    for index, scale in enumerate(config.scales):
-        view_shape = augment.view_shape(shape, scale)
-        grid = patching.Grid.of(view_shape, config.patch_size, config.overlap, config.edge)
-        if views is not None and len(grid):
-            masks.append(patching.kept_windows(views[index], grid, config))
+    for scale in config.scales:
+        grid = patching.Grid(augment.view_shape(shape, scale), config)
+        if image is not None and len(grid):
+            masks.append(patching.kept_windows(augment.downscale(image, scale), grid, config))
         else:
             masks.append(np.ones(len(grid), bool))
     return Windows(

@@ -7,9 +7,6 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 import augment
 from ctpatches.orientations import upright
@@ -51,23 +48,6 @@ def test_downscaling_is_opencvs_area_interpolation(scale):
 def test_downscaling_is_the_mean_over_the_area_of_a_pixel(scale):
     small = augment.downscale(IMAGE, scale)
     np.testing.assert_allclose(small, naive.area_mean(IMAGE, *small.shape), atol=0.01)
-
-
-@given(
-    st.lists(st.sampled_from([(23, 31), (31, 23), (1, 9)]), max_size=3),
-    st.lists(st.sampled_from([1.0, 0.8, 0.6, 0.37]), max_size=4),
-    st.data(),
-)
-def test_images_at_once_are_as_each_alone_bit_for_bit(shapes, scales, data):
-    values = st.floats(-4e4, 4e4, width=32)
-    images = [data.draw(arrays.arrays(np.float32, shape, elements=values)) for shape in shapes]
-    found = augment.downscale_all(images, scales)
-    assert len(found) == len(images)
-    for views, image in zip(found, images, strict=True):
-        for view, scale in zip(views, scales, strict=True):
-            expected = augment.downscale(image, scale)
-            assert view.shape == augment.view_shape(image.shape, scale) == expected.shape
-            assert view.tobytes() == expected.tobytes()
 
 
 def test_at_scale_1_the_image_stays_itself():

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import augment
 import patching
 from patching import Grid, body_mask
 from pipeline.config import Config
@@ -256,7 +255,8 @@ def config_of(**options: Any) -> Config:
 )
 def test_windows_with_enough_body_are_kept_and_no_others(mask, size_overlap, edge, min_body):
     size, overlap = size_overlap
-    grid = Grid.of(mask.shape, size, overlap, edge)
+    config = config_of(patch_size=size, overlap=overlap, edge=edge, min_body=min_body)
+    grid = Grid(mask.shape, config)
     if not len(grid):
         return
     large = np.zeros((400, 400), bool)
@@ -265,7 +265,7 @@ def test_windows_with_enough_body_are_kept_and_no_others(mask, size_overlap, edg
         int(large[r : r + size, c : c + size].sum()) > min_body * size**2
         for r, c in zip(*grid.windows, strict=True)
     ]
-    found = patching.kept_windows(mask.astype(np.float32), grid, config_of(min_body=min_body))
+    found = patching.kept_windows(mask.astype(np.float32), grid, config)
     assert found.tolist() == expected
 
 
@@ -273,7 +273,8 @@ def test_windows_with_enough_body_are_kept_and_no_others(mask, size_overlap, edg
 def test_a_window_with_just_the_fraction_is_left_out(min_body):
     view = np.zeros((10, 10), np.float32)
     limit = round(100 * min_body)
-    grid, config = Grid.of((10, 10), 10, 0, "shift"), config_of(min_body=min_body)
+    config = config_of(min_body=min_body)
+    grid = Grid((10, 10), config)
     for pixels, kept in ((limit, False), (limit + 1, True)):
         view.ravel()[:pixels] = 1
         assert patching.kept_windows(view, grid, config).tolist() == [kept]
@@ -286,10 +287,10 @@ def test_at_every_scale_a_pixel_is_body_if_at_least_half_of_it_is(edge):
     draw_chest(image)
     config = config_of(ds_augment=True, edge=edge)
     mask = body_mask(image).astype(np.float32)
-    part = plan_pair(image.shape, config, augment.downscale_all([mask], config.scales)[0])
+    part = plan_pair(image.shape, config, image)
     for kept, scale in zip(part.kept_masks(), config.scales, strict=True):
         view = naive.downscale(mask, scale) >= 0.5
-        grid = Grid.of(view.shape, 10, 2, edge)
+        grid = Grid(view.shape, config)
         # float64, so that 0.1 is not above 0.1.
         padded = grid.pad(view.astype(np.float32), 0).astype(np.float64)
         body = [padded[r : r + 10, c : c + 10].mean() for r, c in zip(*grid.windows, strict=True)]
@@ -301,7 +302,7 @@ def test_lung_is_kept_by_the_body_and_left_out_by_its_pixels():
     image = air()
     draw_chest(image)
     draw(image, LUNG, (86, 120), (32, 40))  # no vessel
-    grid = Grid.of(image.shape, 24, 4, "shift")
+    grid = Grid(image.shape, config_of(patch_size=24, overlap=4))
     view = {"patch": image, "body": body_mask(image).astype(np.float32)}
     kept = {
         rule: patching.kept_windows(one, grid, config_of(air_rule=rule))

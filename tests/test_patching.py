@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import augment
 import patching
 from ctpatches.windows import window_starts
 from patching import Block, Grid
@@ -39,7 +38,7 @@ lengths = st.integers(1, 90)
 
 
 def grid_of(shape: Any, size: int, overlap: int, edge: str = "shift") -> Grid:
-    return Grid.of(tuple(shape), size, overlap, edge)
+    return Grid(tuple(shape), Config("", patch_size=size, overlap=overlap, edge=edge))
 
 
 # --- where windows begin ---------------------------------------------------------------------
@@ -209,8 +208,7 @@ def config_of(**options: Any) -> Config:
 def test_the_kept_mask_survives_packing(edge):
     config = config_of(patch_size=12, ds_augment=True, air_threshold=True, edge=edge)
     target = phantom((64, 80), 1)[1].astype(np.float32) - 1024
-    (views,) = augment.downscale_all([target], config.scales)
-    part = plan_pair(target.shape, config, views)
+    part = plan_pair(target.shape, config, target)
     for view, scale in enumerate(config.scales):
         small = naive.downscale(target, scale)
         grid = grid_of(small.shape, 12, 4, edge)
@@ -306,8 +304,7 @@ def block_of(
     fixed: Affine | None = None,
 ) -> Any:
     hu = (full * pair.target.slope + pair.target.intercept).astype(np.float32)
-    (views,) = augment.downscale_all([hu], config.scales)
-    windows = plan_pair(full.shape, config, views if config.air_threshold else None)
+    windows = plan_pair(full.shape, config, hu if config.air_threshold else None)
     planned = PairPlan(pair, Names("", "", ""), windows, degradation, fixed, ())
     return make_block(planned, low.copy(), full.copy(), config)
 

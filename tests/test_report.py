@@ -271,7 +271,7 @@ def test_the_sums_of_a_pair_are_those_of_its_windows():
         ("pad", (30, 24), 23),
     ):
         low, full = (rng.integers(-999, 2000, shape).astype(np.float32) for _ in range(2))
-        grid = Grid.of(shape, 24, overlap, edge)
+        grid = Grid(shape, Config("", patch_size=24, overlap=overlap, edge=edge))
         kept = rng.random(len(grid)) < 0.6
         corners = [corner for *corner, keep in zip(*grid.windows, kept, strict=True) if keep]
         windows = [

@@ -114,7 +114,7 @@ def coverage(
         views = []
         for scale, others in zip(config.scales, planned.windows.other_masks(), strict=True):
             view = augment.downscale(image, scale)
-            grid = Grid.of(view.shape, config.patch_size, config.overlap, config.edge)
+            grid = Grid(view.shape, config)
             here = columns["scale"] == np.float32(scale)
             rows = np.searchsorted(grid.rows, columns["row"][here])
             cols = np.searchsorted(grid.cols, columns["col"][here])
