@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 import augment
 from ctpatches import blocks
-from ctpatches.windows import padded_length, window_starts
-from utils import AIR_HU, Affine, Image, generator
+from ctpatches.windows import window_starts
+from utils import AIR_HU, Image, generator
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -36,14 +35,17 @@ class Grid:
     """The windows of a view of that shape: every row start with every column start, row by row."""
 
     def __init__(self, shape: tuple[int, int], config: Config) -> None:
-        sizes = config.patch_size, config.overlap, config.edge
-        self.rows, self.cols = (window_starts(length, *sizes) for length in shape)
-        #: Rows and columns of the view with the padding below and to the right.
-        self.shape = padded_length(shape[0], *sizes), padded_length(shape[1], *sizes)
-        if not len(self.rows) or not len(self.cols):  # a patch does not fit
-            self.rows, self.cols, self.shape = self.rows[:0], self.cols[:0], shape
+        size = config.patch_size
+        rows, cols = (window_starts(n, size, config.overlap, config.edge) for n in shape)
+        if len(rows) and len(cols):
+            shape = max(shape[0], int(rows[-1]) + size), max(shape[1], int(cols[-1]) + size)
+        else:  # a patch does not fit
+            rows, cols = rows[:0], cols[:0]
+        self.rows, self.cols = rows, cols
         #: Pixels per side of a window.
-        self.size = config.patch_size
+        self.size = size
+        #: Rows and columns of the view with the padding below and to the right.
+        self.shape = shape
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.cols)
@@ -195,21 +197,14 @@ def draw_orientations(
     return codes
 
 
-@dataclass(frozen=True)
 class Block(blocks.Block):
     """A block as it was created; OpenCV orients its patches in half the time of NumPy."""
-
-    input_affine: Affine
-    target_affine: Affine
-    #: The largest differences of the views of the input and the target due to their type.
-    rounding: tuple[float, float] = (0.0, 0.0)
 
     orient = staticmethod(augment.orient)
 
 
 def make_block(
     images: Sequence[Image],
-    affines: Sequence[Affine],
     fills: Sequence[float],
     kept: Sequence[NDArray[np.bool_]],
     degradation: str,
@@ -221,9 +216,9 @@ def make_block(
 
     Parameters
     ----------
-    images, affines, fills : sequence
-        Of the input and the target: the normalised image, float32, shape (rows, columns); its
-        normalisation; and air in it.
+    images, fills : sequence
+        Of the input and the target: the normalised image, float32, shape (rows, columns), and air
+        in it.
     kept : sequence of ndarray of bool, shape (windows,)
         Which windows of every view are kept.
     degradation : {'', 'blur', 'noise'}
@@ -258,4 +253,4 @@ def make_block(
         drawn = draw_orientations(len(grid), config.rot_augment, config.seed, identity, scale)
         codes[here] = drawn[mask].ravel()
     size, times = config.patch_size, config.orientations
-    return Block(views, starts, size, times, scales, rows, cols, codes, affines[0], affines[1])
+    return Block(views, starts, size, times, scales, rows, cols, codes)

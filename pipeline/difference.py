@@ -9,32 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patching import Grid
+from pipeline.config import Config
 from pipeline.model import Difference
 from utils import Image
 
 
 def measure(
-    input_hu: Image,
-    target_hu: Image,
-    grid: Grid,
-    kept: NDArray[np.bool_],
-    window: tuple[float, float] | None = None,
+    input_hu: Image, target_hu: Image, kept: NDArray[np.bool_], config: Config
 ) -> Difference:
     """Measure a pair over the pixels of its kept windows; pixels beyond the image do not count.
 
     The sums do not depend on the processor: numbers are added one after the other, in float64.
 
-    Parameters
-    ----------
-    input_hu, target_hu : ndarray of float32, shape (rows, columns)
-        The pair before any normalisation, HU.
-    grid : Grid
-        The windows of the pair at scale 1.
-    kept : ndarray of bool, shape (n,)
-        Which of them are kept.
-    window : tuple of float, optional
-        Lowest and highest HU of a normalisation that clips.
+    The images are those of the pair before any normalisation, in HU; `kept` says of each of its
+    windows at scale 1 whether it is kept.
     """
+    grid = Grid(target_hu.shape, config)
+    window = config.hu_window if config.normalization_type == "hu_window" else None
     pixels, sums = 0, []
     columns = input_hu.shape[1]
     table = np.zeros((6 if window else 2, columns + 1))  # sums from the left edge on

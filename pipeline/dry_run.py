@@ -73,7 +73,7 @@ def _try_out(plan: Plan, config: Config) -> tuple[float, float]:
     few = plan.pairs[:TRIALS]
     begin, given, written = time.perf_counter(), 0, 0
     for planned in few:
-        block = filling.prepare_block(planned, config).block
+        block, _ = filling.prepare_block(planned, config)
         pieces = block.pieces() if config.store == "patches" else ()
         for role, piece in itertools.product(block.views, pieces):
             patches = block.cut(role, piece)

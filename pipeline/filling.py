@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from pipeline import difference, prefetch
 from pipeline.config import Config
 from pipeline.dicom import pixels
 from pipeline.errors import naming
-from pipeline.model import Difference, PairPlan
+from pipeline.model import PairPlan
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
@@ -27,18 +27,14 @@ from pipeline.output.commit import Output
 from pipeline.output.writer import Writer
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Image, RunError, img_pair_normalization, printable
+from utils import Affine, Image, RunError, img_pair_normalization, printable
 
 #: With compression, blocks per rank that may be begun before the oldest one is finished.
 MAX_AHEAD = 4
-
-
-class PreparedBlock(NamedTuple):
-    """The block of a pair, and what else is recorded of the pair."""
-
-    block: patching.Block
-    digests: tuple[int, int]  # of the input and the target
-    difference: Difference
+#: Number of an output file, and a pair of it.
+Task: TypeAlias = tuple[int, PairPlan]
+#: What `prepare_block` returns for a task.
+Prepared: TypeAlias = tuple[Task, patching.Block, BlockRecord]
 
 
 def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
@@ -54,19 +50,17 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     ]
     threads = prefetch.threads_for(planned.pair for _, planned in tasks)
 
-    def prepare(task: tuple[int, PairPlan]) -> tuple[int, PairPlan, PreparedBlock]:
-        return *task, prepare_block(task[1], config)
+    def prepare(task: Task) -> Prepared:
+        return task, *prepare_block(task[1], config)
 
-    def write(prepared: tuple[int, PairPlan, PreparedBlock]) -> tuple[int, int, BlockRecord]:
-        file, planned, (block, digests, measured) = prepared
+    def write(prepared: Prepared) -> tuple[int, int, BlockRecord]:
+        (file, planned), block, record = prepared
         writer, layout = writers[file], layouts[file]
         assert writer
         assert layout
         with naming(planned.pair.input.file):
             checksum = blocks.write_block(writer, layout, block, planned.index, planned.place)
-        affines = block.input_affine, block.target_affine
-        record = BlockRecord(*affines, checksum, digests, measured, block.rounding)
-        return file, planned.index, record
+        return file, planned.index, dataclasses.replace(record, checksum=checksum)
 
     def add(file: int, index: int, record: BlockRecord) -> None:
         assert output
@@ -129,8 +123,11 @@ def _open(
     return out
 
 
-def prepare_block(planned: PairPlan, config: Config) -> PreparedBlock:
-    """Read the images of a pair and create its block, without cutting patches."""
+def prepare_block(planned: PairPlan, config: Config) -> tuple[patching.Block, BlockRecord]:
+    """Read the images of a pair and create its block, without cutting patches.
+
+    The record lacks the checksum of the bytes, which are not written yet.
+    """
     with naming(planned.pair.input.file):
         slices = planned.pair.input, planned.pair.target
         with step("read"):
@@ -138,29 +135,22 @@ def prepare_block(planned: PairPlan, config: Config) -> PreparedBlock:
             in_hu = [pixels.to_hu(image, one) for image, one in zip(stored, slices, strict=True)]
             digests = pixel_digest(in_hu[0]), pixel_digest(in_hu[1])
         with step("noise"):
-            measured = measure_pair(planned, in_hu[0], in_hu[1], config)
+            kept = planned.windows.kept_masks()[0]
+            measured = difference.measure(in_hu[0], in_hu[1], kept, config)
         with step("scale"):  # the images are handed over, and freed once they are normalised
             images = in_hu if config.in_hu else stored
             del stored, in_hu
-            block = make_block(planned, images.pop(0), images.pop(), config)
-    return PreparedBlock(block, digests, measured)
-
-
-def measure_pair(
-    planned: PairPlan, input_hu: Image, target_hu: Image, config: Config
-) -> Difference:
-    """Measure the difference of a pair on its kept windows at scale 1."""
-    grid = patching.Grid(target_hu.shape, config)
-    window = config.hu_window if config.normalization_type == "hu_window" else None
-    return difference.measure(input_hu, target_hu, grid, planned.windows.kept_masks()[0], window)
+            block, affines, rounding = make_block(planned, images.pop(0), images.pop(), config)
+    return block, BlockRecord(affines[0], affines[1], 0, digests, measured, rounding)
 
 
 def make_block(
     planned: PairPlan, input_image: Image, target_image: Image, config: Config
-) -> patching.Block:
+) -> tuple[patching.Block, list[Affine], tuple[float, float]]:
     """Normalise and augment a pair, and determine where its patches are cut.
 
-    The images are stored values, or HU with `config.in_hu`.
+    The images are stored values, or HU with `config.in_hu`. Also returns, of the input and the
+    target, the normalisation and the largest difference of a pixel due to `--dtype`.
     """
     input_image, target_image, *affines = img_pair_normalization(
         input_image, target_image, config.normalization_type, planned.fixed
@@ -175,7 +165,6 @@ def make_block(
         fills.append(normalised_air(affine, one.slope, one.intercept, unit, window))
     block = patching.make_block(
         images,
-        affines,
         fills,
         planned.windows.kept_masks(),
         planned.degradation,
@@ -191,4 +180,4 @@ def make_block(
             raise RunError(f"{printable(one.file)}: {error}; choose another --dtype") from error
         views[:] = [view for view, _ in both]
         rounding.append(max((largest for _, largest in both), default=0.0))
-    return dataclasses.replace(block, rounding=(rounding[0], rounding[1]))
+    return block, affines, (rounding[0], rounding[1])

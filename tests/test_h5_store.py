@@ -31,6 +31,7 @@ from pipeline.plan import make_plans
 from tests.conftest import Tree
 from tests.cutting import patches_of
 from tests.scans import write_tree
+from utils import Affine
 
 COUNTS = {"A": 2, "B": 1}
 
@@ -52,11 +53,11 @@ def planned(root: Path, folder: Path, **options: Any) -> tuple[Plan, Config]:
     return plans[""], config
 
 
-def made_blocks(plan: Plan, config: Config) -> Iterator[Block]:
+def made_blocks(plan: Plan, config: Config) -> Iterator[tuple[Block, list[Affine]]]:
     for planned in plan.pairs:
         slices = planned.pair.input, planned.pair.target
         images = [read_pixels(config.input_folder, one) for one in slices]
-        yield make_block(planned, images[0], images[1], config)
+        yield make_block(planned, images[0], images[1], config)[:2]
 
 
 def laid_out(plan: Plan, config: Config) -> blocks.Layout:
@@ -72,22 +73,15 @@ def laid_out(plan: Plan, config: Config) -> blocks.Layout:
 
 def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
     """Make the file, its blocks in that order; return the blocks in the plan's order."""
-    made = list(made_blocks(plan, config))
+    made, affines = map(list, zip(*made_blocks(plan, config), strict=True))
     layout = laid_out(plan, config)
     checksums = {}
     with contextlib.closing(blocks.PartialFile(layout)) as file:
         for i in order:
             checksums[i] = blocks.write_block(file, layout, made[i], i, plan.pairs[i].place)
     records = [
-        BlockRecord(
-            block.input_affine,
-            block.target_affine,
-            checksums[i],
-            (2 * i, 2 * i + 1),
-            Difference(i),
-            (0.5, i),
-        )
-        for i, block in enumerate(made)
+        BlockRecord(one, other, checksums[i], (2 * i, 2 * i + 1), Difference(i), (0.5, i))
+        for i, (one, other) in enumerate(affines)
     ]
     with open(layout.path, "r+b") as whole:
         file_header.header(plan, config, records).write(whole.fileno())

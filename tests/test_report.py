@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -271,7 +272,11 @@ def test_the_sums_of_a_pair_are_those_of_its_windows():
         ("pad", (30, 24), 23),
     ):
         low, full = (rng.integers(-999, 2000, shape).astype(np.float32) for _ in range(2))
-        grid = Grid(shape, Config("", patch_size=24, overlap=overlap, edge=edge))
+        config = Config("", patch_size=24, overlap=overlap, edge=edge)
+        clipped = dataclasses.replace(
+            config, normalization_type="hu_window", hu_window=(-160.0, 240.0)
+        )
+        grid = Grid(shape, config)
         kept = rng.random(len(grid)) < 0.6
         corners = [corner for *corner, keep in zip(*grid.windows, kept, strict=True) if keep]
         windows = [
@@ -281,9 +286,9 @@ def test_the_sums_of_a_pair_are_those_of_its_windows():
         a, b = (window.astype(np.int64) for window in windows)
         outside = [test.sum() for one in (a, b) for test in (one < -160, one > 240)]
         expected = (len(a), (a - b).sum(), ((a - b) ** 2).sum(), *outside)
-        assert measure(low, full, grid, kept, (-160.0, 240.0)) == expected
-        assert measure(low, full, grid, kept)[:3] == expected[:3]
-        assert measure(low, full, grid, np.zeros(len(grid), bool)) == Difference()
+        assert measure(low, full, kept, clipped) == expected
+        assert measure(low, full, kept, config)[:3] == expected[:3]
+        assert measure(low, full, np.zeros(len(grid), bool), config) == Difference()
 
 
 def test_the_integral_of_the_noise_power_is_the_variance_without_the_trend():

@@ -39,7 +39,7 @@ class BlockRecord:
     #: `ctpatches.checksums.pixel_digest` of the input and the target slice.
     digests: tuple[int, int]
     difference: Difference
-    #: `patching.Block.rounding`.
+    #: The largest differences of pixels of the input and the target due to `--dtype`.
     rounding: tuple[float, float]
 
 
