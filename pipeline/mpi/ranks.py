@@ -17,14 +17,14 @@ from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.mpi import task_farm
-from pipeline.mpi.messages import Messages, RemoteWriter, Tag
+from pipeline.mpi.messages import Messages, Tag
 from pipeline.mpi.terminal import LAST_WORDS_S, Interruption
 from pipeline.prefetch import prefetched
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from pipeline.output.writer import Writer
+    from ctpatches.files import Offset
 
 Result = TypeVar("Result")
 
@@ -45,7 +45,6 @@ class Ranks:
         #: What Ctrl-C does; of `main`, which starts it.
         self.interruption = Interruption()
         self._messages: Messages | None = None
-        self._writers: Sequence[Writer | None] = []
         #: Whether other ranks may wait for this one, and would do so forever if it left.
         self._awaited = self.size > 1
         if comm and self.size > 1:
@@ -131,16 +130,10 @@ class Ranks:
 
     # --- shared work --------------------------------------------------------------------------
 
-    def writers(self, files: Sequence[Writer | None]) -> Sequence[Writer | None]:
-        """Return what this rank writes to each file with.
-
-        A file is None on rank 0 if there is nothing to write to it, and on another rank if that
-        does not see the file that rank 0 has created: its bytes then go to rank 0.
-        """
-        self._writers = files
-        if self._messages and self.rank:
-            return [file or RemoteWriter(self._messages, i) for i, file in enumerate(files)]
-        return files
+    def send(self, file: int, offset: Offset, data: memoryview) -> None:
+        """Send bytes to rank 0 from within a task: to be written at an offset of a file."""
+        assert self._messages
+        self._messages.write(file, offset, data)
 
     def imap_unordered(
         self,
@@ -149,6 +142,7 @@ class Ranks:
         prepare: Callable[[Any], Any] = lambda task: task,
         threads: int = 0,
         max_ahead: float = math.inf,
+        receive: Callable[[int, Offset, memoryview], None] = lambda *_: None,
     ) -> Generator[Result, None, None]:
         """Yield `function(prepare(task))` for every task, on rank 0 and in any order.
 
@@ -158,7 +152,8 @@ class Ranks:
 
         `prepare` is the part of a task that may be done before its turn has come: a serial run does
         it in so many `threads`. Ranks under MPI use none: each has one core at best. A task is not
-        begun before all but `max_ahead` of those before it are done.
+        begun before all but `max_ahead` of those before it are done. On rank 0 `receive` is called
+        with all that other ranks `send`, before the result of their task.
         """
         if not self._messages:
             ahead = 0 if self.parallel else threads
@@ -173,9 +168,7 @@ class Ranks:
             if self.rank:
                 task_farm.work(self._messages, whole)
             else:
-                yield from task_farm.coordinate(
-                    self._messages, whole, tasks, self._writers, max_ahead
-                )
+                yield from task_farm.coordinate(self._messages, whole, tasks, receive, max_ahead)
         except (SharedFailure, GeneratorExit):  # the latter where the consumer fails
             self.close()  # the other ranks have been stopped
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ctpatches.messages import RunError
@@ -17,7 +17,7 @@ from pipeline.errors import SharedFailure, shared
 from pipeline.mpi.messages import Messages, Tag
 
 if TYPE_CHECKING:
-    from pipeline.output.writer import Writer
+    from ctpatches.files import Offset
 
 #: Tasks that a worker may hold: one in work, and others so that it need not wait for rank 0, which
 #: polls for messages between two tasks of its own.
@@ -30,14 +30,15 @@ def coordinate(
     messages: Messages,
     function: Callable[[Any], Any],
     tasks: Iterable[Any],
-    writers: Sequence[Writer | None],
+    receive: Callable[[int, Offset, memoryview], None],
     max_ahead: float = math.inf,
 ) -> Iterator[Any]:
-    """Yield the result of every task, and write the bytes that workers send.
+    """Yield the result of every task, and hand on what workers send for files: `receive` is called
+    with the number of the file, the offset and the bytes.
 
     A task is not begun before all but `max_ahead` of those before it are done.
 
-    Raises SharedFailure, on every rank, where `function` or a writer fails on any.
+    Raises SharedFailure, on every rank, where `function` or `receive` fails on any.
     """
     waiting = deque(enumerate(tasks))
     #: The numbers of the tasks of every rank, which it does in order.
@@ -66,11 +67,8 @@ def coordinate(
             if message is None:
                 yield function(waiting.popleft()[1])
             elif message.tag == Tag.WRITE:
-                file, offset, data = message.content
-                writer = writers[file]
-                assert writer
                 with profile.step("write"):
-                    writer.write(offset, data)
+                    receive(*message.content)
             else:
                 held[message.source].popleft()
                 if isinstance(message.content, SharedFailure):

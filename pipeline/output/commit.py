@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctpatches.blocks import block_ranges
+from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE, block_ranges
 from ctpatches.checksums import block_digest
 from ctpatches.chunks import Chunks
 from ctpatches.file import abbreviated
-from ctpatches.files import named_errors, reserve, sync_folder
+from ctpatches.files import Offset, named_errors, reserve, sync_folder, write_at
 from ctpatches.header import Header
 from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.output import checkpoint, file_header
-from pipeline.output.blocks import Layout
 from pipeline.output.checkpoint import BlockRecord, Checkpoint
+from pipeline.output.partial_file import Layout
 from pipeline.output.paths import PARTIAL, all_files, checkpoint_path, key_path, other_files
 from utils import RunError, quoted
 
@@ -37,13 +39,21 @@ class OutputFile:
 
     plan: Plan
     final: str
+    #: Whether it grows by the chunks of its blocks, which follow each other in order.
+    compressed: bool = False
     layout: Layout | None = None
-    #: The finished blocks, by number of their pair.
+    #: The blocks that are in the file, by number of their pair.
     done: dict[int, BlockRecord] = field(default_factory=dict)
+    #: Of a compressed file, blocks that were finished before an earlier one, and chunks of blocks
+    #: that wait for it in memory: `pipeline.filling.MAX_AHEAD` bounds their number.
+    early: dict[int, BlockRecord] = field(default_factory=dict)
+    early_chunks: defaultdict[int, list[memoryview]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     #: Whether it has its final name, given by this run or an earlier one.
     complete: bool = False
     descriptor: int = -1
-    #: Bytes of the whole file; of a compressed one at least.
+    #: Bytes of the whole file; of a compressed one, of the blocks that it has so far.
     size: int = 0
 
     @property
@@ -52,17 +62,10 @@ class OutputFile:
         return self.final + PARTIAL
 
     def open(self, header: Header, flags: int = 0) -> None:
-        """Open and lock the partial file."""
-        self.descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
-        checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
-        self.layout = Layout(
-            os.path.abspath(self.partial),
-            header.rows,
-            checksum=header.extents[-1][0],
-            shuffle=header.shuffle,
-            compression=header.compression,
-            chunks=header.size if header.roots else 0,
-        )
+        """Open and lock the partial file, which may be one of another `--output-fname`."""
+        self.descriptor = checkpoint.open_locked(self.partial, flags)
+        path, checksum = os.path.abspath(self.partial), header.extents[-1][0]
+        self.layout = Layout(path, header.rows, checksum, header.shuffle)
         self.size = header.size
 
     def create(self, header: Header) -> None:
@@ -80,32 +83,55 @@ class OutputFile:
         if not self.layout or self.problem():
             self.close()
             return
-        chunks = self.chunks()
+        rows, starts, shuffle, chunks = header.rows, self.plan.starts, header.shuffle, None
+        if self.compressed:
+            chunks = Chunks.recorded(self.descriptor, rows, starts, header.size, shuffle)
         for index, record in sorted(records.items()):
-            place, layout = self.plan.place(index), self.layout
-            ranges = block_ranges(layout.rows, place, layout.shuffle, chunks, index)
+            ranges = block_ranges(rows, self.plan.place(index), shuffle, chunks, index)
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
             elif chunks:
                 break  # nothing is known of the places of those after it
         if chunks:
             self.size = int(chunks.blocks[len(self.done)])
-            os.ftruncate(self.descriptor, self.size)
+        os.ftruncate(self.descriptor, self.size)
 
-    def chunks(self) -> Chunks | None:
-        """Return where the chunks of a compressed file lie, as far as they have been written."""
-        if not self.layout or not self.layout.chunks:
-            return None
-        starts, first, shuffle = self.plan.starts, self.layout.chunks, self.layout.shuffle
-        return Chunks.recorded(self.descriptor, self.layout.rows, starts, first, shuffle)
+    def write(self, offset: Offset, data: memoryview) -> None:
+        """Write bytes, or keep chunks of a block before which there are others to write."""
+        if isinstance(offset, list) or offset < CHUNKS:
+            with named_errors(self.partial):
+                write_at(self.descriptor, data, offset)
+            return
+        block = (offset - CHUNKS) // CHUNKS_STRIDE
+        if block == len(self.done):
+            self._append(data)
+        else:
+            self.early_chunks[block].append(data)
+
+    def _append(self, data: memoryview) -> None:
+        with named_errors(self.partial):
+            write_at(self.descriptor, data, self.size)
+        self.size += len(data)
+
+    def add(self, index: int, record: BlockRecord) -> Iterator[tuple[int, BlockRecord]]:
+        """Yield the blocks that are in the file now that all bytes of another were passed."""
+        if not self.compressed:
+            self.done[index] = record
+            yield index, record
+            return
+        self.early[index] = record
+        while (block := len(self.done)) in self.early:
+            self.done[block] = self.early.pop(block)
+            yield block, self.done[block]
+            for data in self.early_chunks.pop(block + 1, ()):
+                self._append(data)
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
         if not checkpoint.is_at(self.partial, self.descriptor):
             return "was removed or replaced by another process"
         size = os.fstat(self.descriptor).st_size
-        compressed = self.layout and self.layout.chunks
-        if size < self.size or (size > self.size and not compressed):
+        if size < self.size:
             return f"has {size} bytes, expected {self.size}: another process changed it"
         return ""
 
@@ -163,7 +189,9 @@ class Output:
     def __init__(self, plans: Mapping[str, Sequence[Plan]], config: Config) -> None:
         self.config = config
         all_plans = itertools.chain.from_iterable(plans.values())
-        self.files = list(map(OutputFile, all_plans, all_files(config)))
+        compressed = config.compression != "none"
+        both = zip(all_plans, all_files(config), strict=True)
+        self.files = [OutputFile(plan, final, compressed) for plan, final in both]
         self._key = key_text(file.plan for file in self.files) if config.anonymize else b""
         self._key_path = key_path(config)
         self._new_key = self._key_path + PARTIAL
@@ -227,7 +255,7 @@ class Output:
             header.write(file.descriptor)
         for file in self.files:
             if file.layout:
-                file.layout.write_token(file.descriptor)
+                write_at(file.descriptor, file.layout.token, file.layout.checksum)
                 if self.config.hand_over == "direct":  # other hosts read it
                     os.fsync(file.descriptor)
 
@@ -272,15 +300,12 @@ class Output:
         return self.pairs - len(missing)
 
     def add(self, number: int, index: int, record: BlockRecord) -> None:
-        """Record that the block of a pair is in the file of that number."""
+        """Record a block, all bytes of which were passed to the file of that number."""
         assert self._checkpoint
-        file = self.files[number]
-        file.check()
-        if file.layout and file.layout.chunks:
-            file.size = os.fstat(file.descriptor).st_size
-        file.done[index] = record
-        with named_errors(self._checkpoint.path):
-            self._checkpoint.add(number, index, record)
+        self.files[number].check()
+        for block in self.files[number].add(index, record):
+            with named_errors(self._checkpoint.path):
+                self._checkpoint.add(number, *block)
 
     def finish(self) -> None:
         """Complete all files, and give them and the key their final names.
@@ -299,12 +324,11 @@ class Output:
                 os.fsync(file.descriptor)
         if self._key:
             with named_errors(self._new_key):
-                # Readable by the owner alone, from its creation on.
-                key = os.open(self._new_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with open(key, "wb") as key_file:
+                private = functools.partial(os.open, mode=0o600)  # for the owner alone
+                with open(self._new_key, "xb", opener=private) as key_file:
                     key_file.write(self._key)
                     key_file.flush()
-                    os.fsync(key)
+                    os.fsync(key_file.fileno())
         for file in files:
             file.check()
             if os.path.lexists(file.final) and not self._may_replace:
