@@ -16,7 +16,7 @@ import patching
 from ctpatches.blocks import Place
 from ctpatches.checksums import pixel_digest
 from ctpatches.dtypes import cast
-from ctpatches.files import Offset, Write
+from ctpatches.files import Write
 from ctpatches.normalisation import normalised_air
 from pipeline import difference, prefetch
 from pipeline.config import Config
@@ -87,9 +87,6 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         record = BlockRecord(*affines, checksum, digests, measured, block.rounding)
         return task.file, task.index, record
 
-    def receive(file: int, offset: Offset, data: memoryview) -> None:
-        files[file].write(offset, data)
-
     def open_files() -> list[PartialFile | None]:
         opened = [open_partial(one, config, ranks) if one else None for one in layouts]
         for file in filter(None, opened):
@@ -111,7 +108,7 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         max_ahead = math.inf
         if config.compression != "none":  # blocks that are finished early wait for the others
             max_ahead = MAX_AHEAD * ranks.size
-        results = ranks.imap_unordered(write, tasks, prepare, threads, max_ahead, receive)
+        results = ranks.imap_unordered(write, tasks, prepare, threads, max_ahead, writes)
         for file, index, record in stack.enter_context(contextlib.closing(results)):
             assert output
             output.add(file, index, record)

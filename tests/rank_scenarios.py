@@ -59,18 +59,19 @@ def large_bytes(ranks: Ranks) -> None:
     """Send more bytes to rank 0 than may be on their way at once; print their digest."""
     image = bytearray(3 * ranks.size * PIECE)
 
-    def receive(file: int, offset: Offset, data: memoryview) -> None:
-        assert file == 7
+    def write(offset: Offset, data: memoryview) -> None:
         assert isinstance(offset, int)
         image[offset : offset + len(data)] = data
 
     def work(task: int) -> int:
         data = memoryview(bytes([task + 1]) * (3 * PIECE))
-        write = ranks.send if ranks.rank else receive
-        write(7, task * 3 * PIECE, data)
+        if ranks.rank:
+            ranks.send(0, task * 3 * PIECE, data)
+        else:
+            write(task * 3 * PIECE, data)
         return task
 
-    for _ in ranks.imap_unordered(work, range(ranks.size), receive=receive):
+    for _ in ranks.imap_unordered(work, range(ranks.size), writes=[write]):
         pass
     if ranks.rank == 0:
         print(hashlib.sha256(image).hexdigest())

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctpatches import streams
+from ctpatches.files import Offset, Write
 from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
@@ -23,8 +24,6 @@ from pipeline.prefetch import prefetched
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from ctpatches.files import Offset
 
 Result = TypeVar("Result")
 
@@ -131,7 +130,7 @@ class Ranks:
     # --- shared work --------------------------------------------------------------------------
 
     def send(self, file: int, offset: Offset, data: memoryview) -> None:
-        """Send bytes to rank 0 from within a task: to be written at an offset of a file."""
+        """Pass bytes to the function of that number in `imap_unordered`'s `writes` of rank 0."""
         assert self._messages
         self._messages.write(file, offset, data)
 
@@ -142,7 +141,7 @@ class Ranks:
         prepare: Callable[[Any], Any] = lambda task: task,
         threads: int = 0,
         max_ahead: float = math.inf,
-        receive: Callable[[int, Offset, memoryview], None] = lambda *_: None,
+        writes: Sequence[Write] = (),
     ) -> Generator[Result, None, None]:
         """Yield `function(prepare(task))` for every task, on rank 0 and in any order.
 
@@ -152,8 +151,8 @@ class Ranks:
 
         `prepare` is the part of a task that may be done before its turn has come: a serial run does
         it in so many `threads`. Ranks under MPI use none: each has one core at best. A task is not
-        begun before all but `max_ahead` of those before it are done. On rank 0 `receive` is called
-        with all that other ranks `send`, before the result of their task.
+        begun before all but `max_ahead` of those before it are done. What other ranks
+        `send` for a file is passed to that of `writes` before the result of their task is yielded.
         """
         if not self._messages:
             ahead = 0 if self.parallel else threads
@@ -168,7 +167,7 @@ class Ranks:
             if self.rank:
                 task_farm.work(self._messages, whole)
             else:
-                yield from task_farm.coordinate(self._messages, whole, tasks, receive, max_ahead)
+                yield from task_farm.coordinate(self._messages, whole, tasks, writes, max_ahead)
         except (SharedFailure, GeneratorExit):  # the latter where the consumer fails
             self.close()  # the other ranks have been stopped
             raise

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+from ctpatches.files import Write
 from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.mpi.messages import Messages, Tag
-
-if TYPE_CHECKING:
-    from ctpatches.files import Offset
 
 #: Tasks that a worker may hold: one in work, and others so that it need not wait for rank 0, which
 #: polls for messages between two tasks of its own.
@@ -30,15 +28,14 @@ def coordinate(
     messages: Messages,
     function: Callable[[Any], Any],
     tasks: Iterable[Any],
-    receive: Callable[[int, Offset, memoryview], None],
+    writes: Sequence[Write],
     max_ahead: float = math.inf,
 ) -> Iterator[Any]:
-    """Yield the result of every task, and hand on what workers send for files: `receive` is called
-    with the number of the file, the offset and the bytes.
+    """Yield the result of every task, and pass on to `writes` the bytes that workers send.
 
     A task is not begun before all but `max_ahead` of those before it are done.
 
-    Raises SharedFailure, on every rank, where `function` or `receive` fails on any.
+    Raises SharedFailure, on every rank, where `function` or one of `writes` fails on any.
     """
     waiting = deque(enumerate(tasks))
     #: The numbers of the tasks of every rank, which it does in order.
@@ -68,7 +65,8 @@ def coordinate(
                 yield function(waiting.popleft()[1])
             elif message.tag == Tag.WRITE:
                 with profile.step("write"):
-                    receive(*message.content)
+                    file, offset, data = message.content
+                    writes[file](offset, data)
             else:
                 held[message.source].popleft()
                 if isinstance(message.content, SharedFailure):

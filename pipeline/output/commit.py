@@ -8,7 +8,6 @@ import functools
 import io
 import itertools
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +46,7 @@ class OutputFile:
     #: Of a compressed file, blocks that were finished before an earlier one, and chunks of blocks
     #: that wait for it in memory: `pipeline.filling.MAX_AHEAD` bounds their number.
     early: dict[int, BlockRecord] = field(default_factory=dict)
-    early_chunks: defaultdict[int, list[memoryview]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    early_chunks: dict[int, list[memoryview]] = field(default_factory=dict)
     #: Whether it has its final name, given by this run or an earlier one.
     complete: bool = False
     descriptor: int = -1
@@ -101,12 +98,10 @@ class OutputFile:
         if isinstance(offset, list) or offset < CHUNKS:
             with named_errors(self.partial):
                 write_at(self.descriptor, data, offset)
-            return
-        block = (offset - CHUNKS) // CHUNKS_STRIDE
-        if block == len(self.done):
+        elif (block := (offset - CHUNKS) // CHUNKS_STRIDE) == len(self.done):
             self._append(data)
         else:
-            self.early_chunks[block].append(data)
+            self.early_chunks.setdefault(block, []).append(data)
 
     def _append(self, data: memoryview) -> None:
         with named_errors(self.partial):
@@ -144,7 +139,7 @@ class OutputFile:
         """Close the partial file, and remove it unless another file has its name now."""
         if remove and self.layout and checkpoint.is_at(self.partial, self.descriptor):
             os.unlink(self.partial)
-        if self.descriptor >= 0:
+        if self.layout:
             os.close(self.descriptor)
         self.descriptor, self.layout = -1, None
 
@@ -231,11 +226,9 @@ class Output:
         same = bool(then) and not changed
         self._may_replace |= same and then["overwrite"]
         headers = [file_header.header(file.plan, self.config) for file in self.files]
-        for number, (file, header) in enumerate(zip(self.files, headers, strict=True)):
-            if same:
-                file.resume(header, done[number])
-            self._check_final(file)
-        self._check_key()
+        for number, header in enumerate(headers if same else ()):
+            self.files[number].resume(header, done[number])
+        self._check_existing()
         self._owned = True
         left = [file.partial for file in self.files if not file.layout]
         left += other_files(self.config, PARTIAL) if changed else []
@@ -259,45 +252,36 @@ class Output:
                 if self.config.hand_over == "direct":  # other hosts read it
                     os.fsync(file.descriptor)
 
-    def _check_final(self, file: OutputFile) -> None:
-        """Find out whether a file is already complete, and refuse to replace another job's."""
-        if not os.path.lexists(file.final):
-            return
-        changed = "it exists"
-        if self.config.resume and not file.layout:
-            changed = file_header.difference(file.final, file.plan, self.config)
-        if not changed:
-            file.complete = True
-        elif not self._may_replace:
-            raise RunError(
-                f"{quoted(file.final)} exists and is of another job; add --overwrite to replace "
-                f"it, or choose another name: {changed}"
-            )
-
-    def _check_key(self) -> None:
-        may_exist = self._may_replace or not self._key or not os.path.lexists(self._key_path)
-        if not may_exist and Path(self._key_path).read_bytes() != self._key:
-            raise RunError(
-                f"{quoted(self._key_path)} exists and is the key of another job; add --overwrite "
-                "to replace it, or choose another name"
-            )
+    def _check_existing(self) -> None:
+        """Find files that are complete already, and refuse to replace those of another job."""
+        changes = {}
+        for file in self.files:
+            if os.path.lexists(file.final):
+                changes[file.final] = "it exists"
+                if self.config.resume and not file.layout:
+                    found = file_header.difference(file.final, file.plan, self.config)
+                    changes[file.final] = found
+                file.complete = not changes[file.final]
+        if self._key and os.path.lexists(self._key_path):
+            same = Path(self._key_path).read_bytes() == self._key
+            changes[self._key_path] = "" if same else "it contains other names"
+        for path, changed in changes.items():
+            if changed and not self._may_replace:
+                raise RunError(
+                    f"{quoted(path)} exists and is of another job; add --overwrite to replace it, "
+                    f"or choose another name: {changed}"
+                )
 
     @property
-    def pairs(self) -> int:
-        """Number of pairs in all files; with `--nsplit`, two files may have parts of one pair."""
-        return len({pair.identity for file in self.files for pair in file.plan.pairs})
-
-    @property
-    def pairs_done(self) -> int:
-        """Number of pairs all of whose blocks are in the files."""
-        missing = {
-            pair.identity
-            for file in self.files
-            if not file.complete
-            for index, pair in enumerate(file.plan.pairs)
-            if index not in file.done
-        }
-        return self.pairs - len(missing)
+    def pairs_done(self) -> str:
+        """How many pairs have all their blocks in the files: 'n of N pairs'."""
+        pairs, missing = set(), set()  # with `--nsplit`, two files may have parts of one pair
+        for file in self.files:
+            for index, pair in enumerate(file.plan.pairs):
+                pairs.add(pair.identity)
+                if not file.complete and index not in file.done:
+                    missing.add(pair.identity)
+        return f"{len(pairs) - len(missing)} of {len(pairs)} pairs"
 
     def add(self, number: int, index: int, record: BlockRecord) -> None:
         """Record a block, all bytes of which were passed to the file of that number."""
@@ -368,5 +352,5 @@ class Output:
         if not resumable:
             return ""
         names = [quoted(file.final if file.complete else file.partial) for file in self.files]
-        done = f"{self.pairs_done} of {self.pairs} pairs are complete"
-        return f"{done} in {abbreviated(names, MAX_NAMES)}; --resume continues"
+        files = abbreviated(names, MAX_NAMES)
+        return f"{self.pairs_done} are complete in {files}; --resume continues"
