@@ -39,7 +39,7 @@ STEPS = {
     "reading": ("pipeline.dicom.pixels", "read_pixels"),
     "patching": ("patching", "make_block"),
     "writing": ("ctpatches.blocks", "Block.write"),
-    "handing over": ("pipeline.mpi.messages", "Messages.write"),
+    "handing over": ("pipeline.mpi.ranks", "Ranks.send"),
     "taking": ("pipeline.output.commit", "OutputFile.write"),
     "reserving": ("pipeline.output.commit", "reserve"),
     "creating": ("pipeline.output.commit", "OutputFile.create"),
