@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ctpatches.chunks import Chunks
 from ctpatches.compression import compress
-from ctpatches.files import Offset
+from ctpatches.files import Offset, Write
 from ctpatches.orientations import orient
 from ctpatches.permutation import Permutation
 from ctpatches.schema import CHUNK_COLUMNS, PATCH_COLUMNS, ROLES, SCHEMA
@@ -95,7 +95,7 @@ class Block:
 
     def write(
         self,
-        write: Callable[[Offset, memoryview], None],
+        write: Write,
         rows: ByteRows,
         index: int,
         place: Place,

@@ -7,15 +7,15 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from ctpatches.messages import RunError, quoted
 
 #: Where bytes are written to: at one place, or in equal parts at several.
 Offset: TypeAlias = int | list[int]
-#: One write(2) call writes at most 2^31 - 4096 bytes on Linux.
-WRITE_BYTES = 1 << 30
+#: Writes all of the data there, now or later: it must not change afterwards.
+Write: TypeAlias = Callable[[Offset, memoryview], None]
 #: No space on the disk, over the quota, beyond the limit on the size of a file (ulimit -f).
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -47,7 +47,7 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: Offset) -> None:
     for part, at in enumerate(offsets):
         rest = data[part * width : (part + 1) * width]
         while rest:
-            done = os.pwrite(descriptor, rest[:WRITE_BYTES], at)
+            done = os.pwrite(descriptor, rest, at)
             rest, at = rest[done:], at + done  # noqa: PLW2901
 
 

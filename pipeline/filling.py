@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 import patching
 from ctpatches.checksums import pixel_digest
 from ctpatches.dtypes import cast
+from ctpatches.files import Write
 from ctpatches.normalisation import normalised_air
 from pipeline import difference, prefetch
 from pipeline.config import Config
@@ -21,11 +21,10 @@ from pipeline.dicom import pixels
 from pipeline.errors import naming
 from pipeline.model import PairPlan
 from pipeline.mpi.ranks import Ranks
-from pipeline.output import blocks
 from pipeline.output.checkpoint import BlockRecord
 from pipeline.output.commit import Output
-from pipeline.output.writer import Writer
-from pipeline.profile import step
+from pipeline.output.partial_file import PartialFile, open_partial
+from pipeline.profile import laps, step
 from pipeline.progress import Progress
 from utils import Affine, Image, RunError, img_pair_normalization, printable
 
@@ -55,72 +54,44 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
 
     def write(prepared: Prepared) -> tuple[int, int, BlockRecord]:
         (file, planned), block, record = prepared
-        writer, layout = writers[file], layouts[file]
-        assert writer
+        layout = layouts[file]
         assert layout
-        with naming(planned.pair.input.file):
-            checksum = blocks.write_block(writer, layout, block, planned.index, planned.place)
+        rows, shuffle, compression = layout.rows, layout.shuffle, config.compression
+        with naming(planned.pair.input.file), laps() as lap:
+            checksum = block.write(
+                writes[file], rows, planned.index, planned.place, compression, shuffle, lap
+            )
         return file, planned.index, dataclasses.replace(record, checksum=checksum)
 
-    def add(file: int, index: int, record: BlockRecord) -> None:
-        assert output
-        output.add(file, index, record)
-        place = output.files[file].plan.pairs[index].place
-        size = config.bytes_of(*(stop - start for start, stop in place.values()))
-        progress.advance(size=size)
+    def open_files() -> list[PartialFile | None]:
+        opened = [open_partial(one, config, ranks) if one else None for one in layouts]
+        for file in filter(None, opened):
+            stack.callback(file.close)
+        return opened
 
-    def flush() -> None:
-        for writer in filter(None, writers):
-            writer.flush()
+    def sync() -> None:
+        for file in filter(None, partial):
+            file.sync()
 
     with contextlib.ExitStack() as stack:
-        # A thread that writes row by row would wait for the interpreter's lock after each of them.
-        background = threads > 0 and not ranks.parallel and not config.shuffle_patches
-        first = [len(file.done) for file in files]
-        opened = ranks.on_all(lambda: _open(layouts, first, config, ranks, stack, background))
-        writers = ranks.writers(opened)
+        partial = ranks.on_all(open_files)
+        writes: list[Write] = [file.write for file in files]
+        for number, own in enumerate(partial if ranks.rank else ()):
+            writes.append(own.write if own else functools.partial(ranks.send, number))
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
         max_ahead = math.inf
         if config.compression != "none":  # blocks that are finished early wait for the others
             max_ahead = MAX_AHEAD * ranks.size
-        results = ranks.imap_unordered(write, tasks, prepare, threads, max_ahead)
-        for filled in stack.enter_context(contextlib.closing(results)):
-            writer = writers[filled[0]]
-            assert writer
-            writer.when_written(filled[1], functools.partial(add, *filled))
+        results = ranks.imap_unordered(write, tasks, prepare, threads, max_ahead, writes)
+        for file, index, record in stack.enter_context(contextlib.closing(results)):
+            assert output
+            output.add(file, index, record)
+            place = files[file].plan.pairs[index].place
+            size = config.bytes_of(*(stop - start for start, stop in place.values()))
+            progress.advance(size=size)
         # On all ranks before rank 0 commits: its fsync does not reach the caches of other hosts.
-        ranks.on_all(flush)
-
-
-def _open(
-    layouts: Sequence[blocks.Layout | None],
-    first_blocks: Sequence[int],
-    config: Config,
-    ranks: Ranks,
-    stack: contextlib.ExitStack,
-    background: bool,
-) -> list[Writer | None]:
-    """Open the files that this rank writes to itself: the bytes for others go through rank 0."""
-    out: list[Writer | None] = []
-    compressed = config.compression != "none"
-    for number, layout in enumerate(layouts):
-        file = None
-        if layout and config.hand_over == "direct":
-            file = blocks.PartialFile.direct(layout, ranks.one_host)
-        elif layout and ranks.rank == 0:
-            file = blocks.PartialFile(layout)
-        elif layout and config.hand_over == "auto" and ranks.beside_root and not compressed:
-            file = blocks.PartialFile.seen(layout)
-        writer: Writer | None = file
-        if file:
-            stack.callback(file.close)
-        if file and compressed:
-            writer = blocks.PackedFile(file, first_blocks[number])
-        if writer and background:
-            writer = stack.enter_context(contextlib.closing(blocks.BackgroundWriter(writer)))
-        out.append(writer)
-    return out
+        ranks.on_all(sync)
 
 
 def prepare_block(planned: PairPlan, config: Config) -> tuple[patching.Block, BlockRecord]:

@@ -132,10 +132,10 @@ def _create(plans: Mapping[str, Sequence[Plan]], config: Config, ranks: Ranks) -
         output = Output(plans, config)
         ranks.interruption.note = lambda: output.release() or NOTHING_DONE
         if continues and not config.quiet:
-            print(f"{output.pairs_done} of {output.pairs} pairs were already complete", flush=True)
+            print(f"{output.pairs_done} were already complete", flush=True)
         return output
 
-    needed = 2 * len(paths.all_files(config)) + OTHER_FILES
+    needed = len(paths.all_files(config)) + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, needed)), hard))
     ranks.interruption.note = lambda: f"{NOTHING_DONE} with --resume"

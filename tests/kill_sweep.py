@@ -35,6 +35,7 @@ JOBS: tuple[tuple[str, ...], ...] = (
     ("--anonymize",),
     ("--store", "views", "--dtype", "int16", "--ds_augment"),
     ("--overwrite", "--anonymize", *SPLIT),
+    ("--compression", "lz4", "--nsplit", "2"),
 )
 
 

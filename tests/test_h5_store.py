@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,9 @@ from pipeline.dicom.pixels import read_pixels
 from pipeline.filling import make_block
 from pipeline.model import Difference, Plan
 from pipeline.mpi.ranks import Ranks
-from pipeline.output import blocks, file_header
+from pipeline.output import file_header
 from pipeline.output.checkpoint import BlockRecord
+from pipeline.output.partial_file import Layout, PartialFile
 from pipeline.plan import make_plans
 from tests.conftest import Tree
 from tests.cutting import patches_of
@@ -60,7 +62,7 @@ def made_blocks(plan: Plan, config: Config) -> Iterator[tuple[Block, list[Affine
         yield make_block(planned, images[0], images[1], config)[:2]
 
 
-def laid_out(plan: Plan, config: Config) -> blocks.Layout:
+def laid_out(plan: Plan, config: Config) -> Layout:
     """Create the file with room for every patch; return where its bytes lie."""
     path = Path(config.output_fname)
     path.parent.mkdir(parents=True)
@@ -68,7 +70,10 @@ def laid_out(plan: Plan, config: Config) -> blocks.Layout:
     with open(path, "x+b") as file:
         file.truncate(header.size)
         header.write(file.fileno())
-    return blocks.Layout(str(path), header.rows, header.extents[-1][0])
+    layout = Layout(str(path), header.rows, header.extents[-1][0])
+    with open(path, "r+b") as file:
+        files.write_at(file.fileno(), layout.token, layout.checksum)
+    return layout
 
 
 def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
@@ -76,9 +81,10 @@ def write(plan: Plan, config: Config, order: list[int]) -> list[Block]:
     made, affines = map(list, zip(*made_blocks(plan, config), strict=True))
     layout = laid_out(plan, config)
     checksums = {}
-    with contextlib.closing(blocks.PartialFile(layout)) as file:
+    with contextlib.closing(PartialFile(layout)) as file:
         for i in order:
-            checksums[i] = blocks.write_block(file, layout, made[i], i, plan.pairs[i].place)
+            place = plan.pairs[i].place
+            checksums[i] = made[i].write(file.write, layout.rows, i, place)
     records = [
         BlockRecord(one, other, checksums[i], (2 * i, 2 * i + 1), Difference(i), (0.5, i))
         for i, (one, other) in enumerate(affines)
@@ -244,19 +250,23 @@ def test_a_recorded_file_reads_what_was_written_and_zeros_elsewhere():
 def test_a_process_that_sees_another_file_does_not_write(scans, tmp_path):
     plan, config = planned(scans.root, tmp_path)
     layout = laid_out(plan, config)
+    PartialFile(layout).close()
     Path(layout.path).rename(tmp_path / "moved")
-    assert blocks.PartialFile.seen(layout) is None
+    with pytest.raises(FileNotFoundError):
+        PartialFile(layout)
     Path(layout.path).write_bytes(b"a file of the same name")
-    assert blocks.PartialFile.seen(layout) is None
+    with pytest.raises(FileNotFoundError):
+        PartialFile(layout)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 1 << 20])
 def test_bytes_are_written_whole_however_many_a_call_takes(scans, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(files, "WRITE_BYTES", limit)
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:limit], at))
     plan, config = planned(scans.root, tmp_path)
     layout = laid_out(plan, config)
     data = np.arange(100, dtype=np.float32)
-    with contextlib.closing(blocks.PartialFile(layout)) as file:
+    with contextlib.closing(PartialFile(layout)) as file:
         file.write(layout.rows["input"][0] + 400, data.data)
     with h5py.File(layout.path) as read:
         np.testing.assert_array_equal(read["input"][...].ravel()[100:200], data)

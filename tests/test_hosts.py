@@ -37,8 +37,8 @@ exec ip netns exec "{prefix}$host" unshare --uts --mount \\
 #: `main.py` where the file system of the tests is one that loses neighbouring writes.
 INCOHERENT = """
 import sys, main
-from pipeline.output import blocks
-blocks.INCOHERENT += (blocks.file_system(sys.argv.pop(1)),)
+from pipeline.output import partial_file
+partial_file.INCOHERENT += (partial_file.file_system(sys.argv.pop(1)),)
 sys.exit(main.main())
 """
 

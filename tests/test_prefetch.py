@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 
-from ctpatches.files import Offset
 from pipeline import prefetch, profile
 from pipeline.dicom.header import read_slice
 from pipeline.model import Pair
 from pipeline.mpi.ranks import Ranks
-from pipeline.output.blocks import BackgroundWriter
-from pipeline.output.writer import Writer
 from tests.scans import phantom, write_slice
 from utils import RunError
 
@@ -137,81 +134,3 @@ def test_the_profile_of_ranks_tells_how_long_they_were_idle():
     lines = profile.table(ranks, {}, 9.0)
     assert lines[-1].split() == ["idle", "in", "shared", "work", "16.7%"]
     assert [line.split()[-1] for line in lines[1:3]] == ["9.00", "9.00"]
-
-
-# --- writing in the background ---------------------------------------------------------------
-
-
-class Disk(Writer):
-    """A file that notes where it was written, and is full at one place."""
-
-    def __init__(self, full_at: int = -1) -> None:
-        self.written: list[tuple[Offset, str]] = []
-        self.full_at = full_at
-
-    def write(self, offset: Offset, data: memoryview) -> None:
-        if offset == self.full_at:
-            raise RunError("no space left")
-        self.written.append((offset, threading.current_thread().name.split("_")[0]))
-
-
-def test_bytes_are_written_in_order_in_one_other_thread():
-    disk = Disk()
-    writer = BackgroundWriter(disk)
-    for offset in range(50):
-        writer.write(offset, memoryview(b"x"))
-    writer.flush()
-    assert disk.written == [(offset, "writer") for offset in range(50)]
-    writer.close()
-    assert not [one for one in threading.enumerate() if one.name.startswith("writer")]
-
-
-def test_what_waits_for_written_bytes_is_called_behind_them():
-    disk = Disk()
-    writer = BackgroundWriter(disk)
-    found: list[int] = []
-    for offset in range(5):
-        writer.write(offset, memoryview(b"x"))
-        writer.when_written(0, lambda: found.append(len(disk.written)))
-    writer.flush()
-    writer.close()
-    assert found == [1, 2, 3, 4, 5]
-
-
-def test_a_write_that_fails_is_raised_at_the_end_at_the_latest():
-    writer = BackgroundWriter(Disk(full_at=3))
-    with pytest.raises(RunError, match="no space left"):  # noqa: PT012
-        for offset in range(4):
-            writer.write(offset, memoryview(b"x"))
-        writer.flush()
-    writer.close()
-
-
-def test_no_more_bytes_wait_than_may():
-    begin, many = threading.Event(), BackgroundWriter.MAX_PENDING + 1
-
-    class Blocked(Disk):
-        def write(self, offset: Offset, data: memoryview) -> None:
-            begin.wait(60)
-            super().write(offset, data)
-
-    disk, given = Blocked(), []
-    writer = BackgroundWriter(disk)
-    full = threading.Event()
-
-    def give() -> None:
-        for offset in range(2 * many):
-            given.append(offset)
-            if len(given) > many:
-                full.set()
-            writer.write(offset, memoryview(b"x"))
-
-    giver = threading.Thread(target=give)
-    giver.start()
-    assert full.wait(60)
-    assert len(given) == many + 1
-    begin.set()
-    giver.join()
-    writer.flush()
-    writer.close()
-    assert [offset for offset, _ in disk.written] == list(range(2 * many))

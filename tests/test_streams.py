@@ -102,13 +102,13 @@ def test_the_output_never_gets_the_number_of_a_closed_stream(tmp_path, tree, who
         f"sys.path.insert(0, {str(REPO)!r})\n"
         "import main\n"
         "from ctpatches import streams\n"
-        "from pipeline.output import blocks\n"
-        "write = blocks.write_block\n"
+        "from ctpatches.blocks import Block\n"
+        "write = Block.write\n"
         "def noisy(*arguments):\n"
         "    for descriptor in (0, 1, 2):\n"
         "        os.write(descriptor, b'words of a library')\n"
         "    return write(*arguments)\n"
-        "blocks.write_block = noisy\n"
+        "Block.write = noisy\n"
         "sys.exit(streams.run(main.main))\n"
     )
     command = [sys.executable, script, *argv(tree.root, tmp_path / "made.h5")]

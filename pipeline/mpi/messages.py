@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctpatches.files import Offset
 from pipeline import profile
-from pipeline.output.writer import Writer
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -71,6 +70,23 @@ class Messages:
         while sum(length for length, _ in self._pending) > MAX_PENDING_BYTES:
             self._pending.pop(0)[1].wait()
 
+    def write(self, file: int, offset: Offset, data: memoryview) -> None:
+        """Let rank 0 write all of `data` there; it must not change until `settle`."""
+        data = data.cast("B")
+        if len(data) <= MESSAGE_BYTES:
+            self.send(0, Tag.WRITE, (file, offset, len(data)))
+            self.send_bytes(0, data)
+        elif isinstance(offset, int):
+            for start in range(0, len(data), MESSAGE_BYTES):
+                self.write(file, offset + start, data[start : start + MESSAGE_BYTES])
+        elif len(offset) == 1:
+            self.write(file, offset[0], data)
+        else:
+            half = len(offset) // 2
+            middle = half * (len(data) // len(offset))
+            self.write(file, offset[:half], data[:middle])
+            self.write(file, offset[half:], data[middle:])
+
     def settle(self) -> None:
         """Wait until all that was sent has been received."""
         while self._pending:
@@ -110,31 +126,3 @@ class Messages:
     def has(self, tag: Tag, source: int) -> bool:
         """Return whether there is a message with that tag, perhaps behind others (see `poll`)."""
         return self.comm.iprobe(source, tag) or self.comm.iprobe(source, tag)
-
-
-class RemoteWriter(Writer):
-    """Sends the bytes for a file to rank 0, and continues before they have arrived."""
-
-    def __init__(self, messages: Messages, file: int) -> None:
-        self.messages, self.file = messages, file
-
-    def write(self, offset: Offset, data: memoryview) -> None:
-        """Write all of `data` there; it must not change until `flush`."""
-        data = data.cast("B")
-        if len(data) <= MESSAGE_BYTES:
-            self.messages.send(0, Tag.WRITE, (self.file, offset, len(data)))
-            self.messages.send_bytes(0, data)
-        elif isinstance(offset, int):
-            for start in range(0, len(data), MESSAGE_BYTES):
-                self.write(offset + start, data[start : start + MESSAGE_BYTES])
-        elif len(offset) == 1:
-            self.write(offset[0], data)
-        else:
-            half = len(offset) // 2
-            middle = half * (len(data) // len(offset))
-            self.write(offset[:half], data[:middle])
-            self.write(offset[half:], data[middle:])
-
-    def flush(self) -> None:
-        """Wait until rank 0 has received everything."""
-        self.messages.settle()

@@ -13,18 +13,17 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctpatches import streams
+from ctpatches.files import Offset, Write
 from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.mpi import task_farm
-from pipeline.mpi.messages import Messages, RemoteWriter, Tag
+from pipeline.mpi.messages import Messages, Tag
 from pipeline.mpi.terminal import LAST_WORDS_S, Interruption
 from pipeline.prefetch import prefetched
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from pipeline.output.writer import Writer
 
 Result = TypeVar("Result")
 
@@ -45,7 +44,6 @@ class Ranks:
         #: What Ctrl-C does; of `main`, which starts it.
         self.interruption = Interruption()
         self._messages: Messages | None = None
-        self._writers: Sequence[Writer | None] = []
         #: Whether other ranks may wait for this one, and would do so forever if it left.
         self._awaited = self.size > 1
         if comm and self.size > 1:
@@ -131,16 +129,10 @@ class Ranks:
 
     # --- shared work --------------------------------------------------------------------------
 
-    def writers(self, files: Sequence[Writer | None]) -> Sequence[Writer | None]:
-        """Return what this rank writes to each file with.
-
-        A file is None on rank 0 if there is nothing to write to it, and on another rank if that
-        does not see the file that rank 0 has created: its bytes then go to rank 0.
-        """
-        self._writers = files
-        if self._messages and self.rank:
-            return [file or RemoteWriter(self._messages, i) for i, file in enumerate(files)]
-        return files
+    def send(self, file: int, offset: Offset, data: memoryview) -> None:
+        """Pass bytes to the function of that number in `imap_unordered`'s `writes` of rank 0."""
+        assert self._messages
+        self._messages.write(file, offset, data)
 
     def imap_unordered(
         self,
@@ -149,6 +141,7 @@ class Ranks:
         prepare: Callable[[Any], Any] = lambda task: task,
         threads: int = 0,
         max_ahead: float = math.inf,
+        writes: Sequence[Write] = (),
     ) -> Generator[Result, None, None]:
         """Yield `function(prepare(task))` for every task, on rank 0 and in any order.
 
@@ -158,7 +151,8 @@ class Ranks:
 
         `prepare` is the part of a task that may be done before its turn has come: a serial run does
         it in so many `threads`. Ranks under MPI use none: each has one core at best. A task is not
-        begun before all but `max_ahead` of those before it are done.
+        begun before all but `max_ahead` of those before it are done. What other ranks
+        `send` for a file is passed to that of `writes` before the result of their task is yielded.
         """
         if not self._messages:
             ahead = 0 if self.parallel else threads
@@ -173,9 +167,7 @@ class Ranks:
             if self.rank:
                 task_farm.work(self._messages, whole)
             else:
-                yield from task_farm.coordinate(
-                    self._messages, whole, tasks, self._writers, max_ahead
-                )
+                yield from task_farm.coordinate(self._messages, whole, tasks, writes, max_ahead)
         except (SharedFailure, GeneratorExit):  # the latter where the consumer fails
             self.close()  # the other ranks have been stopped
             raise

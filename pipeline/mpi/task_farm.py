@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ctpatches.files import Write
 from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.mpi.messages import Messages, Tag
-
-if TYPE_CHECKING:
-    from pipeline.output.writer import Writer
 
 #: Tasks that a worker may hold: one in work, and others so that it need not wait for rank 0, which
 #: polls for messages between two tasks of its own.
@@ -30,14 +28,14 @@ def coordinate(
     messages: Messages,
     function: Callable[[Any], Any],
     tasks: Iterable[Any],
-    writers: Sequence[Writer | None],
+    writes: Sequence[Write],
     max_ahead: float = math.inf,
 ) -> Iterator[Any]:
-    """Yield the result of every task, and write the bytes that workers send.
+    """Yield the result of every task, and pass on to `writes` the bytes that workers send.
 
     A task is not begun before all but `max_ahead` of those before it are done.
 
-    Raises SharedFailure, on every rank, where `function` or a writer fails on any.
+    Raises SharedFailure, on every rank, where `function` or one of `writes` fails on any.
     """
     waiting = deque(enumerate(tasks))
     #: The numbers of the tasks of every rank, which it does in order.
@@ -66,11 +64,9 @@ def coordinate(
             if message is None:
                 yield function(waiting.popleft()[1])
             elif message.tag == Tag.WRITE:
-                file, offset, data = message.content
-                writer = writers[file]
-                assert writer
                 with profile.step("write"):
-                    writer.write(offset, data)
+                    file, offset, data = message.content
+                    writes[file](offset, data)
             else:
                 held[message.source].popleft()
                 if isinstance(message.content, SharedFailure):

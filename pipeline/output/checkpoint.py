@@ -101,23 +101,12 @@ class Checkpoint:
 
     def __init__(self, path: str, exclusive: bool) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        if exclusive:
-            flags |= os.O_EXCL
-        while True:
-            try:
-                # It contains real names, with --anonymize too: readable by the owner alone.
-                self._descriptor = os.open(path, flags, 0o600)
-            except FileExistsError:
-                raise _being_written(path) from None
-            try:
-                lock(path, self._descriptor)
-            except CallError:
-                os.close(self._descriptor)
-                raise
-            if is_at(path, self._descriptor):
-                break
-            os.close(self._descriptor)  # the run that had locked it has just removed it
+        flags = os.O_CREAT | os.O_APPEND | (os.O_EXCL if exclusive else 0)
+        # It contains real names, with --anonymize too: readable by the owner alone.
+        self._descriptor = open_locked(path, flags, mode=0o600)
+        while not is_at(path, self._descriptor):  # the run that had locked it has just removed it
+            os.close(self._descriptor)
+            self._descriptor = open_locked(path, flags, mode=0o600)
 
     def read(self) -> tuple[Job, dict[int, dict[int, BlockRecord]]]:
         """Return the job, empty if there is none, and by number of file and pair the blocks.
@@ -129,8 +118,8 @@ class Checkpoint:
         intact_bytes = 0
         with open(self._descriptor, "rb", closefd=False) as file:
             for line in file:
-                body, _, checksum = line.rstrip(b"\n").rpartition(b" ")
-                if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(body):
+                body, _, crc = line.rstrip(b"\n").rpartition(b" ")
+                if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
                     break
                 intact_bytes += len(line)
                 kind, *content = json.loads(body)
@@ -138,12 +127,12 @@ class Checkpoint:
                     (job,) = content
                 # Earlier versions recorded less of a block: it is created again.
                 elif kind == "done" and len(content) == 2 + len(dataclasses.fields(BlockRecord)):
-                    number, index, *affines, block, digests, measured, rounding = content
+                    number, index, *affines, checksum, digests, measured, rounding = content
                     input_affine, target_affine = (Affine(*affine) for affine in affines)
                     done[number][index] = BlockRecord(
                         input_affine,
                         target_affine,
-                        block,
+                        checksum,
                         tuple(digests),
                         Difference(*measured),
                         tuple(rounding),
@@ -174,28 +163,30 @@ class Checkpoint:
         os.close(self._descriptor)
 
 
-def _being_written(path: str) -> CallError:
-    return CallError(f"{quoted(path)}: another run is writing it; wait for its end")
+def open_locked(path: str, flags: int = 0, mode: int = 0o666) -> int:
+    """Open a file to read and write it, and lock it until it is closed; return the descriptor.
 
-
-def lock(path: str, descriptor: int) -> None:
-    """Lock an open file until it is closed; raise CallError if another run has locked it."""
+    Raises CallError if another run has locked it, or if it must not exist, and does.
+    """
+    busy = CallError(f"{quoted(path)}: another run is writing it; wait for its end")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, mode)
+    except FileExistsError:
+        raise busy from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _being_written(path) from None
+        os.close(descriptor)
+        raise busy from None
     except OSError:  # a file system without locks
         pass
+    return descriptor
 
 
 def check_unlocked(path: str) -> None:
     """Raise CallError if another run has locked a file."""
     with contextlib.suppress(FileNotFoundError):
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            lock(path, descriptor)
-        finally:
-            os.close(descriptor)
+        os.close(open_locked(path))
 
 
 def is_at(path: str, descriptor: int) -> bool:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctpatches.blocks import block_ranges
+from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE, block_ranges
 from ctpatches.checksums import block_digest
 from ctpatches.chunks import Chunks
 from ctpatches.file import abbreviated
-from ctpatches.files import named_errors, reserve, sync_folder
+from ctpatches.files import Offset, named_errors, reserve, sync_folder, write_at
 from ctpatches.header import Header
 from pipeline.config import Config
 from pipeline.model import Plan
 from pipeline.output import checkpoint, file_header
-from pipeline.output.blocks import Layout
 from pipeline.output.checkpoint import BlockRecord, Checkpoint
+from pipeline.output.partial_file import Layout
 from pipeline.output.paths import PARTIAL, all_files, checkpoint_path, key_path, other_files
 from utils import RunError, quoted
 
@@ -37,13 +38,19 @@ class OutputFile:
 
     plan: Plan
     final: str
+    #: Whether it grows by the chunks of its blocks, which follow each other in order.
+    compressed: bool = False
     layout: Layout | None = None
-    #: The finished blocks, by number of their pair.
+    #: The blocks that are in the file, by number of their pair.
     done: dict[int, BlockRecord] = field(default_factory=dict)
+    #: Of a compressed file, blocks that were finished before an earlier one, and chunks of blocks
+    #: that wait for it in memory: `pipeline.filling.MAX_AHEAD` bounds their number.
+    early: dict[int, BlockRecord] = field(default_factory=dict)
+    early_chunks: dict[int, list[memoryview]] = field(default_factory=dict)
     #: Whether it has its final name, given by this run or an earlier one.
     complete: bool = False
     descriptor: int = -1
-    #: Bytes of the whole file; of a compressed one at least.
+    #: Bytes of the whole file; of a compressed one, of the blocks that it has so far.
     size: int = 0
 
     @property
@@ -52,17 +59,10 @@ class OutputFile:
         return self.final + PARTIAL
 
     def open(self, header: Header, flags: int = 0) -> None:
-        """Open and lock the partial file."""
-        self.descriptor = os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
-        checkpoint.lock(self.partial, self.descriptor)  # as a file of another --output-fname
-        self.layout = Layout(
-            os.path.abspath(self.partial),
-            header.rows,
-            checksum=header.extents[-1][0],
-            shuffle=header.shuffle,
-            compression=header.compression,
-            chunks=header.size if header.roots else 0,
-        )
+        """Open and lock the partial file, which may be one of another `--output-fname`."""
+        self.descriptor = checkpoint.open_locked(self.partial, flags)
+        path, checksum = os.path.abspath(self.partial), header.extents[-1][0]
+        self.layout = Layout(path, header.rows, checksum, header.shuffle)
         self.size = header.size
 
     def create(self, header: Header) -> None:
@@ -80,32 +80,54 @@ class OutputFile:
         if not self.layout or self.problem():
             self.close()
             return
-        chunks = self.chunks()
+        rows, starts, shuffle, chunks = header.rows, self.plan.starts, header.shuffle, None
+        if self.compressed:
+            chunks = Chunks.recorded(self.descriptor, rows, starts, header.size, shuffle)
         for index, record in sorted(records.items()):
-            place, layout = self.plan.pairs[index].place, self.layout
-            ranges = block_ranges(layout.rows, place, layout.shuffle, chunks, index)
+            place = self.plan.pairs[index].place
+            ranges = block_ranges(rows, place, shuffle, chunks, index)
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
             elif chunks:
                 break  # nothing is known of the places of those after it
         if chunks:
             self.size = int(chunks.blocks[len(self.done)])
-            os.ftruncate(self.descriptor, self.size)
+        os.ftruncate(self.descriptor, self.size)
 
-    def chunks(self) -> Chunks | None:
-        """Return where the chunks of a compressed file lie, as far as they have been written."""
-        if not self.layout or not self.layout.chunks:
-            return None
-        starts, first, shuffle = self.plan.starts, self.layout.chunks, self.layout.shuffle
-        return Chunks.recorded(self.descriptor, self.layout.rows, starts, first, shuffle)
+    def write(self, offset: Offset, data: memoryview) -> None:
+        """Write bytes, or keep chunks of a block before which there are others to write."""
+        if isinstance(offset, list) or offset < CHUNKS:
+            with named_errors(self.partial):
+                write_at(self.descriptor, data, offset)
+        elif (block := (offset - CHUNKS) // CHUNKS_STRIDE) == len(self.done):
+            self._append(data)
+        else:
+            self.early_chunks.setdefault(block, []).append(data)
+
+    def _append(self, data: memoryview) -> None:
+        with named_errors(self.partial):
+            write_at(self.descriptor, data, self.size)
+        self.size += len(data)
+
+    def add(self, index: int, record: BlockRecord) -> Iterator[tuple[int, BlockRecord]]:
+        """Yield the blocks that are in the file now that all bytes of another were passed."""
+        if not self.compressed:
+            self.done[index] = record
+            yield index, record
+            return
+        self.early[index] = record
+        while (block := len(self.done)) in self.early:
+            self.done[block] = self.early.pop(block)
+            yield block, self.done[block]
+            for data in self.early_chunks.pop(block + 1, ()):
+                self._append(data)
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
         if not checkpoint.is_at(self.partial, self.descriptor):
             return "was removed or replaced by another process"
         size = os.fstat(self.descriptor).st_size
-        compressed = self.layout and self.layout.chunks
-        if size < self.size or (size > self.size and not compressed):
+        if size < self.size:
             return f"has {size} bytes, expected {self.size}: another process changed it"
         return ""
 
@@ -118,7 +140,7 @@ class OutputFile:
         """Close the partial file, and remove it unless another file has its name now."""
         if remove and self.layout and checkpoint.is_at(self.partial, self.descriptor):
             os.unlink(self.partial)
-        if self.descriptor >= 0:
+        if self.layout:
             os.close(self.descriptor)
         self.descriptor, self.layout = -1, None
 
@@ -164,7 +186,9 @@ class Output:
     def __init__(self, plans: Mapping[str, Sequence[Plan]], config: Config) -> None:
         self.config = config
         all_plans = itertools.chain.from_iterable(plans.values())
-        self.files = list(map(OutputFile, all_plans, all_files(config)))
+        compressed = config.compression != "none"
+        both = zip(all_plans, all_files(config), strict=True)
+        self.files = [OutputFile(plan, final, compressed) for plan, final in both]
         self._key = key_text(file.plan for file in self.files) if config.anonymize else b""
         self._key_path = key_path(config)
         self._new_key = self._key_path + PARTIAL
@@ -204,11 +228,9 @@ class Output:
         same = bool(then) and not changed
         self._may_replace |= same and then["overwrite"]
         headers = [file_header.header(file.plan, self.config) for file in self.files]
-        for number, (file, header) in enumerate(zip(self.files, headers, strict=True)):
-            if same:
-                file.resume(header, done[number])
-            self._check_final(file)
-        self._check_key()
+        for number, header in enumerate(headers if same else ()):
+            self.files[number].resume(header, done[number])
+        self._check_existing()
         self._owned = True
         left = [file.partial for file in self.files if not file.layout]
         left += other_files(self.config, PARTIAL) if changed else []
@@ -228,60 +250,48 @@ class Output:
             header.write(file.descriptor)
         for file in self.files:
             if file.layout:
-                file.layout.write_token(file.descriptor)
+                write_at(file.descriptor, file.layout.token, file.layout.checksum)
                 if self.config.hand_over == "direct":  # other hosts read it
                     os.fsync(file.descriptor)
 
-    def _check_final(self, file: OutputFile) -> None:
-        """Find out whether a file is already complete, and refuse to replace another job's."""
-        if not os.path.lexists(file.final):
-            return
-        changed = "it exists"
-        if self.config.resume and not file.layout:
-            changed = file_header.difference(file.final, file.plan, self.config)
-        if not changed:
-            file.complete = True
-        elif not self._may_replace:
-            raise RunError(
-                f"{quoted(file.final)} exists and is of another job; add --overwrite to replace "
-                f"it, or choose another name: {changed}"
-            )
-
-    def _check_key(self) -> None:
-        may_exist = self._may_replace or not self._key or not os.path.lexists(self._key_path)
-        if not may_exist and Path(self._key_path).read_bytes() != self._key:
-            raise RunError(
-                f"{quoted(self._key_path)} exists and is the key of another job; add --overwrite "
-                "to replace it, or choose another name"
-            )
+    def _check_existing(self) -> None:
+        """Find files that are complete already, and refuse to replace those of another job."""
+        changes = {}
+        for file in self.files:
+            if os.path.lexists(file.final):
+                changes[file.final] = "it exists"
+                if self.config.resume and not file.layout:
+                    found = file_header.difference(file.final, file.plan, self.config)
+                    changes[file.final] = found
+                file.complete = not changes[file.final]
+        if self._key and os.path.lexists(self._key_path):
+            same = Path(self._key_path).read_bytes() == self._key
+            changes[self._key_path] = "" if same else "it contains other names"
+        for path, changed in changes.items():
+            if changed and not self._may_replace:
+                raise RunError(
+                    f"{quoted(path)} exists and is of another job; add --overwrite to replace it, "
+                    f"or choose another name: {changed}"
+                )
 
     @property
-    def pairs(self) -> int:
-        """Number of pairs in all files; with `--nsplit`, two files may have parts of one pair."""
-        return len({one.pair.identity for file in self.files for one in file.plan.pairs})
-
-    @property
-    def pairs_done(self) -> int:
-        """Number of pairs all of whose blocks are in the files."""
-        missing = {
-            planned.pair.identity
-            for file in self.files
-            if not file.complete
-            for planned in file.plan.pairs
-            if planned.index not in file.done
-        }
-        return self.pairs - len(missing)
+    def pairs_done(self) -> str:
+        """How many pairs have all their blocks in the files: 'n of N pairs'."""
+        pairs, missing = set(), set()  # with `--nsplit`, two files may have parts of one pair
+        for file in self.files:
+            for planned in file.plan.pairs:
+                pairs.add(planned.pair.identity)
+                if not file.complete and planned.index not in file.done:
+                    missing.add(planned.pair.identity)
+        return f"{len(pairs) - len(missing)} of {len(pairs)} pairs"
 
     def add(self, number: int, index: int, record: BlockRecord) -> None:
-        """Record that the block of a pair is in the file of that number."""
+        """Record a block, all bytes of which were passed to the file of that number."""
         assert self._checkpoint
-        file = self.files[number]
-        file.check()
-        if file.layout and file.layout.chunks:
-            file.size = os.fstat(file.descriptor).st_size
-        file.done[index] = record
-        with named_errors(self._checkpoint.path):
-            self._checkpoint.add(number, index, record)
+        self.files[number].check()
+        for block in self.files[number].add(index, record):
+            with named_errors(self._checkpoint.path):
+                self._checkpoint.add(number, *block)
 
     def finish(self) -> None:
         """Complete all files, and give them and the key their final names.
@@ -300,12 +310,11 @@ class Output:
                 os.fsync(file.descriptor)
         if self._key:
             with named_errors(self._new_key):
-                # Readable by the owner alone, from its creation on.
-                key = os.open(self._new_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with open(key, "wb") as key_file:
+                private = functools.partial(os.open, mode=0o600)  # for the owner alone
+                with open(self._new_key, "xb", opener=private) as key_file:
                     key_file.write(self._key)
                     key_file.flush()
-                    os.fsync(key)
+                    os.fsync(key_file.fileno())
         for file in files:
             file.check()
             if os.path.lexists(file.final) and not self._may_replace:
@@ -345,5 +354,5 @@ class Output:
         if not resumable:
             return ""
         names = [quoted(file.final if file.complete else file.partial) for file in self.files]
-        done = f"{self.pairs_done} of {self.pairs} pairs are complete"
-        return f"{done} in {abbreviated(names, MAX_NAMES)}; --resume continues"
+        files = abbreviated(names, MAX_NAMES)
+        return f"{self.pairs_done} are complete in {files}; --resume continues"

@@ -73,7 +73,7 @@ def check(config: Config) -> None:
     """Raise CallError for outputs that cannot or must not be written."""
     files, may_exist = all_files(config), config.overwrite or config.resume
     for fname in files:
-        _check_file(fname, may_exist)
+        _check_file(fname, f"--output-fname {quoted(Path(fname))}", may_exist)
     paths = [*(fname + PARTIAL for fname in files), checkpoint_path(config)]
     left = [path for path in paths if os.path.lexists(path)]
     left += other_files(config, PARTIAL) if left else []  # of the same run, divided otherwise
@@ -85,17 +85,9 @@ def check(config: Config) -> None:
             f"{quoted(left[0])} was left by an interrupted run; add --resume to continue it, or "
             f"remove {' and '.join(map(quoted, left))}"
         )
-    key = key_path(config)
-    if config.anonymize and os.path.isdir(key):
-        raise CallError(
-            f"{quoted(key)} is a folder; expected: a file, the key of the pseudonyms; rename the "
-            "folder, or name another --output-fname"
-        )
-    if config.anonymize and os.path.lexists(key) and not may_exist:
-        raise CallError(
-            f"{quoted(key)}, the key of the pseudonyms, exists; add --overwrite to replace it, or "
-            "name another --output-fname"
-        )
+    if config.anonymize:
+        key = key_path(config)
+        _check_file(key, f"the key of the pseudonyms {quoted(key)}", may_exist)
     if others := other_files(config):
         what = "patient" if config.has_subsets else "patch"
         raise CallError(
@@ -104,20 +96,19 @@ def check(config: Config) -> None:
         )
 
 
-def _check_file(fname: str, may_exist: bool) -> None:
+def _check_file(fname: str, what: str, may_exist: bool) -> None:
     path = Path(fname)
-    option = f"--output-fname {quoted(path)}"
     if path.is_dir() or os.path.basename(fname) in ("", ".", ".."):
-        raise CallError(f"{option} is a folder; expected: the name of a file")
+        raise CallError(f"{what} is a folder; expected: a file; rename the folder, or name another")
     if path.exists() and not path.is_file():
-        raise CallError(f"{option} is not a regular file; name another, it is never replaced")
+        raise CallError(f"{what} is not a regular file; name another, it is never replaced")
     if os.path.lexists(path) and not may_exist:
         raise CallError(
-            f"{option} exists; add --overwrite to replace it, --resume to complete the run that "
+            f"{what} exists; add --overwrite to replace it, --resume to complete the run that "
             "made it, or name another"
         )
     parent = next(p for p in path.absolute().parents if os.path.lexists(p))
     if not parent.is_dir():
-        raise CallError(f"{option}: {quoted(parent)} is not a folder; name another")
+        raise CallError(f"{what}: {quoted(parent)} is not a folder; name another")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise CallError(f"{option}: the folder {quoted(parent)} is not writable; name another")
+        raise CallError(f"{what}: the folder {quoted(parent)} is not writable; name another")
