@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.checksums import rest_digest
-from ctpatches.chunk_index import index_nodes, root_of
-from ctpatches.chunks import Chunks
+from ctpatches.chunks import Chunks, index_nodes, recorded_sizes, root_of
 from ctpatches.compression import filter_options
 from ctpatches.files import write_at
 from ctpatches.permutation import Permutation
@@ -46,7 +45,10 @@ END_OF_FILE = 40
 
 
 class RecordedFile(io.RawIOBase):
-    """A sparse file in memory: the writes in their order, and zeros between them."""
+    """A file of which the writes are kept, in their order.
+
+    HDF5 reads nothing back while it creates a header: that fits into its cache.
+    """
 
     def __init__(self) -> None:
         self.writes: list[tuple[int, bytes]] = []
@@ -67,16 +69,6 @@ class RecordedFile(io.RawIOBase):
         self.position += len(data)
         self.size = max(self.size, self.position)
         return len(data)
-
-    def readinto(self, buffer: Any) -> int:
-        first, stop = self.position, self.position + len(buffer)
-        buffer[:] = bytes(len(buffer))
-        for offset, data in self.writes:
-            part = data[max(first - offset, 0) : max(stop - offset, 0)]
-            place = max(offset - first, 0)
-            buffer[place : place + len(part)] = part
-        self.position = stop
-        return len(buffer)
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,8 @@ class Header:
             write_at(descriptor, data, offset)
         size, extents = self.size, self.extents
         if self.roots and starts:
-            chunks = Chunks.recorded(descriptor, self.rows, starts, self.size, self.shuffle)
+            sizes = recorded_sizes(descriptor, self.rows, starts[-1])
+            chunks = Chunks(sizes, starts, self.size, self.shuffle)
             size = int(chunks.blocks[-1])
             extents = [(self.size, size), *extents]
             for role, root in self.roots.items():
@@ -131,20 +124,11 @@ def build_header(
     pixels: int,
     complete: bool,
 ) -> Header:
-    """Build the header of a file.
+    """Build the header of a file whose blocks have been written if it is `complete`.
 
-    Parameters
-    ----------
-    tables : mapping
-        All datasets that blocks are not written to, by name.
-    configuration : str
-        The options that determine the content, as JSON.
-    unit : {'hu', 'stored'}
-        Of the pixels before normalisation.
-    patches, pixels : int
-        Rows of the datasets with a row per patch, and per pixel of a view.
-    complete : bool
-        Whether the blocks have been written.
+    `tables` are all datasets that blocks are not written to, by name; `configuration` the options
+    that determine the content, as JSON; `unit` that of the pixels before normalisation. `patches`
+    and `pixels` are the rows of the datasets with a row per patch, and per pixel of a view.
     """
     config = json.loads(configuration)
     p = config["patch_size"]
@@ -154,8 +138,7 @@ def build_header(
     early.set_layout(h5py.h5d.CONTIGUOUS)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    compressed = config["compression"] != "none"
-    memory = RecordedFile()
+    compressed, memory = config["compression"] != "none", RecordedFile()
     rows, extents = {}, []
     interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
     with h5py.File(memory, "w", **interval) as file:
@@ -171,11 +154,23 @@ def build_header(
                 rows[name] = first, size // max(len(dataset), 1)
         for name in (name for name in SCHEMA if name in tables):  # one order of the bytes
             file.create_dataset(name, data=tables[name])
-        _write_attributes(file, config["seed"], configuration, unit, complete)
+        attributes = {
+            "format": FORMAT,
+            "format_version": np.uint32(VERSION),
+            "complete": np.uint8(complete),
+            "seed": np.int64(config["seed"]),
+            "unit": unit,
+            "configuration": configuration,
+            "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
+        }
+        for name, value in attributes.items():
+            file.attrs[name] = value
+            if isinstance(value, str):  # of variable length; `ctpatches.structure` has the reason
+                file.attrs[name + COPY] = np.bytes_(value.encode())
     roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
     shuffle = None
     if config["shuffle_patches"]:
-        shuffle = Permutation.drawn(patches, config["seed"], bytes(tables["pair/input_file"][0]))
+        shuffle = Permutation(patches, config["seed"], bytes(tables["pair/input_file"][0]))
     return Header(memory.size, rows, extents, memory.writes, shuffle, config["compression"], roots)
 
 
@@ -194,21 +189,3 @@ def _create_compressed(
         dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index
         out[role] = dataset.id.get_chunk_info(0).byte_offset
     return out
-
-
-def _write_attributes(
-    file: h5py.File, seed: int, configuration: str, unit: str, complete: bool
-) -> None:
-    attributes = {
-        "format": FORMAT,
-        "format_version": np.uint32(VERSION),
-        "complete": np.uint8(complete),
-        "seed": np.int64(seed),
-        "unit": unit,
-        "configuration": configuration,
-        "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
-    }
-    for name, value in attributes.items():
-        file.attrs[name] = value
-        if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
-            file.attrs[name + COPY] = np.bytes_(value.encode())

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import h5py
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ctpatches import direct, views
 from ctpatches.chunks import Chunks
-from ctpatches.compression import decompress
+from ctpatches.compression import decompress, decompressor
 from ctpatches.files import Invalid
 from ctpatches.permutation import Permutation
 from ctpatches.schema import (
@@ -28,16 +28,132 @@ from ctpatches.schema import (
     VIEW_COLUMNS,
     decoded,
 )
-from ctpatches.structure import FileStructure, PathLike
+from ctpatches.structure import (
+    PathLike,
+    checked_attributes,
+    checked_configuration,
+    checked_datasets,
+    open_hdf5,
+)
 
+Rows: TypeAlias = "int | slice | NDArray[np.int64]"
 File: TypeAlias = "PathLike | h5py.File | ValidatedFile"
+#: No chunk has more than this beyond twice the bytes of its patch.
+MAX_OVERHEAD_BYTES = 1024
 
 
-class ValidatedFile(FileStructure):
+class ValidatedFile:
     """A file of ctpatches, open for reading, whose attributes, datasets and pairs are valid.
 
     `Invalid` is raised where they are not, and with `complete` also if its run was interrupted.
     """
+
+    def __init__(self, file: PathLike | h5py.File, complete: bool = True) -> None:
+        self._owned = isinstance(file, str | os.PathLike)
+        self._handle = open_hdf5(file) if isinstance(file, str | os.PathLike) else file
+        self.path = self._handle.filename
+        #: Shape and type of a row, and first byte; h5py takes longer for these than a row to read.
+        self._layouts: dict[str, tuple[tuple[int, ...], np.dtype[Any], int | None]] = {}
+        try:
+            self._check_header(complete)
+            self._check_pairs()
+            if self.store == "views":
+                columns = {name: self.values(f"views/{name}") for name in VIEW_COLUMNS}
+                self.views = views.ViewTable(columns, self.shapes, self.scales)
+                if not self.views.valid or self.views.starts[-1] != self._sizes["pixel"]:
+                    raise Invalid(self.path, "is damaged: the tables of views/ do not match")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file unless it was passed open; what was read remains."""
+        if self._owned:
+            self._handle.close()
+
+    def _check_header(self, complete: bool) -> None:
+        try:
+            #: Strings are bytes.
+            self.attributes = checked_attributes(self._handle, complete)
+            self.version = int(self.attributes["format_version"])
+            #: The options of the run that determine the content of the file.
+            self.config = checked_configuration(self._handle, self.attributes["configuration"])
+            self._datasets, self._sizes = checked_datasets(self._handle, self.version, self.config)
+            # Only the default driver has a descriptor, and a writer may not have written yet.
+            usable = direct.POSSIBLE and self._handle.driver == "sec2" and self._handle.mode == "r"
+            self.descriptor = self._handle.id.get_vfd_handle() if usable else -1
+        except (Invalid, ImportError, MemoryError):
+            raise
+        except Exception as error:  # HDF5 and h5py raise errors of many types for damaged bytes
+            kind = type(error).__name__
+            raise Invalid(self.path, f"is damaged: its header is not valid ({kind})") from error
+        self._pixel_type = np.dtype(DTYPES[self.config["dtype"]])
+        #: What the file stores: one of `ctpatches.schema.STORES`.
+        self.store: str = self.config["store"]
+        self.compressed = self.config["compression"] != "none"
+
+    def _check_pairs(self) -> None:
+        self.patches, self.pairs = self._sizes["patch"], self._sizes["pair"]
+        if not self.patches:
+            raise Invalid(self.path, "contains no patch; a run never writes such a file")
+        self.patch_size = self._sizes["size"]
+        #: Scales of the views of a pair, the largest first.
+        self.scales = (1.0, 0.8, 0.6) if self.config["ds_augment"] else (1.0,)
+        #: Names of the patients, in the order of the file.
+        self.patients = list(dict.fromkeys(self.texts("pair/patient")))
+        first, patches = self.values("pair/first_patch"), self.values("pair/patches")
+        # Only numbers up to N are added, so that no sum overflows.
+        small = max(first.max(initial=0), patches.max(initial=0)) <= self.patches
+        #: First patch and number of patches of every pair, which together are all patches.
+        self.blocks = first, patches = first.astype(np.int64), patches.astype(np.int64)
+        ends = np.append(0, first + patches)
+        if not small or not np.array_equal(ends, np.append(first, self.patches)):
+            raise Invalid(self.path, "is damaged: pair/first_patch and pair/patches do not match")
+        #: Of the rows of patches, in a shuffled file.
+        self.shuffle: Permutation | None = None
+        if self.config["shuffle_patches"]:
+            name = b"".join(self.values("pair/input_file", slice(1)).tolist())
+            self.shuffle = Permutation(self.patches, int(self.attributes["seed"]), name)
+        #: Rows and columns of the slices, shape (2, pairs).
+        self.shapes = np.stack([self.values(f"pair/{name}") for name in ("rows", "columns")])
+        self.shapes = self.shapes.astype(np.int64)
+        if ((self.shapes < 1) | (self.shapes > MAX_IMAGE_SIDE)).any():
+            raise Invalid(self.path, f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
+
+    def __getitem__(self, name: str) -> h5py.Dataset:
+        return self._datasets[name]
+
+    def values(self, name: str, rows: Rows = slice(None)) -> NDArray[Any]:
+        """Return rows of a dataset: one, a slice, or those of an array of indices in any order.
+
+        `OSError` is raised if the file was truncated, or compressed data are damaged.
+        """
+        dataset = self._datasets[name]
+        try:
+            if not isinstance(rows, np.ndarray):
+                return np.asarray(dataset[rows])
+            if name not in self._layouts:
+                self._layouts[name] = dataset.shape[1:], dataset.dtype, dataset.id.get_offset()
+            shape, dtype, offset = self._layouts[name]
+            out = np.empty((len(rows), *shape), dtype)
+            if offset is None or self.descriptor < 0:
+                for at, row in enumerate(rows.tolist()):
+                    out[at] = dataset[row]
+                return out
+        except (OSError, RuntimeError, KeyError) as error:
+            raise OSError(f"{self.path!r}: {name} cannot be read: {error}") from error
+        direct.read_rows(self.path, self.descriptor, offset, rows, out)
+        return out
+
+    def texts(self, name: str) -> list[str]:
+        """Return all strings of a dataset."""
+        return list(map(decoded, self.values(name).tolist()))
 
     def images(
         self,
@@ -50,41 +166,39 @@ class ValidatedFile(FileStructure):
 
         `windows` are those of the rows, where a caller has them; `dtype` is a key of `DTYPES`.
         """
-        size = self.patch_size
-        if self.chunks:
-            chunks = self.chunks.read(self.descriptor, role, indices := self._indices(rows))
-            form = self.config["compression"], self[role].dtype, size
+        size, stored_type = self.patch_size, self._pixel_type
+        if self.chunks and decompressor(self.config["compression"]):
+            rows = self._indices(rows)
+            images = np.empty((len(rows), size, size), stored_type)
             try:
-                return decompress(chunks, len(indices), *form).astype(DTYPES[dtype], copy=False)
-            except (OSError, RuntimeError) as error:
+                chunks = self.chunks.read(self.descriptor, role, rows)
+                decompress(chunks, self.config["compression"], images)
+            except OSError as error:
                 raise OSError(f"{self.path!r}: {role} cannot be read: {error}") from error
-        if self.store == "patches":
-            return self.values(role, rows).reshape(-1, size, size).astype(DTYPES[dtype], copy=False)
-        name = f"views/{role}"
-        windows = self.windows(rows) if windows is None else windows
-        spans = self.views.spans(windows, size)
-        images = views.cut(windows, size, self[name].dtype, spans, self._pixels(name, spans))
+        elif self.store == "patches":
+            images = self.values(role, rows).reshape(-1, size, size)
+        else:
+            name = f"views/{role}"
+            windows = self.windows(rows) if windows is None else windows
+            spans = self.views.spans(windows, size)
+            images = views.cut(windows, size, stored_type, spans, self._pixels(name, spans))
         return images.astype(DTYPES[dtype], copy=False)
 
     def _pixels(self, name: str, spans: views.Spans) -> Iterator[Any]:
         """Yield the pixels of spans, each a buffer that is valid until the next one."""
-        offset, width = self[name].id.get_offset(), self[name].dtype.itemsize
-        if offset is None or self.descriptor < 0 or not direct.POSSIBLE:
+        offset, width = self[name].id.get_offset(), self._pixel_type.itemsize
+        if offset is None or self.descriptor < 0:
             for start, length in zip(spans.first.tolist(), spans.length.tolist(), strict=True):
                 yield self.values(name, slice(start, start + length))
             return
         # The whole view at its first use: a cold disk has fewer, larger requests to serve. If not
         # all views fit into memory, pixels would often be dropped before they are used.
-        if self._fits_in_memory:
+        if direct.fits_in_memory(os.path.getsize(self.path)):
             first, lengths = self.views.first_uses(name, spans)
             ahead = (offset + first * width).tolist(), (lengths * width).tolist()
             direct.request(self.descriptor, *ahead)
         starts, sizes = (offset + spans.first * width).tolist(), (spans.length * width).tolist()
         yield from direct.read_runs(self.path, self.descriptor, starts, sizes)
-
-    @functools.cached_property
-    def _fits_in_memory(self) -> bool:
-        return direct.fits_in_memory(os.path.getsize(self.path))
 
     def windows(self, rows: slice | NDArray[np.int64]) -> views.Windows:
         """Return the windows of patches."""
@@ -92,12 +206,34 @@ class ValidatedFile(FileStructure):
 
     @functools.cached_property
     def chunks(self) -> Chunks | None:
-        """Where the chunks of a compressed file lie; None where HDF5 has to find them."""
+        """Where the chunks of a compressed file lie; None where only HDF5 can find them.
+
+        Invalid is raised where they are not there, or larger than any can be.
+        """
         if not self.compressed or self.descriptor < 0:
             return None
         sizes = {role: self.values(f"patch/{role}_bytes") for role in ROLES}
-        starts = [*self.blocks[0].tolist(), self.patches]
-        return Chunks.found({role: self[role] for role in ROLES}, sizes, starts, self.shuffle)
+        largest = max(int(column.max()) for column in sizes.values())
+        limit = 2 * self._pixel_type.itemsize * self.patch_size**2 + MAX_OVERHEAD_BYTES
+        if largest > limit:
+            reason = f"a compressed patch of {largest} bytes; expected: at most {limit}"
+            raise Invalid(self.path, f"is damaged: {reason}")
+        ends = np.array([0, self.patches - 1])
+        ends = self.shuffle.forward(ends) if self.shuffle else ends
+        try:
+            found = {
+                role: [self[role].id.get_chunk_info_by_coord((row, 0, 0, 0))[2] for row in ends]
+                for role in ROLES
+            }
+            starts = [*self.blocks[0].tolist(), self.patches]
+            chunks = Chunks(sizes, starts, found["input"][0] or 0, self.shuffle)
+            valid = found == {role: chunks.places[role][ends].tolist() for role in ROLES}
+        except (OSError, RuntimeError, ValueError, TypeError):  # not chunked, or a damaged index
+            valid = False
+        if not valid:
+            reason = "is damaged or was rewritten: its patches are not at their places"
+            raise Invalid(self.path, reason)
+        return chunks
 
     @functools.cached_property
     def origins(self) -> dict[str, NDArray[Any]]:
@@ -144,16 +280,13 @@ class ValidatedFile(FileStructure):
 
     def pair_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the pairs of patches."""
-        return np.searchsorted(np.add(*self.blocks), self.canonical(rows), side="right")
+        canonical = self.shuffle.inverse(rows) if self.shuffle else rows
+        return np.searchsorted(np.add(*self.blocks), canonical, side="right")
 
     def rows_of(self, pair: int) -> slice | NDArray[np.int64]:
         """Return the rows of the patches of a pair: by scale, window and orientation."""
         first, end = self.place(pair)["patch"]
         return self.shuffle.forward(np.arange(first, end)) if self.shuffle else slice(first, end)
-
-    def canonical(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the canonical indices of rows: those in a file that is not shuffled."""
-        return self.shuffle.inverse(rows) if self.shuffle else rows
 
     def view_shape(
         self, pair: int | NDArray[np.int64], scale: float | NDArray[np.float64]
@@ -168,42 +301,6 @@ class ValidatedFile(FileStructure):
             expected = "a path below an input folder"
             raise Invalid(self.path, f"names the slice {name!r}; expected: {expected}")
         return name
-
-    def _check_content(self) -> None:
-        self._check_pairs()
-        if self.store == "views":
-            columns = {name: self.values(f"views/{name}") for name in VIEW_COLUMNS}
-            self.views = views.ViewTable(columns, self.shapes, self.scales)
-            if not self.views.valid or self.views.starts[-1] != self._sizes["pixel"]:
-                raise Invalid(self.path, "is damaged: the tables of views/ do not match")
-
-    def _check_pairs(self) -> None:
-        self.patches, self.pairs = self._sizes["patch"], self._sizes["pair"]
-        if not self.patches:
-            raise Invalid(self.path, "contains no patch; a run never writes such a file")
-        self.patch_size = self._sizes["size"]
-        #: Scales of the views of a pair, the largest first.
-        self.scales = (1.0, 0.8, 0.6) if self.config["ds_augment"] else (1.0,)
-        #: Names of the patients, in the order of the file.
-        self.patients = list(dict.fromkeys(self.texts("pair/patient")))
-        first, patches = self.values("pair/first_patch"), self.values("pair/patches")
-        # Only numbers up to N are added, so that no sum overflows.
-        small = max(first.max(initial=0), patches.max(initial=0)) <= self.patches
-        #: First patch and number of patches of every pair, which together are all patches.
-        self.blocks = first, patches = first.astype(np.int64), patches.astype(np.int64)
-        ends = np.append(0, first + patches)
-        if not small or not np.array_equal(ends, np.append(first, self.patches)):
-            raise Invalid(self.path, "is damaged: pair/first_patch and pair/patches do not match")
-        #: Of the rows of patches, in a shuffled file.
-        self.shuffle: Permutation | None = None
-        if self.config["shuffle_patches"]:
-            name = b"".join(self.values("pair/input_file", slice(1)).tolist())
-            self.shuffle = Permutation.drawn(self.patches, int(self.attributes["seed"]), name)
-        #: Rows and columns of the slices, shape (2, pairs).
-        self.shapes = np.stack([self.values(f"pair/{name}") for name in ("rows", "columns")])
-        self.shapes = self.shapes.astype(np.int64)
-        if ((self.shapes < 1) | (self.shapes > MAX_IMAGE_SIDE)).any():
-            raise Invalid(self.path, f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
 
     def place(self, pair: int) -> dict[str, tuple[int, int]]:
         """Return first and end row of the block of a pair, in datasets per patch and per pixel."""

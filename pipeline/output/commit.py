@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ctpatches.blocks import block_ranges
 from ctpatches.checksums import block_digest
-from ctpatches.chunks import Chunks
+from ctpatches.chunks import Chunks, recorded_sizes
 from ctpatches.file import abbreviated
 from ctpatches.files import named_errors, reserve, sync_folder
 from ctpatches.header import Header
@@ -96,8 +96,8 @@ class OutputFile:
         """Return where the chunks of a compressed file lie, as far as they have been written."""
         if not self.layout or not self.layout.chunks:
             return None
-        starts, first, shuffle = self.plan.starts, self.layout.chunks, self.layout.shuffle
-        return Chunks.recorded(self.descriptor, self.layout.rows, starts, first, shuffle)
+        sizes = recorded_sizes(self.descriptor, self.layout.rows, self.plan.patches)
+        return Chunks(sizes, self.plan.starts, self.layout.chunks, self.layout.shuffle)
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
