@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import augment
 from ctpatches import blocks
-from ctpatches.windows import padded_length, window_starts
+from ctpatches.views import padded_length, window_starts
 from utils import AIR_HU, Affine, Image, generator
 
 if TYPE_CHECKING:

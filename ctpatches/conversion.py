@@ -41,8 +41,7 @@ from ctpatches.schema import (
 )
 from ctpatches.structure import PathLike
 from ctpatches.validation import ValidatedFile
-from ctpatches.views import from_strips
-from ctpatches.windows import padded_length
+from ctpatches.views import from_strips, padded_length
 
 #: Files of earlier format versions lack tables that cannot be made without the scans.
 OLDEST_VERSION = 3

@@ -19,24 +19,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches import schema
 from ctpatches.checksums import rest_digest
 from ctpatches.chunks import Chunks, index_nodes, recorded_sizes, root_of
 from ctpatches.compression import filter_options
 from ctpatches.files import write_at
 from ctpatches.permutation import Permutation
-from ctpatches.schema import (
-    COPY,
-    DTYPES,
-    FORMAT,
-    ORIENTATIONS,
-    PIXELS,
-    REST,
-    REST_BYTES,
-    ROLES,
-    SCHEMA,
-    VERSION,
-    bulk_names,
-)
 
 #: A multiple of a page and of a disk block: pixels can be mapped, and pages are written whole.
 ALIGNMENT = 4096
@@ -138,35 +126,37 @@ def build_header(
     early.set_layout(h5py.h5d.CONTIGUOUS)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    compressed, memory = config["compression"] != "none", RecordedFile()
+    compressed, pixel_type = config["compression"] != "none", schema.DTYPES[config["dtype"]]
+    memory = RecordedFile()
     rows, extents = {}, []
     interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
     with h5py.File(memory, "w", **interval) as file:
         first_chunks = _create_compressed(file, shape, config) if compressed else {}
-        for name in [*bulk_names(config["store"], compressed), REST]:
-            field = SCHEMA[name]
-            n = {"patch": patches, "pixel": pixels, "byte": REST_BYTES}[field.row_of]
-            dtype = DTYPES.get(config["dtype"]) if field.dtype == PIXELS else field.dtype
+        for name in [*schema.bulk_names(config["store"], compressed), schema.REST]:
+            field = schema.SCHEMA[name]
+            n = {"patch": patches, "pixel": pixels, "byte": schema.REST_BYTES}[field.row_of]
+            dtype = pixel_type if field.dtype == schema.PIXELS else field.dtype
             dataset = file.create_dataset(name, shape if field.image else (n,), dtype, dcpl=early)
             first, size = int(dataset.id.get_offset()), dataset.dtype.itemsize * dataset.size
             extents.append((first, first + size))
-            if name != REST:
+            if name != schema.REST:
                 rows[name] = first, size // max(len(dataset), 1)
-        for name in (name for name in SCHEMA if name in tables):  # one order of the bytes
+        for name in (name for name in schema.SCHEMA if name in tables):  # one order of the bytes
             file.create_dataset(name, data=tables[name])
+        orientations = "; ".join(f"{i}: {name}" for i, name in enumerate(schema.ORIENTATIONS))
         attributes = {
-            "format": FORMAT,
-            "format_version": np.uint32(VERSION),
+            "format": schema.FORMAT,
+            "format_version": np.uint32(schema.VERSION),
             "complete": np.uint8(complete),
             "seed": np.int64(config["seed"]),
             "unit": unit,
             "configuration": configuration,
-            "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
+            "orientations": orientations,
         }
         for name, value in attributes.items():
             file.attrs[name] = value
             if isinstance(value, str):  # of variable length; `ctpatches.structure` has the reason
-                file.attrs[name + COPY] = np.bytes_(value.encode())
+                file.attrs[name + schema.COPY] = np.bytes_(value.encode())
     roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
     shuffle = None
     if config["shuffle_patches"]:
@@ -182,9 +172,9 @@ def _create_compressed(
     properties.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)  # the same in all versions of h5py
     options = {"chunks": (1, *shape[1:]), **filter_options(config["compression"])}
     out = {}
-    for role in ROLES:
+    for role in schema.ROLES:
         dataset = file.create_dataset(
-            role, shape, DTYPES[config["dtype"]], dcpl=properties.copy(), **options
+            role, shape, schema.DTYPES[config["dtype"]], dcpl=properties.copy(), **options
         )
         dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index
         out[role] = dataset.id.get_chunk_info(0).byte_offset

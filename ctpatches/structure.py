@@ -15,27 +15,9 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5l, h5s, h5t
 
+from ctpatches import schema
 from ctpatches.compression import missing_filter
 from ctpatches.files import Invalid, open_regular
-from ctpatches.schema import (
-    ADDED_OPTIONS,
-    ATTRIBUTES,
-    COPY,
-    DTYPES,
-    FORMAT,
-    MAX_CHUNK_BYTES,
-    MAX_COLUMN_CHUNKS,
-    MAX_EXPANSION,
-    MAX_IMAGE_SIDE,
-    PIXELS,
-    REST_BYTES,
-    SCHEMA,
-    STORAGE,
-    STRING,
-    VERSION,
-    Field,
-    in_store,
-)
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
@@ -63,19 +45,19 @@ def checked_attributes(file: h5py.File, complete: bool) -> dict[str, Any]:
     A text of variable length is not read: HDF5 would reserve and fill up to 4 GB, whatever length
     it claims. Its copy of fixed length is read instead.
     """
-    found: dict[str, Any] = dict.fromkeys(ATTRIBUTES)
-    for name, dtype in ATTRIBUTES.items():
-        key = name + COPY if name + COPY in file.attrs else name
+    found: dict[str, Any] = dict.fromkeys(schema.ATTRIBUTES)
+    for name, dtype in schema.ATTRIBUTES.items():
+        key = name + schema.COPY if name + schema.COPY in file.attrs else name
         if key in file.attrs:
             one = h5a.open(file.id, key.encode())
             scalar = one.get_space().get_simple_extent_type() == h5s.SCALAR
             if scalar and _has_type(one.get_type(), dtype):
                 found[name] = file.attrs[key]
-    if found["format"] != FORMAT.encode():
+    if found["format"] != schema.FORMAT.encode():
         raise Invalid(file.filename, "is not a file of ctpatches; expected: one that main.py wrote")
     version = found["format_version"]
-    if version is not None and not 1 <= version <= VERSION:
-        raise Invalid(file.filename, f"has format version {version}; known: up to {VERSION}")
+    if version is not None and not 1 <= version <= schema.VERSION:
+        raise Invalid(file.filename, f"has format version {version}; known: up to {schema.VERSION}")
     invalid = [name for name, value in found.items() if value is None]
     if invalid or found["unit"] not in (b"hu", b"stored"):
         raise Invalid(file.filename, f"is damaged: attribute {[*invalid, 'unit'][0]} is not valid")
@@ -87,13 +69,13 @@ def checked_attributes(file: h5py.File, complete: bool) -> dict[str, Any]:
 def checked_configuration(file: h5py.File, text: bytes) -> dict[str, Any]:
     """Return the options of a run by name, from JSON; those that readers use are valid."""
     try:
-        config = ADDED_OPTIONS | dict(json.loads(text))
+        config = schema.ADDED_OPTIONS | dict(json.loads(text))
         flags = [config[name] for name in ("ds_augment", "anonymize", "shuffle_patches")]
         valid = {type(flag) for flag in flags} == {bool} and config["edge"] in ("shift", "pad")
-        valid &= all(config[name] in known for name, known in STORAGE.items())
+        valid &= all(config[name] in known for name, known in schema.STORAGE.items())
         if config["store"] == "views":
             size = config["patch_size"]
-            valid &= type(size) is int and 1 <= size <= MAX_IMAGE_SIDE
+            valid &= type(size) is int and 1 <= size <= schema.MAX_IMAGE_SIDE
             valid &= config["compression"] == "none"
     except (ValueError, TypeError, KeyError, RecursionError):
         valid = False
@@ -103,25 +85,25 @@ def checked_configuration(file: h5py.File, text: bytes) -> dict[str, Any]:
 
 
 def checked_datasets(
-    file: h5py.File, version: int, config: dict[str, Any]
+    file: h5py.File, config: dict[str, Any], version: int
 ) -> tuple[dict[str, h5py.Dataset], dict[str, int]]:
     """Return the datasets of a file, and how many rows they have, by what the rows are for.
 
     Under "size" there are the pixels of a patch along an edge.
     """
-    out, sizes = {}, {"byte": REST_BYTES}
+    out, sizes = {}, {"byte": schema.REST_BYTES}
     if config["store"] == "views":
         sizes["size"] = config["patch_size"]
-    for name, field in SCHEMA.items():
-        present = in_store(name, config["store"], config["compression"] != "none")
+    for name, field in schema.SCHEMA.items():
+        present = schema.in_store(name, config["store"], config["compression"] != "none")
         if field.since <= version and present:
-            dtype = DTYPES[config["dtype"]] if field.dtype == PIXELS else field.dtype
+            dtype = schema.DTYPES[config["dtype"]] if field.dtype == schema.PIXELS else field.dtype
             out[name] = _checked(file, name, field, dtype, sizes)
     return out, sizes
 
 
 def _checked(
-    file: h5py.File, name: str, field: Field, dtype: str, sizes: dict[str, int]
+    file: h5py.File, name: str, field: schema.Field, dtype: str, sizes: dict[str, int]
 ) -> h5py.Dataset:
     """Return a dataset; the first one with a row for something decides how many rows it has."""
     for part in (name.partition("/")[0], name):
@@ -139,10 +121,10 @@ def _checked(
     rows, *edges = shape or (0,)
     n, p = sizes.get(field.row_of, rows), sizes.get("size", max(edges, default=0))
     shapes = [(n, 1, p, p), (n, p, p, 1)] if field.image else [(n,)]
-    possible = shape in shapes and (1 <= p <= MAX_IMAGE_SIDE or not field.image)
+    possible = shape in shapes and (1 <= p <= schema.MAX_IMAGE_SIDE or not field.image)
     if not possible or not _has_type(kind, dtype):
         n = sizes.get(field.row_of, "N")
-        expected_type = "fixed-length strings" if dtype == STRING else np.dtype(dtype)
+        expected_type = "fixed-length strings" if dtype == schema.STRING else np.dtype(dtype)
         expected = f"({n}, 1, p, p) or ({n}, p, p, 1)" if field.image else f"({n},)"
         kind_name = type(kind).__name__.removeprefix("Type").removesuffix("ID").lower()
         found_type = f"{kind_name} of {kind.get_size()} bytes"
@@ -153,23 +135,24 @@ def _checked(
         raise Invalid(file.filename, f"has {name} of shape {shape}, more than the file can hold")
     if layout.get_layout() == h5d.CHUNKED and not field.image:
         chunks = -(-rows // layout.get_chunk()[0])
-        if chunks > MAX_COLUMN_CHUNKS:
-            reason = f"has {name} in {chunks} chunks; expected: at most {MAX_COLUMN_CHUNKS}"
+        if chunks > schema.MAX_COLUMN_CHUNKS:
+            reason = f"has {name} in {chunks} chunks; expected: at most {schema.MAX_COLUMN_CHUNKS}"
             raise Invalid(file.filename, reason)
     # h5py reads a row in a third of the time if nothing about the dataset can change.
     return h5py.Dataset(found, readonly=file.mode == "r")
 
 
 def _has_room(
-    found: h5d.DatasetID, layout: h5py.h5p.PropDCID, field: Field, file_bytes: int
+    found: h5d.DatasetID, layout: h5py.h5p.PropDCID, field: schema.Field, file_bytes: int
 ) -> bool:
     """Return whether the file is large enough for what a dataset claims to hold."""
     width = found.get_type().get_size()
     size = width * math.prod(found.shape)
     if layout.get_layout() == h5d.CHUNKED:
         # Only patches are worth compressing: tables must fit as they are.
-        limit = file_bytes * (MAX_EXPANSION if field.row_of == "patch" else 1)
-        return bool(size <= limit) and width * math.prod(layout.get_chunk()) <= MAX_CHUNK_BYTES
+        limit = file_bytes * (schema.MAX_EXPANSION if field.row_of == "patch" else 1)
+        chunk_bytes = width * math.prod(layout.get_chunk())
+        return bool(size <= limit) and chunk_bytes <= schema.MAX_CHUNK_BYTES
     if layout.get_layout() == h5d.COMPACT:
         return bool(size <= found.get_storage_size() <= file_bytes)
     offset = found.get_offset()
@@ -177,6 +160,6 @@ def _has_room(
 
 
 def _has_type(found: h5t.TypeID, dtype: str) -> bool:
-    if dtype == STRING:
+    if dtype == schema.STRING:
         return isinstance(found, h5t.TypeStringID) and not found.is_variable_str()
     return bool(found.equal(h5t.py_create(np.dtype(dtype))))

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches import direct, views
+from ctpatches import direct, structure, views
 from ctpatches.chunks import Chunks
 from ctpatches.compression import decompress, decompressor
 from ctpatches.files import Invalid
@@ -28,16 +28,9 @@ from ctpatches.schema import (
     VIEW_COLUMNS,
     decoded,
 )
-from ctpatches.structure import (
-    PathLike,
-    checked_attributes,
-    checked_configuration,
-    checked_datasets,
-    open_hdf5,
-)
 
 Rows: TypeAlias = "int | slice | NDArray[np.int64]"
-File: TypeAlias = "PathLike | h5py.File | ValidatedFile"
+File: TypeAlias = "structure.PathLike | h5py.File | ValidatedFile"
 #: No chunk has more than this beyond twice the bytes of its patch.
 MAX_OVERHEAD_BYTES = 1024
 
@@ -48,12 +41,10 @@ class ValidatedFile:
     `Invalid` is raised where they are not, and with `complete` also if its run was interrupted.
     """
 
-    def __init__(self, file: PathLike | h5py.File, complete: bool = True) -> None:
+    def __init__(self, file: structure.PathLike | h5py.File, complete: bool = True) -> None:
         self._owned = isinstance(file, str | os.PathLike)
-        self._handle = open_hdf5(file) if isinstance(file, str | os.PathLike) else file
+        self._handle = structure.open_hdf5(file) if isinstance(file, str | os.PathLike) else file
         self.path = self._handle.filename
-        #: Shape and type of a row, and first byte; h5py takes longer for these than a row to read.
-        self._layouts: dict[str, tuple[tuple[int, ...], np.dtype[Any], int | None]] = {}
         try:
             self._check_header(complete)
             self._check_pairs()
@@ -78,16 +69,18 @@ class ValidatedFile:
             self._handle.close()
 
     def _check_header(self, complete: bool) -> None:
+        file = self._handle
         try:
             #: Strings are bytes.
-            self.attributes = checked_attributes(self._handle, complete)
+            self.attributes = structure.checked_attributes(file, complete)
             self.version = int(self.attributes["format_version"])
             #: The options of the run that determine the content of the file.
-            self.config = checked_configuration(self._handle, self.attributes["configuration"])
-            self._datasets, self._sizes = checked_datasets(self._handle, self.version, self.config)
+            self.config = structure.checked_configuration(file, self.attributes["configuration"])
+            datasets = structure.checked_datasets(file, self.config, self.version)
+            self._datasets, self._sizes = datasets
             # Only the default driver has a descriptor, and a writer may not have written yet.
-            usable = direct.POSSIBLE and self._handle.driver == "sec2" and self._handle.mode == "r"
-            self.descriptor = self._handle.id.get_vfd_handle() if usable else -1
+            usable = direct.POSSIBLE and file.driver == "sec2" and file.mode == "r"
+            self.descriptor = file.id.get_vfd_handle() if usable else -1
         except (Invalid, ImportError, MemoryError):
             raise
         except Exception as error:  # HDF5 and h5py raise errors of many types for damaged bytes
@@ -138,10 +131,8 @@ class ValidatedFile:
         try:
             if not isinstance(rows, np.ndarray):
                 return np.asarray(dataset[rows])
-            if name not in self._layouts:
-                self._layouts[name] = dataset.shape[1:], dataset.dtype, dataset.id.get_offset()
-            shape, dtype, offset = self._layouts[name]
-            out = np.empty((len(rows), *shape), dtype)
+            offset = dataset.id.get_offset()
+            out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
             if offset is None or self.descriptor < 0:
                 for at, row in enumerate(rows.tolist()):
                     out[at] = dataset[row]

@@ -1,4 +1,4 @@
-"""The views that a file stores, and cutting patches from them."""
+"""Windows in views, the views that a file stores, and cutting patches from them."""
 
 from __future__ import annotations
 
@@ -110,6 +110,33 @@ class ViewTable:
         view = np.unique(spans.view[~used[spans.view]])
         used[view] = True
         return self.columns["offset"][view].astype(np.int64), self.shapes[:, view].prod(axis=0)
+
+
+def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np.int64]:
+    """Return where windows of `size` pixels begin along one axis of a view, ascending.
+
+    They `overlap` by so many pixels, ``0 <= overlap < size``. With the `edge` ``shift`` they begin
+    at multiples of the stride (size minus overlap), the last moved inward; with ``pad`` at 0 and at
+    k x stride - overlap for k = 1, 2, ... while k x stride < length. There are none if the view is
+    smaller than a patch.
+    """
+    stride = size - overlap
+    if length < size:
+        return np.empty(0, np.int64)
+    if edge == "pad":
+        starts = np.arange(0, length, stride) - overlap
+        starts[0] = 0
+        return np.unique(np.maximum(starts, 0))
+    starts = np.arange(0, length - size + 1, stride)
+    if starts[-1] + size < length:
+        starts = np.append(starts, length - size)
+    return starts
+
+
+def padded_length(length: int, size: int, overlap: int, edge: str) -> int:
+    """Return the length of an axis of a view with its padding; the parameters as above."""
+    starts = window_starts(length, size, overlap, edge)
+    return max(length, int(starts.max(initial=0)) + size) if len(starts) else length
 
 
 def strips(view: NDArray[Any]) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 import augment
 import patching
-from ctpatches.windows import window_starts
+from ctpatches.views import window_starts
 from patching import Block, Grid
 from pipeline.config import NORMALIZATIONS, Config
 from pipeline.dicom.header import read_slice
