@@ -280,5 +280,5 @@ def make_block(
         rows[here], cols[here] = (np.repeat(v[mask], config.orientations) for v in grid.windows)
         drawn = draw_orientations(len(grid), config.rot_augment, config.seed, identity, scale)
         codes[here] = drawn[mask].ravel()
-    size, times = config.patch_size, config.orientations
-    return Block(views, starts, size, times, scales, rows, cols, codes, affines[0], affines[1])
+    size = config.patch_size
+    return Block(views, starts, size, scales, rows, cols, codes, affines[0], affines[1])

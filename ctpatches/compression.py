@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.schema import PLUGIN
+
+try:
+    import hdf5plugin
+except ImportError:  # lz4 and zstd need it
+    hdf5plugin = None  # type: ignore[assignment]
 
 #: The most patches, and bytes of patches, that HDF5 compresses at once.
 MAX_ROWS, MAX_BYTES = 64, 1 << 20
@@ -26,8 +29,6 @@ def filter_options(compression: Any) -> dict[str, Any]:
     """Return the filters of a compression as arguments of `h5py.Group.create_dataset`."""
     if compression == "gzip":
         return {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-    import hdf5plugin
-
     return dict(hdf5plugin.Bitshuffle(cname=compression))
 
 
@@ -36,10 +37,7 @@ def missing_filter(layout: h5py.h5p.PropDCID) -> str:
     for number in range(layout.get_nfilters()):
         code = layout.get_filter(number)[0]
         if not h5py.h5z.filter_avail(code):
-            with contextlib.suppress(ImportError):
-                importlib.import_module(PLUGIN)
-            if not h5py.h5z.filter_avail(code):
-                return f"compressed by HDF5's filter {code}; to read it: pip install {PLUGIN}"
+            return f"compressed by HDF5's filter {code}; to read it: pip install {PLUGIN}"
     return ""
 
 
@@ -74,10 +72,9 @@ def decompressor(compression: str) -> Any:
     It takes half the time of reading through HDF5. Of gzip, decompressing itself takes the time.
     """
     try:
-        plugin = importlib.import_module(PLUGIN)
-        (library,) = Path(plugin.PLUGIN_PATH).glob("libh5bshuf.*")
+        (library,) = Path(hdf5plugin.PLUGIN_PATH).glob("libh5bshuf.*")
         function = getattr(ctypes.CDLL(str(library)), f"bshuf_decompress_{compression}")
-    except (ImportError, OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return None
     function.restype = ctypes.c_int64
     sizes = [ctypes.c_size_t] * 3  # pixels, bytes of each, and of a block: 0 for the default

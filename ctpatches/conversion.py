@@ -300,11 +300,11 @@ def _block(pixels: _Pixels, store: str, views: Table) -> Block:
     starts = np.append(0, np.cumsum(counts)).tolist()
     block: Block
     if file.store == "patches":
-        block = _StoredPatches({}, starts, file.patch_size, 1, **windows, read=pixels.patches)
+        block = _StoredPatches({}, starts, file.patch_size, **windows, read=pixels.patches)
         if store == "views":
             block.views.update({role: pixels.assembled(role, block, sizes) for role in ROLES})
     else:
         places = list(zip(views["offset"].tolist(), sizes, strict=True))
         images = {role: [pixels.view(role, *place) for place in places] for role in ROLES}
-        block = Block(images, starts, file.patch_size, 1, **windows)
+        block = Block(images, starts, file.patch_size, **windows)
     return block

@@ -212,13 +212,11 @@ class ValidatedFile:
         ends = np.array([0, self.patches - 1])
         ends = self.shuffle.forward(ends) if self.shuffle else ends
         try:
-            found = {
-                role: [self[role].id.get_chunk_info_by_coord((row, 0, 0, 0))[2] for row in ends]
-                for role in ROLES
-            }
+            find = [self[role].id.get_chunk_info_by_coord for role in ROLES]
+            found = [[one((row, 0, 0, 0)).byte_offset for row in ends] for one in find]
             starts = [*self.blocks[0].tolist(), self.patches]
-            chunks = Chunks(sizes, starts, found["input"][0] or 0, self.shuffle)
-            valid = found == {role: chunks.places[role][ends].tolist() for role in ROLES}
+            chunks = Chunks(sizes, starts, found[0][0] or 0, self.shuffle)
+            valid = found == [chunks.places[role][ends].tolist() for role in ROLES]
         except (OSError, RuntimeError, ValueError, TypeError):  # not chunked, or a damaged index
             valid = False
         if not valid:
