@@ -154,7 +154,8 @@ def block_ranges(
 ) -> Iterator[tuple[int, int]]:
     """Yield first byte and length of every part of a block, in the order of its checksum."""
     if chunks:
-        yield chunks.block(index)
+        first, end = chunks.blocks[index : index + 2].tolist()
+        yield first, end - first
     for name, (first, size) in rows.items():
         start, stop = place[SCHEMA[name].row_of]
         if shuffle and SCHEMA[name].row_of == "patch":

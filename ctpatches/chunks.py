@@ -85,11 +85,6 @@ class Chunks:
         places, sizes = self.places[role][rows].tolist(), self.sizes[role][rows].tolist()
         return (os.pread(descriptor, *one) for one in zip(sizes, places, strict=True))
 
-    def block(self, index: int) -> tuple[int, int]:
-        """Return first byte and length of all chunks of a block."""
-        start, stop = self.blocks[index : index + 2].tolist()
-        return start, stop - start
-
 
 def root_of(writes: Sequence[tuple[int, bytes]], chunk: int) -> int:
     """Return where HDF5 has written the index whose only chunk is at that byte."""

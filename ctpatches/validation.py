@@ -6,28 +6,17 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Self, TypeAlias
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches import direct, structure, views
+from ctpatches import direct, schema, structure, views
 from ctpatches.chunks import Chunks
 from ctpatches.compression import decompress, decompressor
 from ctpatches.files import Invalid
 from ctpatches.permutation import Permutation
-from ctpatches.schema import (
-    CONSTANTS,
-    DTYPES,
-    MAX_IMAGE_SIDE,
-    ORIENTATIONS,
-    PATCH_COLUMNS,
-    ROLES,
-    VIEW_COLUMNS,
-    decoded,
-)
 
 Rows: TypeAlias = "int | slice | NDArray[np.int64]"
 File: TypeAlias = "structure.PathLike | h5py.File | ValidatedFile"
@@ -49,7 +38,7 @@ class ValidatedFile:
             self._check_header(complete)
             self._check_pairs()
             if self.store == "views":
-                columns = {name: self.values(f"views/{name}") for name in VIEW_COLUMNS}
+                columns = {name: self.values(f"views/{name}") for name in schema.VIEW_COLUMNS}
                 self.views = views.ViewTable(columns, self.shapes, self.scales)
                 if not self.views.valid or self.views.starts[-1] != self._sizes["pixel"]:
                     raise Invalid(self.path, "is damaged: the tables of views/ do not match")
@@ -79,14 +68,14 @@ class ValidatedFile:
             datasets = structure.checked_datasets(file, self.config, self.version)
             self._datasets, self._sizes = datasets
             # Only the default driver has a descriptor, and a writer may not have written yet.
-            usable = direct.POSSIBLE and file.driver == "sec2" and file.mode == "r"
+            usable = direct.POSSIBLE and (file.driver, file.mode) == ("sec2", "r")
             self.descriptor = file.id.get_vfd_handle() if usable else -1
         except (Invalid, ImportError, MemoryError):
             raise
         except Exception as error:  # HDF5 and h5py raise errors of many types for damaged bytes
             kind = type(error).__name__
             raise Invalid(self.path, f"is damaged: its header is not valid ({kind})") from error
-        self._pixel_type = np.dtype(DTYPES[self.config["dtype"]])
+        self._pixel_type = np.dtype(schema.DTYPES[self.config["dtype"]])
         #: What the file stores: one of `ctpatches.schema.STORES`.
         self.store: str = self.config["store"]
         self.compressed = self.config["compression"] != "none"
@@ -116,8 +105,9 @@ class ValidatedFile:
         #: Rows and columns of the slices, shape (2, pairs).
         self.shapes = np.stack([self.values(f"pair/{name}") for name in ("rows", "columns")])
         self.shapes = self.shapes.astype(np.int64)
-        if ((self.shapes < 1) | (self.shapes > MAX_IMAGE_SIDE)).any():
-            raise Invalid(self.path, f"has slices of sides beyond 1 to {MAX_IMAGE_SIDE} pixels")
+        side = schema.MAX_IMAGE_SIDE
+        if ((self.shapes < 1) | (self.shapes > side)).any():
+            raise Invalid(self.path, f"has slices of sides beyond 1 to {side} pixels")
 
     def __getitem__(self, name: str) -> h5py.Dataset:
         return self._datasets[name]
@@ -144,7 +134,7 @@ class ValidatedFile:
 
     def texts(self, name: str) -> list[str]:
         """Return all strings of a dataset."""
-        return list(map(decoded, self.values(name).tolist()))
+        return list(map(schema.decoded, self.values(name).tolist()))
 
     def images(
         self,
@@ -173,7 +163,7 @@ class ValidatedFile:
             windows = self.windows(rows) if windows is None else windows
             spans = self.views.spans(windows, size)
             images = views.cut(windows, size, stored_type, spans, self._pixels(name, spans))
-        return images.astype(DTYPES[dtype], copy=False)
+        return images.astype(schema.DTYPES[dtype], copy=False)
 
     def _pixels(self, name: str, spans: views.Spans) -> Iterator[Any]:
         """Yield the pixels of spans, each a buffer that is valid until the next one."""
@@ -203,7 +193,7 @@ class ValidatedFile:
         """
         if not self.compressed or self.descriptor < 0:
             return None
-        sizes = {role: self.values(f"patch/{role}_bytes") for role in ROLES}
+        sizes = {role: self.values(f"patch/{role}_bytes") for role in schema.ROLES}
         largest = max(int(column.max()) for column in sizes.values())
         limit = 2 * self._pixel_type.itemsize * self.patch_size**2 + MAX_OVERHEAD_BYTES
         if largest > limit:
@@ -212,11 +202,11 @@ class ValidatedFile:
         ends = np.array([0, self.patches - 1])
         ends = self.shuffle.forward(ends) if self.shuffle else ends
         try:
-            find = [self[role].id.get_chunk_info_by_coord for role in ROLES]
+            find = [self[role].id.get_chunk_info_by_coord for role in schema.ROLES]
             found = [[one((row, 0, 0, 0)).byte_offset for row in ends] for one in find]
             starts = [*self.blocks[0].tolist(), self.patches]
             chunks = Chunks(sizes, starts, found[0][0] or 0, self.shuffle)
-            valid = found == [chunks.places[role][ends].tolist() for role in ROLES]
+            valid = found == [chunks.places[role][ends].tolist() for role in schema.ROLES]
         except (OSError, RuntimeError, ValueError, TypeError):  # not chunked, or a damaged index
             valid = False
         if not valid:
@@ -234,17 +224,18 @@ class ValidatedFile:
     def constants(self) -> dict[str, NDArray[np.float64]]:
         """The `CONSTANTS` of every pair by role, shape (4, pairs)."""
         out = {}
-        for role in ROLES:
-            names = [f"pair/{role}_{name}" for name in CONSTANTS]
+        for role in schema.ROLES:
+            names = [f"pair/{role}_{name}" for name in schema.CONSTANTS]
             out[role] = np.stack([self.values(name) for name in names])
-            if not np.isfinite(out[role]).all() or not out[role][CONSTANTS.index("slope")].all():
+            _, _, slope, _ = out[role]
+            if not np.isfinite(out[role]).all() or not slope.all():
                 invalid = f"{', '.join(names)} hold NaN, infinity or a slope of 0"
                 raise Invalid(self.path, f"is damaged: {invalid}")
         return out
 
     def columns(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return rows of all `PATCH_COLUMNS`; each must be a window in a view of its pair."""
-        columns = {name: self.values(f"patch/{name}", rows) for name in PATCH_COLUMNS}
+        columns = {name: self.values(f"patch/{name}", rows) for name in schema.PATCH_COLUMNS}
         indices = self._indices(rows)
         pair = self.pair_of(indices)
         known = np.isin(columns["scale"], np.array(self.scales, np.float32))
@@ -252,7 +243,8 @@ class ValidatedFile:
         # With `--edge pad` windows reach past the view, but begin inside of it.
         inside = 1 if self.config["edge"] == "pad" else self.patch_size
         starts = np.stack([columns["row"], columns["col"]]).astype(np.int64)
-        valid = known & (columns["pair"] == pair) & (columns["orientation"] < len(ORIENTATIONS))
+        valid = known & (columns["pair"] == pair)
+        valid &= columns["orientation"] < len(schema.ORIENTATIONS)
         valid &= ((starts >= 0) & (starts + inside <= self.view_shape(pair, scale))).all(axis=0)
         if self.store == "views":
             valid &= self.views.hold(pair, scale, starts + self.patch_size)
@@ -285,7 +277,7 @@ class ValidatedFile:
 
     def slice_file(self, role: str, pair: int) -> str:
         """Return the path of a slice below the input folder of the run."""
-        name = decoded(self.values(f"pair/{role}_file", pair).item())
+        name = schema.decoded(self.values(f"pair/{role}_file", pair).item())
         if name.startswith("/") or ".." in name.split("/") or not name or "\0" in name:
             expected = "a path below an input folder"
             raise Invalid(self.path, f"names the slice {name!r}; expected: {expected}")
@@ -298,7 +290,7 @@ class ValidatedFile:
         return {"patch": (first, first + n), "pixel": (int(pixels[0]), int(pixels[1]))}
 
 
-def opened(file: File, complete: bool = True) -> AbstractContextManager[ValidatedFile]:
+def opened(file: File, complete: bool = True) -> contextlib.AbstractContextManager[ValidatedFile]:
     """Open a file and validate it; one that is open stays open."""
     if isinstance(file, ValidatedFile):
         return contextlib.nullcontext(file)

@@ -124,19 +124,14 @@ def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np
     if length < size:
         return np.empty(0, np.int64)
     if edge == "pad":
-        starts = np.arange(0, length, stride) - overlap
-        starts[0] = 0
-        return np.unique(np.maximum(starts, 0))
-    starts = np.arange(0, length - size + 1, stride)
-    if starts[-1] + size < length:
-        starts = np.append(starts, length - size)
-    return starts
+        return np.unique(np.maximum(np.arange(0, length, stride) - overlap, 0))
+    return np.unique(np.append(np.arange(0, length - size, stride), length - size))
 
 
 def padded_length(length: int, size: int, overlap: int, edge: str) -> int:
     """Return the length of an axis of a view with its padding; the parameters as above."""
     starts = window_starts(length, size, overlap, edge)
-    return max(length, int(starts.max(initial=0)) + size) if len(starts) else length
+    return max(length, int(starts[-1]) + size) if len(starts) else length
 
 
 def strips(view: NDArray[Any]) -> NDArray[Any]:
