@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import augment
 from ctpatches import blocks
-from ctpatches.windows import window_starts
+from ctpatches.views import window_starts
 from utils import AIR_HU, Image, generator
 
 if TYPE_CHECKING:
@@ -252,5 +252,4 @@ def make_block(
         rows[here], cols[here] = (np.repeat(v[mask], config.orientations) for v in grid.windows)
         drawn = draw_orientations(len(grid), config.rot_augment, config.seed, identity, scale)
         codes[here] = drawn[mask].ravel()
-    size, times = config.patch_size, config.orientations
-    return Block(views, starts, size, times, scales, rows, cols, codes)
+    return Block(views, starts, config.patch_size, scales, rows, cols, codes)

@@ -52,9 +52,8 @@ class Block:
     views: dict[str, list[NDArray[Any]]]
     #: The first patch of each of these views, and n.
     starts: list[int]
-    #: Pixels per side of a patch, and patches per window.
+    #: Pixels per side of a patch.
     size: int
-    times: int
     #: Of every patch, shape (n,): the scale of its view, the first row and column of its window
     #: there, and its orientation.
     scale: NDArray[np.float32]
@@ -68,9 +67,9 @@ class Block:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def pieces(self, max_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
-        """Yield pieces of at most `max_bytes`, but of at least one window, in order."""
-        many = max(1, max_bytes // (self.times * 4 * self.size**2)) * self.times
+    def pieces(self) -> Iterator[Piece]:
+        """Yield pieces of at most `PIECE_BYTES`, but of at least one patch, in order."""
+        many = max(1, PIECE_BYTES // (4 * self.size**2))
         for view, (begin, end) in enumerate(itertools.pairwise(self.starts)):
             for start in range(begin, end, many):
                 yield Piece(view, start, min(start + many, end))
@@ -82,15 +81,11 @@ class Block:
         # OpenCV moves pixels of float16 as those of int16.
         bits = np.dtype(np.int16) if view.itemsize == 2 else view.dtype
         view = view.view(bits)
-        windows = slice(piece.start, piece.stop, self.times)
-        codes = self.orientation[piece.start : piece.stop].reshape(-1, self.times)
-        patches = iter(out.view(bits))
-        for row, col, drawn in zip(
-            self.row[windows].tolist(), self.col[windows].tolist(), codes.tolist(), strict=True
-        ):
-            window = view[row : row + size, col : col + size]
-            for code in drawn:
-                self.orient(window, code, next(patches))
+        part = slice(piece.start, piece.stop)
+        rows, cols = self.row[part].tolist(), self.col[part].tolist()
+        codes = self.orientation[part].tolist()
+        for row, col, code, patch in zip(rows, cols, codes, out.view(bits), strict=True):
+            self.orient(view[row : row + size, col : col + size], code, patch)
         return out
 
     def write(
@@ -159,7 +154,8 @@ def block_ranges(
 ) -> Iterator[tuple[int, int]]:
     """Yield first byte and length of every part of a block, in the order of its checksum."""
     if chunks:
-        yield chunks.block(index)
+        first, end = chunks.blocks[index : index + 2].tolist()
+        yield first, end - first
     for name, (first, size) in rows.items():
         start, stop = place[SCHEMA[name].row_of]
         if shuffle and SCHEMA[name].row_of == "patch":

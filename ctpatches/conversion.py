@@ -41,8 +41,7 @@ from ctpatches.schema import (
 )
 from ctpatches.structure import PathLike
 from ctpatches.validation import ValidatedFile
-from ctpatches.views import from_strips
-from ctpatches.windows import padded_length
+from ctpatches.views import from_strips, padded_length
 
 #: Files of earlier format versions lack tables that cannot be made without the scans.
 OLDEST_VERSION = 3
@@ -301,11 +300,11 @@ def _block(pixels: _Pixels, store: str, views: Table) -> Block:
     starts = np.append(0, np.cumsum(counts)).tolist()
     block: Block
     if file.store == "patches":
-        block = _StoredPatches({}, starts, file.patch_size, 1, **windows, read=pixels.patches)
+        block = _StoredPatches({}, starts, file.patch_size, **windows, read=pixels.patches)
         if store == "views":
             block.views.update({role: pixels.assembled(role, block, sizes) for role in ROLES})
     else:
         places = list(zip(views["offset"].tolist(), sizes, strict=True))
         images = {role: [pixels.view(role, *place) for place in places] for role in ROLES}
-        block = Block(images, starts, file.patch_size, 1, **windows)
+        block = Block(images, starts, file.patch_size, **windows)
     return block

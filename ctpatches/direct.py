@@ -8,6 +8,7 @@ with a bus error where `preadv` raises.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ def read_rows(
             raise OSError(f"{path!r} ends before patch {row}: it was truncated")
 
 
+@functools.cache
 def fits_in_memory(size: int) -> bool:
     """Return whether so many bytes fit into the memory that this process may use.
 

@@ -19,20 +19,9 @@ def limits_of(dtype: str) -> Any:
 def cast(values: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], float]:
     """Return pixels as the type of a file, and the largest difference that this makes.
 
-    Parameters
-    ----------
-    values : ndarray of float32
-    dtype : str
-        A key of `ctpatches.schema.DTYPES`. Fractions become the nearest number, of two equally near
-        ones the even one.
+    Of two equally near numbers a fraction becomes the even one. ValueError is raised for a value
+    that, once rounded, does not fit; the message has the lowest or the highest.
 
-    Raises
-    ------
-    ValueError
-        A value, once rounded, does not fit; the message has the lowest or the highest.
-
-    Examples
-    --------
     >>> cast(np.array([-1024.0, 0.5, 1.5], np.float32), "int16")
     (array([-1024,     0,     2], dtype=int16), 0.5)
     """

@@ -19,25 +19,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches import schema
 from ctpatches.checksums import rest_digest
-from ctpatches.chunk_index import index_nodes, root_of
-from ctpatches.chunks import Chunks
+from ctpatches.chunks import Chunks, index_nodes, recorded_sizes, root_of
 from ctpatches.compression import filter_options
 from ctpatches.files import write_at
 from ctpatches.permutation import Permutation
-from ctpatches.schema import (
-    COPY,
-    DTYPES,
-    FORMAT,
-    ORIENTATIONS,
-    PIXELS,
-    REST,
-    REST_BYTES,
-    ROLES,
-    SCHEMA,
-    VERSION,
-    bulk_names,
-)
 
 #: A multiple of a page and of a disk block: pixels can be mapped, and pages are written whole.
 ALIGNMENT = 4096
@@ -46,7 +33,10 @@ END_OF_FILE = 40
 
 
 class RecordedFile(io.RawIOBase):
-    """A sparse file in memory: the writes in their order, and zeros between them."""
+    """A file of which the writes are kept, in their order.
+
+    HDF5 reads nothing back while it creates a header: that fits into its cache.
+    """
 
     def __init__(self) -> None:
         self.writes: list[tuple[int, bytes]] = []
@@ -67,16 +57,6 @@ class RecordedFile(io.RawIOBase):
         self.position += len(data)
         self.size = max(self.size, self.position)
         return len(data)
-
-    def readinto(self, buffer: Any) -> int:
-        first, stop = self.position, self.position + len(buffer)
-        buffer[:] = bytes(len(buffer))
-        for offset, data in self.writes:
-            part = data[max(first - offset, 0) : max(stop - offset, 0)]
-            place = max(offset - first, 0)
-            buffer[place : place + len(part)] = part
-        self.position = stop
-        return len(buffer)
 
 
 @dataclass(frozen=True)
@@ -110,7 +90,8 @@ class Header:
             write_at(descriptor, data, offset)
         size, extents = self.size, self.extents
         if self.roots and starts:
-            chunks = Chunks.recorded(descriptor, self.rows, starts, self.size, self.shuffle)
+            sizes = recorded_sizes(descriptor, self.rows, starts[-1])
+            chunks = Chunks(sizes, starts, self.size, self.shuffle)
             size = int(chunks.blocks[-1])
             extents = [(self.size, size), *extents]
             for role, root in self.roots.items():
@@ -131,20 +112,11 @@ def build_header(
     pixels: int,
     complete: bool,
 ) -> Header:
-    """Build the header of a file.
+    """Build the header of a file whose blocks have been written if it is `complete`.
 
-    Parameters
-    ----------
-    tables : mapping
-        All datasets that blocks are not written to, by name.
-    configuration : str
-        The options that determine the content, as JSON.
-    unit : {'hu', 'stored'}
-        Of the pixels before normalisation.
-    patches, pixels : int
-        Rows of the datasets with a row per patch, and per pixel of a view.
-    complete : bool
-        Whether the blocks have been written.
+    `tables` are all datasets that blocks are not written to, by name; `configuration` the options
+    that determine the content, as JSON; `unit` that of the pixels before normalisation. `patches`
+    and `pixels` are the rows of the datasets with a row per patch, and per pixel of a view.
     """
     config = json.loads(configuration)
     p = config["patch_size"]
@@ -154,28 +126,41 @@ def build_header(
     early.set_layout(h5py.h5d.CONTIGUOUS)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    compressed = config["compression"] != "none"
+    compressed, pixel_type = config["compression"] != "none", schema.DTYPES[config["dtype"]]
     memory = RecordedFile()
     rows, extents = {}, []
     interval = dict.fromkeys(("alignment_threshold", "alignment_interval"), ALIGNMENT)
     with h5py.File(memory, "w", **interval) as file:
         first_chunks = _create_compressed(file, shape, config) if compressed else {}
-        for name in [*bulk_names(config["store"], compressed), REST]:
-            field = SCHEMA[name]
-            n = {"patch": patches, "pixel": pixels, "byte": REST_BYTES}[field.row_of]
-            dtype = DTYPES.get(config["dtype"]) if field.dtype == PIXELS else field.dtype
+        for name in [*schema.bulk_names(config["store"], compressed), schema.REST]:
+            field = schema.SCHEMA[name]
+            n = {"patch": patches, "pixel": pixels, "byte": schema.REST_BYTES}[field.row_of]
+            dtype = pixel_type if field.dtype == schema.PIXELS else field.dtype
             dataset = file.create_dataset(name, shape if field.image else (n,), dtype, dcpl=early)
             first, size = int(dataset.id.get_offset()), dataset.dtype.itemsize * dataset.size
             extents.append((first, first + size))
-            if name != REST:
+            if name != schema.REST:
                 rows[name] = first, size // max(len(dataset), 1)
-        for name in (name for name in SCHEMA if name in tables):  # one order of the bytes
+        for name in (name for name in schema.SCHEMA if name in tables):  # one order of the bytes
             file.create_dataset(name, data=tables[name])
-        _write_attributes(file, config["seed"], configuration, unit, complete)
+        orientations = "; ".join(f"{i}: {name}" for i, name in enumerate(schema.ORIENTATIONS))
+        attributes = {
+            "format": schema.FORMAT,
+            "format_version": np.uint32(schema.VERSION),
+            "complete": np.uint8(complete),
+            "seed": np.int64(config["seed"]),
+            "unit": unit,
+            "configuration": configuration,
+            "orientations": orientations,
+        }
+        for name, value in attributes.items():
+            file.attrs[name] = value
+            if isinstance(value, str):  # of variable length; `ctpatches.structure` has the reason
+                file.attrs[name + schema.COPY] = np.bytes_(value.encode())
     roots = {role: root_of(memory.writes, chunk) for role, chunk in first_chunks.items()}
     shuffle = None
     if config["shuffle_patches"]:
-        shuffle = Permutation.drawn(patches, config["seed"], bytes(tables["pair/input_file"][0]))
+        shuffle = Permutation(patches, config["seed"], bytes(tables["pair/input_file"][0]))
     return Header(memory.size, rows, extents, memory.writes, shuffle, config["compression"], roots)
 
 
@@ -187,28 +172,10 @@ def _create_compressed(
     properties.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)  # the same in all versions of h5py
     options = {"chunks": (1, *shape[1:]), **filter_options(config["compression"])}
     out = {}
-    for role in ROLES:
+    for role in schema.ROLES:
         dataset = file.create_dataset(
-            role, shape, DTYPES[config["dtype"]], dcpl=properties.copy(), **options
+            role, shape, schema.DTYPES[config["dtype"]], dcpl=properties.copy(), **options
         )
         dataset.id.write_direct_chunk((0, 0, 0, 0), b"\0")  # which creates the index
         out[role] = dataset.id.get_chunk_info(0).byte_offset
     return out
-
-
-def _write_attributes(
-    file: h5py.File, seed: int, configuration: str, unit: str, complete: bool
-) -> None:
-    attributes = {
-        "format": FORMAT,
-        "format_version": np.uint32(VERSION),
-        "complete": np.uint8(complete),
-        "seed": np.int64(seed),
-        "unit": unit,
-        "configuration": configuration,
-        "orientations": "; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
-    }
-    for name, value in attributes.items():
-        file.attrs[name] = value
-        if isinstance(value, str):  # of variable length; `ctpatches.validation` has the reason
-            file.attrs[name + COPY] = np.bytes_(value.encode())

@@ -23,6 +23,8 @@ DIHEDRAL: tuple[Callable[[Pixels], Pixels], ...] = (
     lambda a: a.swapaxes(-2, -1),
     lambda a: a[..., ::-1, ::-1].swapaxes(-2, -1),
 )
+#: Indices into `DIHEDRAL` of what undoes each of the first six.
+INVERSE = (0, 3, 2, 1, 4, 5)
 
 
 def orient(image: Pixels, code: int, out: Pixels) -> Pixels:
@@ -58,4 +60,4 @@ def turned(images: Pixels, codes: NDArray[np.uint8]) -> Pixels:
 
 def upright(images: Pixels, codes: NDArray[np.uint8]) -> Pixels:
     """Return images, shape (n, p, p), as they were before `turned` with the same codes below 6."""
-    return turned(images, np.array([0, 3, 2, 1, 4, 5], np.uint8)[codes])
+    return turned(images, np.array(INVERSE, np.uint8)[codes])

@@ -7,8 +7,10 @@ arbitrary finite domains, 2002). It takes no memory, and any process knows the p
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,26 +23,11 @@ _Words = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Permutation:
-    """A permutation of 0 to n - 1, drawn by four keys of 64 bits.
-
-    Examples
-    --------
-    >>> shuffle = Permutation.drawn(1000, seed=0, name=b"A/quarter/1.dcm")
-    >>> rows = shuffle.forward(np.arange(1000))
-    >>> bool((np.sort(rows) == np.arange(1000)).all())
-    True
-    >>> bool((shuffle.inverse(rows) == np.arange(1000)).all())
-    True
-    """
+    """A permutation of 0 to n - 1: of the rows of a file, by seed and name of its first input."""
 
     n: int
-    keys: tuple[int, ...]
-
-    @classmethod
-    def drawn(cls, n: int, seed: int, name: bytes) -> Permutation:
-        """Return the permutation of a file with n patches, by seed and name of its first input."""
-        digest = hashlib.sha256(b"%d %b" % (seed, name)).digest()
-        return cls(n, tuple(np.frombuffer(digest, "<u8").tolist()))
+    seed: int
+    name: bytes
 
     def forward(self, index: NDArray[Any]) -> Indices:
         """Return the place of each of some numbers, shape (k,)."""
@@ -56,21 +43,25 @@ class Permutation:
             out[outside] = step(out[outside])
         return np.asarray(out, np.int64)
 
-    @property
+    @functools.cached_property
+    def _keys(self) -> tuple[int, ...]:  # four, of 64 bits
+        return struct.unpack("<4Q", hashlib.sha256(b"%d %b" % (self.seed, self.name)).digest())
+
+    @functools.cached_property
     def _side(self) -> np.uint64:  # the smallest number whose square is at least n
         return np.uint64(math.isqrt(max(self.n, 1) - 1) + 1)
 
     def _encrypt(self, index: _Words) -> _Words:
         side = self._side
         left, right = np.divmod(index, side)
-        for key in self.keys:
+        for key in self._keys:
             left, right = right, (left + _hash(right, key) % side) % side
         return left * side + right
 
     def _decrypt(self, index: _Words) -> _Words:
         side = self._side
         left, right = np.divmod(index, side)
-        for key in reversed(self.keys):
+        for key in reversed(self._keys):
             left, right = (right + side - _hash(left, key) % side) % side, left
         return left * side + right
 

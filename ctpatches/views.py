@@ -1,4 +1,4 @@
-"""The views that a file stores, and cutting patches from them."""
+"""Windows in views, the views that a file stores, and cutting patches from them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,37 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.orientations import DIHEDRAL
-from ctpatches.schema import MAX_IMAGE_SIDE, ORIENTATIONS
+from ctpatches.orientations import DIHEDRAL, INVERSE
+from ctpatches.schema import MAX_IMAGE_SIDE
 
 #: Columns of a strip. The windows of a view would otherwise be read with all columns of the view:
 #: of 512 columns, five times the bytes that a patch of 55 columns needs.
 STRIP = 128
-#: The view of a patch, row and column in it, and the orientation, in 8 bytes: so many fit into
+#: The view of a patch, row and column in it, and the orientation, in 9 bytes: so many fit into
 #: memory for millions of patches, where reading the columns of `patch/` at random would cost more
 #: than reading the pixels.
-Windows: TypeAlias = NDArray[np.uint64]
-#: Bits of an orientation, and of a row or column of a view.
-CODE_BITS, PLACE_BITS = 3, 14
+WINDOW = np.dtype([("view", "<u4"), ("row", "<u2"), ("col", "<u2"), ("orientation", "|u1")])
+#: An array of `WINDOW`.
+Windows: TypeAlias = NDArray[Any]
 
-# Row and column in a patch of 2 x 2 pixels of the first pixel of its window, of the pixel below and
-# of the one to the right of it; shape (orientations, 3, 2).
-_NUMBERED = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
-_PLACES = np.array(
-    [
-        [divmod(turn(_NUMBERED).ravel().tolist().index(pixel), 2) for pixel in (0, 2, 1)]
-        for turn in DIHEDRAL[: len(ORIENTATIONS)]
-    ]
-)
+
+class Spans(NamedTuple):
+    """Consecutive pixels of views: of every window those in one strip, and what is between them.
+
+    In one piece they are read faster than row by row, from the same pages of the file.
+    """
+
+    view: NDArray[np.int64]
+    #: Which window, in ascending order.
+    patch: NDArray[np.int64]
+    #: First pixel, and number of pixels.
+    first: NDArray[np.int64]
+    length: NDArray[np.int64]
+    #: Columns of the strip.
+    width: NDArray[np.int64]
+    #: First column in the window, and number of columns.
+    begin: NDArray[np.int64]
+    columns: NDArray[np.int64]
 
 
 class ViewTable:
@@ -62,38 +71,26 @@ class ViewTable:
         #: First pixel of the views of every pair; one more entry for the end.
         self.starts = offsets[np.searchsorted(columns["pair"], np.arange(pairs + 1))]
 
-    def _rows(self, pair: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the rows of this table for the views of pairs, whether it has them or not."""
-        return np.minimum(np.searchsorted(self._keys, _key(pair, scale)), len(self._keys) - 1)
-
     def hold(
         self, pair: NDArray[Any], scale: NDArray[Any], ends: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
         """Return whether views are stored and windows that end there, shape (2, n), within them."""
-        if not len(self._keys):
-            return np.zeros(len(pair), bool)
-        row = self._rows(pair, scale)
-        known = self._keys[row] == _key(pair, scale)
-        return np.asarray(known & (ends <= self.shapes[:, row]).all(axis=0))
+        keys, stored = _key(pair, scale), np.append(self._keys, -1)
+        row = np.searchsorted(self._keys, keys)
+        shapes = np.append(self.shapes, [[0], [0]], axis=1)
+        return np.asarray((stored[row] == keys) & (ends <= shapes[:, row]).all(axis=0))
 
     def windows(self, patches: dict[str, NDArray[Any]]) -> Windows:
-        """Return the windows of patches, from the columns of `patch/`."""
-        row = self._rows(patches["pair"], patches["scale"])
-        out = row.astype(np.uint64)
-        for values, bits in (
-            (patches["row"], PLACE_BITS),
-            (patches["col"], PLACE_BITS),
-            (patches["orientation"], CODE_BITS),
-        ):
-            out = out << np.uint64(bits) | values.astype(np.uint64)
+        """Return the windows of patches, from columns of `patch/` for which `hold` is true."""
+        out = np.empty(len(patches["pair"]), WINDOW)
+        out["view"] = np.searchsorted(self._keys, _key(patches["pair"], patches["scale"]))
+        for name in ("row", "col", "orientation"):
+            out[name] = patches[name]
         return out
 
     def spans(self, windows: Windows, size: int) -> Spans:
         """Return what has to be read for the patches of windows."""
-        numbers = windows.astype(np.int64) >> CODE_BITS
-        col = numbers & ((1 << PLACE_BITS) - 1)
-        row = numbers >> PLACE_BITS & ((1 << PLACE_BITS) - 1)
-        view = numbers >> 2 * PLACE_BITS
+        view, row, col = (windows[name].astype(np.int64) for name in ("view", "row", "col"))
         strips = (col + size - 1) // STRIP - col // STRIP + 1
         patch = np.repeat(np.arange(len(windows)), strips)
         nth = np.arange(len(patch)) - np.repeat(np.cumsum(strips) - strips, strips)
@@ -115,23 +112,26 @@ class ViewTable:
         return self.columns["offset"][view].astype(np.int64), self.shapes[:, view].prod(axis=0)
 
 
-class Spans(NamedTuple):
-    """Consecutive pixels of views: of every window those in one strip, and what is between them.
+def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np.int64]:
+    """Return where windows of `size` pixels begin along one axis of a view, ascending.
 
-    In one piece they are read faster than row by row, from the same pages of the file.
+    They `overlap` by so many pixels, ``0 <= overlap < size``. With the `edge` ``shift`` they begin
+    at multiples of the stride (size minus overlap), the last moved inward; with ``pad`` at 0 and at
+    k x stride - overlap for k = 1, 2, ... while k x stride < length. There are none if the view is
+    smaller than a patch.
     """
+    stride = size - overlap
+    if length < size:
+        return np.empty(0, np.int64)
+    if edge == "pad":
+        return np.unique(np.maximum(np.arange(0, length, stride) - overlap, 0))
+    return np.unique(np.append(np.arange(0, length - size, stride), length - size))
 
-    view: NDArray[np.int64]
-    #: Which window, in ascending order.
-    patch: NDArray[np.int64]
-    #: First pixel, and number of pixels.
-    first: NDArray[np.int64]
-    length: NDArray[np.int64]
-    #: Columns of the strip.
-    width: NDArray[np.int64]
-    #: First column in the window, and number of columns.
-    begin: NDArray[np.int64]
-    columns: NDArray[np.int64]
+
+def padded_length(length: int, size: int, overlap: int, edge: str) -> int:
+    """Return the length of an axis of a view with its padding; the parameters as above."""
+    starts = window_starts(length, size, overlap, edge)
+    return max(length, int(starts[-1]) + size) if len(starts) else length
 
 
 def strips(view: NDArray[Any]) -> NDArray[Any]:
@@ -164,22 +164,17 @@ def cut(
     windows: Windows, size: int, dtype: np.dtype[Any], spans: Spans, pixels: Iterable[Any]
 ) -> NDArray[Any]:
     """Return the patches of windows, shape (n, size, size), from a buffer per span."""
-    # A window is an array whose pixels lie in a patch: how far apart depends on the orientation.
-    place = _PLACES[(windows & np.uint64((1 << CODE_BITS) - 1)).astype(np.int64)]
-    corner, below, beside = (place * [size, 1]).sum(axis=2).T * dtype.itemsize
-    starts = (corner * (size - 1) + np.arange(len(windows)) * size**2 * dtype.itemsize)[spans.patch]
-    steps = np.stack([below - corner, beside - corner], 1)[spans.patch]
-    starts += spans.begin * steps[:, 1]
     out = np.empty((len(windows), size, size), dtype)
-    for start, step, width, columns, buffer in zip(
-        starts.tolist(),
-        steps.tolist(),
+    for patch, code, width, begin, columns, buffer in zip(
+        spans.patch.tolist(),
+        windows["orientation"][spans.patch].tolist(),
         (spans.width * dtype.itemsize).tolist(),
+        spans.begin.tolist(),
         spans.columns.tolist(),
         pixels,
         strict=True,
     ):
-        shape = size, columns
-        found = np.ndarray(shape, dtype, buffer, 0, (width, dtype.itemsize))
-        np.ndarray(shape, dtype, out, start, step)[:] = found
+        found = np.ndarray((size, columns), dtype, buffer, 0, (width, dtype.itemsize))
+        # In place: the patch, turned back, is the window.
+        DIHEDRAL[INVERSE[code]](out[patch])[:, begin : begin + columns] = found
     return out

@@ -39,7 +39,7 @@ from ctpatches import __main__ as command
 from ctpatches.checksums import verify
 from ctpatches.file import denormalise, overview, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
-from ctpatches.schema import ATTRIBUTES, SCHEMA
+from ctpatches.schema import ATTRIBUTES, COPY, SCHEMA
 from ctpatches.stitching import stitch
 from tests.editing import sign
 
@@ -158,6 +158,7 @@ def link(file: h5py.File, rng: random.Random) -> None:
 def change_attribute(file: h5py.File, rng: random.Random) -> None:
     name = rng.choice(list(ATTRIBUTES))
     del file.attrs[name]
+    file.attrs.pop(name + COPY, None)  # which readers prefer
     values = [np.bytes_(text) for text in (TEXTS, CONFIGURATIONS)[name == "configuration"]]
     change = rng.randrange(4)
     if change:

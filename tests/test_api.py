@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ctpatches.structure import open_file
+from ctpatches.structure import open_hdf5
 from pipeline import Config, Summary, make_patches
 from tests.conftest import Tree
 from tests.faults import argv
@@ -49,7 +49,7 @@ def test_the_sample_is_the_same_as_from_the_command_line_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
     assert (cwd / "api.h5").read_bytes() == (cwd / "shell.h5").read_bytes()
     assert contents(cwd / "sanity_check" / "api") == contents(cwd / "sanity_check" / "shell")
-    with open_file("api.h5") as file:
+    with open_hdf5("api.h5") as file:
         assert summary.patches == len(file["input"])
         assert summary.pairs == len(file["pair/patient"])
         assert summary.patients == len(set(file["pair/patient"][()]))

@@ -17,7 +17,7 @@ from ctpatches import __main__ as command
 from ctpatches.checksums import pixel_digest, verify
 from ctpatches.file import denormalise, provenance, read_patches
 from ctpatches.reader import PatchReader, patient_names
-from ctpatches.schema import PATCH_COLUMNS, ROLES, SCHEMA, VERSION
+from ctpatches.schema import COPY, PATCH_COLUMNS, ROLES, SCHEMA, VERSION
 from ctpatches.stitching import stitch
 from tests.editing import sign
 from tests.running import REPO, called, run
@@ -86,7 +86,12 @@ def fill(name: str, value: Any) -> Change:
 
 def attribute(name: str, value: Any) -> Change:
     """Set an attribute to a value of any type."""
-    return lambda file: file.attrs.create(name, value)
+
+    def change(file: h5py.File) -> None:
+        file.attrs.create(name, value)
+        file.attrs.pop(name + COPY, None)  # which readers prefer
+
+    return change
 
 
 def empty(file: h5py.File) -> None:

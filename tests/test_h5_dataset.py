@@ -22,7 +22,7 @@ from ctpatches import reader
 from ctpatches.file import denormalise, provenance
 from ctpatches.orientations import DIHEDRAL, draw_orientations
 from ctpatches.reader import PatchReader, patient_names
-from ctpatches.schema import REST, VERSION
+from ctpatches.schema import COPY, REST, VERSION
 from ctpatches.tensorflow import keras_sequence, tf_dataset
 from tests.conftest import Tree
 from tests.cutting import oriented
@@ -281,6 +281,7 @@ def change(file: Path, copy: Path, name: str, value: Any) -> Path:
     """Copy a file and change one of its attributes."""
     shutil.copy(file, copy)
     with h5py.File(copy, "r+") as opened:
+        opened.attrs.pop(name + COPY, None)  # which readers prefer
         if value is None:
             del opened.attrs[name]
         else:

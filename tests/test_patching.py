@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import patching
-from ctpatches.windows import window_starts
+from ctpatches.views import window_starts
 from patching import Block, Grid
 from pipeline.config import NORMALIZATIONS, Config
 from pipeline.dicom.header import read_slice
@@ -235,25 +235,22 @@ def test_views_smaller_than_a_patch_count_no_windows():
 @given(st.integers(5, 14), st.integers(5, 14), st.integers(1, 5), st.data())
 def test_a_patch_is_cut_and_then_turned_whatever_its_code(height, width, size, data):
     view = np.arange(height * width, dtype=np.float32).reshape(height, width)
-    n, times = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 3))
+    n = data.draw(st.integers(1, 8))
     rows = data.draw(arrays.arrays(np.int32, n, elements=st.integers(0, view.shape[0] - size)))
     cols = data.draw(arrays.arrays(np.int32, n, elements=st.integers(0, view.shape[1] - size)))
-    codes = data.draw(arrays.arrays(np.uint8, (n, times), elements=st.integers(0, 5)))
+    codes = data.draw(arrays.arrays(np.uint8, n, elements=st.integers(0, 5)))
     block = Block(
         views={"input": [view]},
-        starts=[0, n * times],
+        starts=[0, n],
         size=size,
-        times=times,
-        scale=np.ones(n * times, np.float32),
-        row=np.repeat(rows, times),
-        col=np.repeat(cols, times),
-        orientation=codes.ravel(),
+        scale=np.ones(n, np.float32),
+        row=rows,
+        col=cols,
+        orientation=codes,
     )
-    found = patches_of(block, "input").reshape(n, times, size, size)
-    for patches, row, col, kinds in zip(found, rows, cols, codes, strict=True):
+    for patch, row, col, code in zip(patches_of(block, "input"), rows, cols, codes, strict=True):
         window = view[row : row + size, col : col + size]
-        for patch, code in zip(patches, kinds, strict=True):
-            np.testing.assert_array_equal(patch, naive.TURNED[int(code)](window))
+        np.testing.assert_array_equal(patch, naive.TURNED[int(code)](window))
 
 
 # --- orientations of a view ------------------------------------------------------------------

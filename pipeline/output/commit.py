@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE, block_ranges
 from ctpatches.checksums import block_digest
-from ctpatches.chunks import Chunks
+from ctpatches.chunks import Chunks, recorded_sizes
 from ctpatches.file import abbreviated
 from ctpatches.files import Offset, named_errors, reserve, sync_folder, write_at
 from ctpatches.header import Header
@@ -82,7 +82,8 @@ class OutputFile:
             return
         rows, starts, shuffle, chunks = header.rows, self.plan.starts, header.shuffle, None
         if self.compressed:
-            chunks = Chunks.recorded(self.descriptor, rows, starts, header.size, shuffle)
+            sizes = recorded_sizes(self.descriptor, rows, self.plan.patches)
+            chunks = Chunks(sizes, starts, header.size, shuffle)
         for index, record in sorted(records.items()):
             place = self.plan.pairs[index].place
             ranges = block_ranges(rows, place, shuffle, chunks, index)
