@@ -58,7 +58,8 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import command_line
-from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.cohort.pairing import pair_slices
+from pipeline.cohort.patients import Patient
 from pipeline.config import Config
 from pipeline.dicom import compressed, fast_header, header, pixels
 from pipeline.model import Slice
@@ -293,7 +294,7 @@ def read_file(data: bytes, folder: Path) -> str:
     try:
         one = header.read_slice(str(folder), "slice.dcm")
         for twins in ([one], [one, one]):
-            pair_slices("P", twins, twins, PatientPairs())
+            pair_slices(Patient("P"), twins, twins)
         reached = "header"
         pixels.read_sample(str(folder), one)
         image = pixels.to_hu(pixels.read_pixels(str(folder), one), one)

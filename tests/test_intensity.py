@@ -28,7 +28,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline.cohort.patients import PatientFolders
 from pipeline.dicom.header import read_slice
 from pipeline.dicom.pixels import read_pixels, read_sample, sample_of, to_hu
 from tests import jpeg_lossless
@@ -482,8 +481,7 @@ def test_in_hu_two_scanners_are_one_data_set(tmp_path):
 def test_the_intensity_of_all_slices_is_read_for_each_file(tmp_path):
     root = two_scanners(tmp_path / "scans")
     found = [
-        find_pairs(str(root), PatientFolders(p, f"{p}/quarter_3mm", f"{p}/full_3mm")).pairs
-        for p in ("A", "B")
+        find_pairs(str(root), patient, "quarter_3mm", "full_3mm").pairs for patient in ("A", "B")
     ]
     assert [{(s.slope, s.intercept) for q in p for s in (q.input, q.target)} for p in found] == [
         {(1.0, -1024.0)},
