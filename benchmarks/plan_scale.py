@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from ctpatches.dicom.slice_file import Slice
 from pipeline import filling, plan
 from pipeline.cohort.pairing import pair_slices
 from pipeline.cohort.patients import Patient
 from pipeline.cohort.selection import Cohort, choose_pairs
 from pipeline.config import Config
-from pipeline.model import PairPlan, Plan, Slice
+from pipeline.model import PairPlan, Plan
 from pipeline.output import file_header
 from pipeline.survey import Survey, plan_pair
 

@@ -15,11 +15,11 @@ import numpy as np
 import patching
 from ctpatches.blocks import Place
 from ctpatches.checksums import pixel_digest
+from ctpatches.dicom import pixels
 from ctpatches.dtypes import cast
 from ctpatches.normalisation import normalised_air
 from pipeline import difference, prefetch
 from pipeline.config import Config
-from pipeline.dicom import pixels
 from pipeline.errors import naming
 from pipeline.model import Difference, Pair, PairPlan, Plan
 from pipeline.mpi.ranks import Ranks

@@ -19,10 +19,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ctpatches.dicom.header import read_slice
+from ctpatches.dicom.pixels import read_pixels, to_hu
 from pipeline.cohort.patients import Patient, find_patients
 from pipeline.config import Config
-from pipeline.dicom.header import read_slice
-from pipeline.dicom.pixels import read_pixels, to_hu
 from tests.running import Ended, called, contents
 from tests.scans import find_pairs, phantom, write_patient, write_slice
 from utils import CallError

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
 
+from ctpatches.dicom.slice_file import Slice
 from pipeline.cohort.pairing import pair_slices, tolerance_mm
 from pipeline.cohort.patients import Patient
-from pipeline.model import Pair, Slice
+from pipeline.model import Pair
 from tests.editing import edit, patch_set
 from tests.running import Ended, called
 from tests.scans import Made, find_pairs, phantom, write_patient, write_slice

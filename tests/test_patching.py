@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as arrays
 
 import augment
 import patching
+from ctpatches.dicom.header import read_slice
 from ctpatches.windows import window_starts
 from patching import Block, Grid
 from pipeline.config import NORMALIZATIONS, Config
-from pipeline.dicom.header import read_slice
 from pipeline.filling import PairTask, make_block
 from pipeline.model import Pair
 from pipeline.options import PATCH_OVERLAPS

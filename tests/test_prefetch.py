@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from ctpatches.dicom.header import read_slice
 from ctpatches.files import Offset
 from pipeline import prefetch, profile
-from pipeline.dicom.header import read_slice
 from pipeline.model import Pair
 from pipeline.mpi.ranks import Ranks
 from pipeline.output.blocks import BackgroundWriter

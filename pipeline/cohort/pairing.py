@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ctpatches.dicom.slice_file import BAD, Slice
 from pipeline.cohort.patients import INCOMPLETE, Patient
-from pipeline.dicom.slice_file import BAD
-from pipeline.model import LeftOut, Pair, Slice
+from pipeline.model import LeftOut, Pair
 
 #: Two values of a geometry tag are the same up to this.
 SAME_MM = 0.01

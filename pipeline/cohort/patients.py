@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from ctpatches.dicom.header import read_slice
+from ctpatches.dicom.slice_file import BAD, BadFile, Slice
 from pipeline.config import Config
-from pipeline.dicom.header import read_slice
-from pipeline.dicom.slice_file import BAD, BadFile
-from pipeline.model import LeftOut, Pair, Slice
+from pipeline.model import LeftOut, Pair
 from pipeline.profile import step
 from utils import CallError, did_you_mean, join_lines, printable, quoted
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
+from ctpatches.dicom.pixels import read_hu
 from ctpatches.file import Provenance, denormalise, provenances, read_patches
 from ctpatches.schema import ORIENTATIONS, ROLES
 from ctpatches.validation import ValidatedFile
 from patching import Grid, body_mask
 from pipeline.config import Config
-from pipeline.dicom.pixels import Reader
 from pipeline.model import Plan
 from pipeline.report import figures
 from pipeline.report.statistics import Facts
@@ -108,7 +108,7 @@ def coverage(
     chosen = spread([(plan.names[i].patient,) for i in drawn], config.sheets)
     for index in sorted(drawn[i] for i in chosen):
         columns = source.columns(source.rows_of(index))
-        image = Reader(config.input_folder).hu(plan.pairs[index].target)
+        image = read_hu(config.input_folder, plan.pairs[index].target)
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
         views = []
         for scale, others in zip(config.scales, plan.parts[index].other_masks(), strict=True):

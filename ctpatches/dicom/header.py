@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import os
 import struct
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pipeline.dicom import fast_header
-from pipeline.dicom.fast_header import (
+from ctpatches.dicom import fast_header
+from ctpatches.dicom.fast_header import (
     DEFLATED,
     EXPLICIT_BIG,
     EXPLICIT_LITTLE,
     IMPLICIT_LITTLE,
     NATIVE,
 )
-from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, opened, refusal, require, stamp_of
-from pipeline.model import Slice
-from utils import AIR_HU, quoted
+from ctpatches.dicom.slice_file import (
+    MAX_FILE_BYTES,
+    BadFile,
+    Slice,
+    opened,
+    parsing,
+    refusal,
+    require,
+    stamp_of,
+)
+from ctpatches.messages import quoted
+from ctpatches.normalisation import AIR_HU
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -78,33 +87,23 @@ def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
     """Read the header from the first bytes of a file: a damaged length cannot claim more memory."""
     if plain := fast_header.read(data):
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
-            return _slice_of(plain[0], file, EXPLICIT_LITTLE, data, plain[1], stamp)
+            one = slice_of(plain[0], file, EXPLICIT_LITTLE, stamp)
+            return _with_pixels(one, plain[0], EXPLICIT_LITTLE, data, plain[1])
 
-    from pipeline.dicom.compressed import read_header
+    from ctpatches.dicom.compressed import read_header
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset, syntax, offset = read_header(data)
-            return _slice_of(dataset, file, syntax, data, offset, stamp)
-    except BadFile:
-        raise
-    except Exception as error:  # whatever a parser meets in a damaged file
-        # Its words stay out: they may quote any tag, names among them.
-        raise BadFile(f"has a damaged header ({type(error).__name__})") from None
+    with parsing(file, "has a damaged header"):
+        dataset, syntax, offset = read_header(data)
+        one = slice_of(dataset, file, syntax, stamp)
+        return _with_pixels(one, dataset, syntax, data, offset)
 
 
-def _slice_of(
-    header: Header, file: str, syntax: str, data: bytes, offset: int, stamp: tuple[int, int, int]
+def slice_of(
+    header: Header, file: str, syntax: str, stamp: tuple[int, int, int] = (0, 0, 0)
 ) -> Slice:
-    """Turn a header, which ends at `offset`, into a `Slice`."""
+    """Turn a header into a `Slice` without the place of its pixels; refuse all but a CT image."""
     rows, columns, dtype, bits = _image(header, syntax)
     slope, intercept = _rescale(header)
-    pixel_bytes = rows * columns * dtype.itemsize
-    pixel_offset = _native_offset(syntax, data, offset, stamp[0], pixel_bytes)
-    swapped = syntax == EXPLICIT_BIG and dtype.itemsize == 1  # perhaps, see PS3.5 8.1.1
-    if swapped or "ExtendedOffsetTable" in header:  # no table is expected
-        pixel_offset = None
     position, in_plane, orientation = _geometry(header)
     instance = _number(header, "InstanceNumber")
     if instance is not None and not -(1 << 31) <= instance < 1 << 31:  # IS: 32 bits (PS3.5 6.2)
@@ -123,7 +122,7 @@ def _slice_of(
         instance=None if instance is None else int(instance),
         slope=slope,
         intercept=intercept,
-        pixel_offset=pixel_offset,
+        pixel_offset=None,
         dtype=dtype.str,
         bits_stored=bits,
         padding=_padding_range(header, syntax, dtype, slope, intercept),
@@ -182,8 +181,8 @@ def _rescale(header: Header) -> tuple[float, float]:
     return slope, intercept
 
 
-def _native_offset(syntax: str, data: bytes, offset: int, size: int, expected: int) -> int | None:
-    """Return where native pixels begin; None where pydicom has to read them.
+def _with_pixels(one: Slice, header: Header, syntax: str, data: bytes, offset: int) -> Slice:
+    """Add where native pixels begin, unless pydicom has to read them.
 
     That is in compressed files and in those of unusual structure. The header ends at `offset`, with
     tag, VR and length of Pixel Data (7FE0,0010).
@@ -195,16 +194,20 @@ def _native_offset(syntax: str, data: bytes, offset: int, size: int, expected: i
     there = (group, element) == (0x7FE0, 0x0010) or syntax == DEFLATED
     require(there, "no pixels: the file ends before them", "a CT slice with pixels")
     if syntax not in NATIVE:
-        from pipeline.dicom.compressed import check_decoder
+        from ctpatches.dicom.compressed import check_decoder
 
         check_decoder(syntax)
-        return None
-    rest = size - start
+        return one
+    dtype, rest = np.dtype(one.dtype), one.stamp[0] - start
+    expected = one.rows * one.columns * dtype.itemsize
     complete = length in (expected, expected + expected % 2) and rest >= expected
     require(complete, f"{min(length, rest)} bytes of pixels", expected)
     # Elements behind the pixels may repeat some of the header.
     usual = rest == length and (syntax == IMPLICIT_LITTLE or tail[4:6] in (b"OB", b"OW"))
-    return start if usual else None
+    swapped = syntax == EXPLICIT_BIG and dtype.itemsize == 1  # perhaps, see PS3.5 8.1.1
+    if not usual or swapped or "ExtendedOffsetTable" in header:  # no table is expected
+        return one
+    return dataclasses.replace(one, pixel_offset=start)
 
 
 def _geometry(header: Header) -> tuple[float | None, tuple[float, ...], tuple[float, ...]]:
