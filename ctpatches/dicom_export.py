@@ -111,7 +111,7 @@ def read_hu(path: str, shape: tuple[int, ...], position_mm: float = math.nan) ->
 
 def read_slice(path: str, position_mm: float) -> Dataset:
     """Return the header of a source slice, every element of it decoded."""
-    with opened("", path) as descriptor:
+    with opened("", path) as (descriptor, _):
         data = os.pread(descriptor, MAX_FILE_BYTES + 1, 0)
     with parsing(path, "has a damaged header"):
         require(len(data) <= MAX_FILE_BYTES, "is too large", f"at most {MAX_FILE_BYTES} bytes")
@@ -119,7 +119,7 @@ def read_slice(path: str, position_mm: float) -> Dataset:
         dataset, syntax, _ = read_header(data, tags=None)
         for _ in dataset.iterall():  # decodes every element, so that any byte order can be written
             pass
-        one = header.slice_of(dataset, path, syntax)
+        one = header.slice_of(dataset, syntax, path)
         for name in ("SOPClassUID", "SOPInstanceUID"):
             require(bool(dataset.get(name)), f"no {name}", "a CT slice, which has one")
     _check_position(one, position_mm)

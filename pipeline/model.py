@@ -13,6 +13,9 @@ from ctpatches.blocks import Place
 from ctpatches.dicom.slice_file import Slice
 from utils import Affine, printable
 
+#: Kinds of what cannot be used.
+BAD, UNPAIRED, INCOMPLETE = "bad file", "unpaired", "incomplete"
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -21,7 +24,7 @@ class LeftOut:
     patient: str
     files: tuple[str, ...]
     reason: str
-    kind: str  # 'bad file', 'unpaired' or 'incomplete'
+    kind: str  # BAD, UNPAIRED or INCOMPLETE
 
     def __str__(self) -> str:
         return f"{' and '.join(map(printable, self.files))}: {self.reason}"

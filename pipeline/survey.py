@@ -18,12 +18,12 @@ import augment
 import patching
 from ctpatches.checksums import pixel_digest
 from ctpatches.dicom.pixels import Reader, Sample
-from ctpatches.dicom.slice_file import BAD, BadFile
+from ctpatches.dicom.slice_file import BadFile
 from pipeline import prefetch
 from pipeline.cohort import anatomy
 from pipeline.cohort.selection import Cohort, SurveyTask
 from pipeline.config import Config
-from pipeline.model import LeftOut, PairPlan
+from pipeline.model import BAD, LeftOut, PairPlan
 from pipeline.mpi.ranks import Ranks
 from pipeline.profile import step
 from pipeline.progress import Progress

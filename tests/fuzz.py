@@ -322,8 +322,7 @@ def by_pydicom(data: bytes, one: Slice) -> tuple[Slice, NDArray[Any]]:
         pydicom.dcmread(stream, stop_before_pixels=True)
         dataset = pydicom.dcmread(io.BytesIO(data))
         at, syntax = stream.tell(), str(dataset.file_meta.TransferSyntaxUID)
-        expected = header.slice_of(dataset, one.file, syntax, one.stamp)
-        expected = header._with_pixels(expected, dataset, syntax, data, at)
+        expected = header._slice_in(dataset, syntax, at, one.file, data, one.stamp)
         plugins = pydicom_decoders.get_decoder(UID(syntax)).available_plugins
         plugin = next((name for name in compressed._DECODERS if name in plugins), "")
         dataset.pixel_array_options(decoding_plugin=plugin)

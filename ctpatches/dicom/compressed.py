@@ -22,7 +22,7 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import UID, RLELossless
 
 from ctpatches.dicom.fast_header import DEFLATED, NATIVE, TAGS
-from ctpatches.dicom.slice_file import MAX_FILE_BYTES, BadFile, Slice, parsing, refusal, require
+from ctpatches.dicom.slice_file import MAX_FILE_BYTES, BadFile, Slice, parsing, require
 from ctpatches.messages import printable
 
 #: RLE can grow 64-fold before its length is known.
@@ -46,7 +46,7 @@ def read_header(data: bytes, tags: list[str] | None = TAGS) -> tuple[Dataset, st
         check_inflated(data)
         dataset = dcmread(stream, stop_before_pixels=True, specific_tags=tags)
     except InvalidDicomError:
-        raise refusal("is not a DICOM file", "a CT slice") from None
+        raise BadFile("is not a DICOM file; expected: a CT slice") from None
     return dataset, UID(dataset.file_meta.get("TransferSyntaxUID", "")), stream.tell()
 
 
@@ -56,9 +56,9 @@ def check_decoder(syntax: str) -> None:
         available = get_decoder(UID(syntax)).is_available
     except NotImplementedError:
         available = False
-    if not available:
-        name = printable(UID(syntax).name[:64] if syntax else "missing")
-        raise refusal(f"transfer syntax {name}, which no decoder reads", "install requirements.txt")
+    name = printable(UID(syntax).name[:64] if syntax else "missing")
+    found = f"transfer syntax {name}, which no decoder reads"
+    require(available, found, "install requirements.txt")
 
 
 def check_inflated(data: bytes) -> None:
@@ -73,8 +73,8 @@ def check_inflated(data: bytes) -> None:
         return
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     zipped = data[stream.tell() :]
-    if len(inflater.decompress(zipped, MAX_FILE_BYTES + 1)) > MAX_FILE_BYTES:
-        raise refusal("the inflated data set exceeds the limit", f"at most {MAX_FILE_BYTES} bytes")
+    fits = len(inflater.decompress(zipped, MAX_FILE_BYTES + 1)) <= MAX_FILE_BYTES
+    require(fits, "the inflated data set exceeds the limit", f"at most {MAX_FILE_BYTES} bytes")
     if not inflater.eof or zipped.startswith(b"\0\0"):  # group 0000, which pydicom would skip
         raise ValueError("cut short")
 

@@ -7,13 +7,20 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ctpatches.files import Invalid, open_regular
 from ctpatches.messages import RunError, printable
 
-#: Kind of what `--bad-files` is about.
-BAD = "bad file"
 MAX_FILE_BYTES = 64 << 20
+
+#: Size, modification time and status change time (ctime) of a file, ns.
+#:
+#: The latter also reveals a rewritten file whose modification time was set back, as nothing can set
+#: it; new access rights or hard links change it, too, which seldom happens during a run. It comes
+#: from the file server, so all hosts see the same. The inode number is left out: some network file
+#: systems number files anew on every host or mount.
+Stamp: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,8 @@ class Slice:
     dtype: str  # of native stored values, such as '<u2'
     bits_stored: int
     padding: tuple[int, int] | None = None  # lowest, highest stored value (0028,0120), (0028,0121)
-    event: str = ""  # digest of the Irradiation Event UID (0008,3010); '' in a `Pair`
     persons: tuple[str, ...] = ()  # digests of what identifies the person; empty in a `Pair`
-    stamp: tuple[int, int, int] = (0, 0, 0)  # bytes, modification and status change time, ns
+    stamp: Stamp = (0, 0, 0)
     kernel: str = ""
     exposure_mas: float | None = None
     ctdi_mgy: float | None = None
@@ -54,22 +60,18 @@ class BadFile(RunError):
         return f"{printable(self.file)}: {self.reason}"
 
 
-def refusal(found: str, expected: object) -> BadFile:
-    return BadFile(f"{found}; expected: {expected}")
-
-
 def require(condition: bool, found: str, expected: object) -> None:
     if not condition:
-        raise refusal(found, expected)
+        raise BadFile(f"{found}; expected: {expected}")
 
 
 @contextlib.contextmanager
-def opened(root: str, file: str) -> Iterator[int]:
-    """Open a slice and yield its file descriptor; errors of the system become a `BadFile`."""
+def opened(root: str, file: str) -> Iterator[tuple[int, Stamp]]:
+    """Open a slice, yield its descriptor and stamp; errors of the system become a `BadFile`."""
     try:
         descriptor = open_regular(os.path.join(root, file))
         try:
-            yield descriptor
+            yield descriptor, _stamp_of(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -96,14 +98,7 @@ def parsing(file: str, problem: str) -> Iterator[None]:
         raise BadFile(f"{problem} ({type(error).__name__})", file) from None
 
 
-def stamp_of(descriptor: int) -> tuple[int, int, int]:
-    """Return size, modification time and status change time of an open file, ns.
-
-    The status change time (ctime) also reveals a rewritten file whose modification time was set
-    back, as nothing can set it; new access rights or hard links change it, too, which seldom
-    happens during a run. It comes from the file server, so all hosts see the same. The inode number
-    is left out: some network file systems number files anew on every host or mount.
-    """
+def _stamp_of(descriptor: int) -> Stamp:
     status = os.fstat(descriptor)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -114,11 +109,9 @@ def read_part(root: str, one: Slice, offset: int, size: int) -> bytes:
     Raises `RunError` if the file changed since its header was read: not a `BadFile`, which a run
     may leave out, as what was read before is wrong, too.
     """
-    with opened(root, one.file) as descriptor:
-        stamps = [stamp_of(descriptor)]
+    with opened(root, one.file) as (descriptor, stamp):
         data = os.pread(descriptor, size, offset)
-        stamps.append(stamp_of(descriptor))
-        if stamps != [one.stamp, one.stamp]:
+        if not stamp == one.stamp == _stamp_of(descriptor):
             raise RunError(
                 f"{printable(one.file)}: changed while it was being used: its size, modification "
                 "time or status change time is not what it was when its header was read; run again "

@@ -11,15 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ctpatches.dicom.slice_file import BAD, Slice
-from pipeline.cohort.patients import INCOMPLETE, Patient
-from pipeline.model import LeftOut, Pair
+from ctpatches.dicom.slice_file import Slice
+from pipeline.cohort.patients import Patient
+from pipeline.model import BAD, INCOMPLETE, UNPAIRED, LeftOut, Pair
 
 #: Two values of a geometry tag are the same up to this.
 SAME_MM = 0.01
 SAME_NUMBER = 1e-4
-#: Kind of what `--unpaired` is about.
-UNPAIRED = "unpaired"
 
 
 def pair_up(patient: Patient, headers: dict[str, Slice | str]) -> None:
@@ -103,7 +101,7 @@ def pair_slices(patient: Patient, inputs: Sequence[Slice], targets: Sequence[Sli
             leave_out(problem, *both)
         else:
             # The persons have been noted: the plan of a large set need not carry them.
-            slices = (replace(one, event="", persons=()) for one in both)
+            slices = (replace(one, persons=()) for one in both)
             patient.pairs.append(Pair(patient.name, *slices))
 
 
@@ -120,7 +118,8 @@ def mismatch(a: Slice, b: Slice) -> str:
         if len(one) != len(two) or any(abs(x - y) > near for x, y in zip(one, two, strict=True)):
             found = ["\\".join(f"{v:g}" for v in values) or "missing" for values in (one, two)]
             return f"no pair, {name} {found[0]} against {found[1]}"
-    if a.event and b.event and a.event != b.event:
+    marks = {mark for mark in (*a.persons, *b.persons) if mark.startswith("IrradiationEventUID ")}
+    if len(marks) > 1:
         # The values stay out: a UID of the study may identify the patient.
         return "no pair, IrradiationEventUID differs: they are of two acquisitions"
     return ""

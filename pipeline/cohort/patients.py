@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import itertools
 import os
@@ -12,14 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from ctpatches.dicom.header import read_slice
-from ctpatches.dicom.slice_file import BAD, BadFile, Slice
+from ctpatches.dicom.slice_file import BadFile, Slice
 from pipeline.config import Config
-from pipeline.model import LeftOut, Pair
+from pipeline.model import BAD, INCOMPLETE, LeftOut, Pair
 from pipeline.profile import step
 from utils import CallError, did_you_mean, join_lines, printable, quoted
-
-#: Kind of what `--incomplete` is about.
-INCOMPLETE = "incomplete"
 
 #: For each role: the dose, and patterns of folder names where no option names the folder.
 SERIES = {
@@ -72,8 +70,11 @@ def find_patients(config: Config) -> list[Patient]:
     try:
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
+            similar = ""
+            with contextlib.suppress(OSError, ValueError):
+                similar = did_you_mean(root.name, _list(root.parent)[0][:MAX_COMPARED])
             expected = "expected: a folder with one sub-folder per patient"
-            raise CallError(f"{option} {what}; {expected}{_similar_path(root)}")
+            raise CallError(f"{option} {what}; {expected}{similar}")
         patients, _ = _list(root)
     except OSError as error:
         raise CallError(f"cannot list {option}: {error.strerror}") from None
@@ -89,16 +90,14 @@ def find_patients(config: Config) -> list[Patient]:
             )
         if any(problem.kind == INCOMPLETE for one in found for problem in one.bad):
             option += " (to leave incomplete patients out: --incomplete skip)"
-        lines = (f"{_who(names)}: {problem}" for problem, names in problems.items())
+        lines = []
+        for problem, names in problems.items():
+            who = f"patient {quoted(names[0])}"
+            if len(names) > 1:  # a wrong pattern may be that of thousands
+                who = f"{len(names)} patients ({_some(names)})"
+            lines.append(f"{who}: {problem}")
         raise CallError(join_lines(option, lines))
     return found
-
-
-def _who(patients: Sequence[str]) -> str:
-    """Name the patients of one problem: a wrong pattern may be that of thousands."""
-    if len(patients) == 1:
-        return f"patient {quoted(patients[0])}"
-    return f"{len(patients)} patients ({_some(patients)})"
 
 
 def _patterns(config: Config, role: str) -> tuple[str, ...]:
@@ -115,17 +114,6 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
 
     _, folders, files = next(os.walk(folder, onerror=fail))
     return sorted(name for name in folders if not name.startswith((".", "__"))), sorted(files)
-
-
-def _similar_path(path: Path) -> str:
-    """Suggest folders beside one that does not exist."""
-    try:
-        with os.scandir(path.parent) as entries:
-            some = itertools.islice(entries, MAX_COMPARED)
-            names = sorted(entry.name for entry in some if entry.is_dir())
-    except (OSError, ValueError):
-        return ""
-    return did_you_mean(path.name, names)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -7,12 +7,12 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ctpatches.dicom.slice_file import BAD, Slice
+from ctpatches.dicom.slice_file import Slice
 from pipeline.cohort import patients
-from pipeline.cohort.pairing import UNPAIRED, pair_up
-from pipeline.cohort.patients import INCOMPLETE, Patient
+from pipeline.cohort.pairing import pair_up
+from pipeline.cohort.patients import Patient
 from pipeline.config import OPTIONS, Config
-from pipeline.model import LeftOut, Pair
+from pipeline.model import BAD, INCOMPLETE, UNPAIRED, LeftOut, Pair
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
 from pipeline.progress import Progress
