@@ -111,10 +111,10 @@ def read_hu(path: str, shape: tuple[int, ...], position_mm: float = math.nan) ->
 
 def read_slice(path: str, position_mm: float) -> Dataset:
     """Return the header of a source slice, every element of it decoded."""
-    with opened("", path) as (descriptor, _):
-        data = os.pread(descriptor, MAX_FILE_BYTES + 1, 0)
+    with opened("", path) as (descriptor, stamp):
+        require(stamp[0] <= MAX_FILE_BYTES, "is too large", f"at most {MAX_FILE_BYTES} bytes")
+        data = os.pread(descriptor, stamp[0], 0)
     with parsing(path, "has a damaged header"):
-        require(len(data) <= MAX_FILE_BYTES, "is too large", f"at most {MAX_FILE_BYTES} bytes")
         # From bytes in memory: whatever length a damaged file claims, no more is read.
         dataset, syntax, _ = read_header(data, tags=None)
         for _ in dataset.iterall():  # decodes every element, so that any byte order can be written
