@@ -23,11 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from ctpatches.dicom.slice_file import Slice
 from pipeline import plan
-from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.cohort.pairing import pair_slices
+from pipeline.cohort.patients import Patient
 from pipeline.cohort.selection import Cohort, choose_pairs
 from pipeline.config import Config
-from pipeline.model import Plan, Slice, Windows
+from pipeline.model import Plan, Windows
 from pipeline.output import file_header
 from pipeline.survey import Survey, plan_pair
 
@@ -59,21 +61,21 @@ def slice_of(patient: int, side: str, number: int) -> Slice:
     )
 
 
-def patient_pairs(patient: int, pairs: int) -> PatientPairs:
+def patient_pairs(patient: int, pairs: int) -> Patient:
     """Pair the made-up slices of a patient as the tool does."""
     sides = [[slice_of(patient, side, i) for i in range(pairs)] for side in ("quarter", "full")]
-    out = PatientPairs(persons={f"PatientID {patient}"})
-    pair_slices(f"patient_{patient:06d}", sides[0], sides[1], out)
+    out = Patient(f"patient_{patient:06d}", persons={f"PatientID {patient}"})
+    pair_slices(out, sides[0], sides[1])
     return out
 
 
-def find(pairs: int) -> dict[str, PatientPairs]:
+def find(pairs: int) -> list[Patient]:
     """Return what was found of as many patients as it takes."""
-    out = {}
-    for patient, first in enumerate(range(0, pairs, SLICES_A_PATIENT)):
-        count = min(SLICES_A_PATIENT, pairs - first)
-        out[f"patient_{patient:06d}"] = patient_pairs(patient, count)
-    return out
+    starts = range(0, pairs, SLICES_A_PATIENT)
+    return [
+        patient_pairs(patient, min(SLICES_A_PATIENT, pairs - first))
+        for patient, first in enumerate(starts)
+    ]
 
 
 def survey(cohort: Cohort) -> dict[int, Survey]:

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
+import os
 import re
-import zlib
 from typing import NamedTuple
 
 import numpy as np
-from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_dataset, read_preamble
-from pydicom.uid import RE_VALID_UID, DeflatedExplicitVRLittleEndian, generate_uid
+from pydicom import Dataset
+from pydicom.uid import RE_VALID_UID, generate_uid
 
-from ctpatches.files import atomic_write, open_regular
-from ctpatches.messages import CallError, RunError, errors_naming, printable, quoted
+from ctpatches.dicom import header, pixels
+from ctpatches.dicom.compressed import read_header
+from ctpatches.dicom.slice_file import MAX_FILE_BYTES, Slice, opened, parsing, require
+from ctpatches.files import atomic_write
+from ctpatches.messages import CallError, RunError, errors_naming, quoted
 from ctpatches.normalisation import AIR_HU
 from ctpatches.stitching import Image
 
-#: Limit for files, and for Deflated files when they are inflated.
-MAX_FILE_BYTES = 64 << 20
-#: No scanner writes a slope or an intercept beyond, nor a slope below its inverse.
-MAX_RESCALE = 1e9
-#: Elements that a source slice must have, with any value.
-REQUIRED = (
-    *("SOPClassUID", "SOPInstanceUID", "Rows", "Columns"),
-    *("BitsStored", "RescaleSlope", "RescaleIntercept"),
-)
-#: Values that other elements of it must have; None: the element is missing.
-PERMITTED: dict[str, tuple[object, ...]] = {
-    "Modality": ("CT",),
-    "ModalityLUTSequence": (None,),
-    "SamplesPerPixel": (1,),
-    "NumberOfFrames": (None, 1),
-    "PhotometricInterpretation": ("MONOCHROME1", "MONOCHROME2"),
-    "BitsAllocated": (8, 16),
-    "PixelRepresentation": (0, 1),
-}
 #: Elements that do not apply to new pixels: extremes, padding, icons, signatures.
 STALE = (
     *("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue"),
@@ -120,81 +101,37 @@ def write_dicom(
 
 def read_hu(path: str, shape: tuple[int, ...], position_mm: float = math.nan) -> Image:
     """Return the image of a source slice in HU, padding as air, as `main.py` reads it."""
-    source = read_slice(path, position_mm, pixels=True)
-    if (source.Rows, source.Columns) != shape:
-        found = f"{source.Rows} x {source.Columns} pixels"
+    one = header.read_slice("", path)
+    _check_position(one, position_mm)
+    if (one.rows, one.columns) != shape:
+        found = f"{one.rows} x {one.columns} pixels"
         raise RunError(f"{quoted(path)} has {found}; expected: {' x '.join(map(str, shape))}")
-    with errors_naming(path, "has pixels that cannot be decoded"):
-        stored = source.pixel_array
-    unused = 8 * stored.dtype.itemsize - source.BitsStored
-    stored = stored << unused >> unused  # without the bits above, and with the sign
-    slope, intercept = float(source.RescaleSlope), float(source.RescaleIntercept)
-    out = stored.astype(np.float32)
-    if (padding := source.get("PixelPaddingValue")) is not None:
-        # As the pixels: the tag may be read as signed where these are not, and the reverse.
-        ends = [int(padding), int(source.get("PixelPaddingRangeLimit", padding))]
-        low, high = sorted(np.array(ends).astype(stored.dtype))
-        out[(stored >= low) & (stored <= high)] = (AIR_HU - intercept) / slope
-    hu: Image = out * np.float32(slope) + np.float32(intercept)
-    return hu
+    return pixels.read_hu("", one)
 
 
-def read_slice(path: str, position_mm: float, pixels: bool = False) -> Dataset:
-    """Return a source slice, every element of it decoded; without `pixels` only its header."""
-    with errors_naming(path, "cannot be read"), open(open_regular(path), "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    with errors_naming(path, "has a damaged header"):
-        try:
-            if _inflated_bytes(data) > MAX_FILE_BYTES:
-                raise RunError(f"{quoted(path)} is larger than {MAX_FILE_BYTES} bytes")
-            # From bytes in memory: whatever length a damaged file claims, no more is read.
-            header = dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
-        except InvalidDicomError as error:
-            raise RunError(f"{quoted(path)} is not a DICOM file; expected: a CT slice") from error
-        for _ in header.iterall():  # decodes every element, so that any byte order can be written
+def read_slice(path: str, position_mm: float) -> Dataset:
+    """Return the header of a source slice, every element of it decoded."""
+    with opened("", path) as (descriptor, stamp):
+        require(stamp[0] <= MAX_FILE_BYTES, "is too large", f"at most {MAX_FILE_BYTES} bytes")
+        data = os.pread(descriptor, stamp[0], 0)
+    with parsing(path, "has a damaged header"):
+        # From bytes in memory: whatever length a damaged file claims, no more is read.
+        dataset, syntax, _ = read_header(data, tags=None)
+        for _ in dataset.iterall():  # decodes every element, so that any byte order can be written
             pass
-        if problem := _problem(header):
-            raise RunError(
-                f"{quoted(path)} has {problem}; expected: a CT slice of one frame, with 8 or 16 "
-                "bits per pixel and a rescale slope and intercept"
-            )
-        # The tolerance is that of input and target of a pair, see `pairing.tolerance_mm`.
-        position, thickness = header.get("ImagePositionPatient"), header.get("SliceThickness")
-        orientation = header.get("ImageOrientationPatient")
-        if position and orientation:
-            normal = np.cross(*np.array(orientation, float).reshape(2, 3))
-            found_mm = float(np.array(position, float) @ normal)
-            if abs(found_mm - position_mm) > max(0.01, 0.1 * float(thickness or 0)):
-                raise RunError(
-                    f"{quoted(path)} lies at {found_mm:g} mm, the pair at {position_mm:g} mm; "
-                    "expected: the slice that the patches were cut from"
-                )
-    return header
+        one = header.slice_of(dataset, syntax, path)
+        for name in ("SOPClassUID", "SOPInstanceUID"):
+            require(bool(dataset.get(name)), f"no {name}", "a CT slice, which has one")
+    _check_position(one, position_mm)
+    return dataset
 
 
-def _inflated_bytes(data: bytes) -> int:
-    """Return the size of a file, or of a Deflated data set up to one byte beyond the limit."""
-    if DeflatedExplicitVRLittleEndian.encode() in data:
-        stream = io.BytesIO(data)
-        read_preamble(stream, False)
-        meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-            return len(inflater.decompress(data[stream.tell() :], MAX_FILE_BYTES + 1))
-    return len(data)
-
-
-def _problem(header: Dataset) -> str:
-    """Return what prevents that new pixels replace those of a slice; "" if nothing does."""
-    for name in REQUIRED:
-        if header.get(name) in (None, ""):
-            return f"no {name}"
-    for name, values in PERMITTED.items():
-        if header.get(name) not in values:
-            return f"{name} {printable(header.get(name))[:16]}"
-    if not 1 <= header.BitsStored <= header.BitsAllocated:
-        return f"{header.BitsStored} of {header.BitsAllocated} bits stored"
-    slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
-    if not 1 / MAX_RESCALE <= abs(slope) <= MAX_RESCALE or not abs(intercept) <= MAX_RESCALE:
-        return f"RescaleSlope {slope:g}, RescaleIntercept {intercept:g}"
-    return ""
+def _check_position(one: Slice, position_mm: float) -> None:
+    """Refuse a slice that does not lie at that position, where both are known."""
+    # The tolerance is that of input and target of a pair, see `pairing.tolerance_mm`.
+    near = max(0.01, 0.1 * (one.thickness_mm or 0))
+    if one.position_mm is not None and abs(one.position_mm - position_mm) > near:
+        raise RunError(
+            f"{quoted(one.file)} lies at {one.position_mm:g} mm, the pair at {position_mm:g} mm; "
+            "expected: the slice that the patches were cut from"
+        )

@@ -12,12 +12,12 @@ import numpy as np
 
 import patching
 from ctpatches.checksums import pixel_digest
+from ctpatches.dicom import pixels
 from ctpatches.dtypes import cast
 from ctpatches.files import Write
 from ctpatches.normalisation import normalised_air
 from pipeline import difference, prefetch
 from pipeline.config import Config
-from pipeline.dicom import pixels
 from pipeline.errors import naming
 from pipeline.model import PairPlan
 from pipeline.mpi.ranks import Ranks

@@ -1,4 +1,4 @@
-"""The data of a run: slices, pairs and the plan; frozen, and small enough to send to every rank."""
+"""The data of a run: pairs and the plan; frozen, and small enough to send to every rank."""
 
 from __future__ import annotations
 
@@ -10,34 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.blocks import Place
+from ctpatches.dicom.slice_file import Slice
 from utils import Affine, printable
 
-
-@dataclass(frozen=True)
-class Slice:
-    """The header of one CT slice; no pixels."""
-
-    file: str  # path below the input folder, with / between its parts
-    rows: int
-    columns: int
-    position_mm: float | None  # along the slice normal, from Image Position (Patient) (0020,0032)
-    in_plane_mm: tuple[float, ...]  # the same along the row and the column direction
-    orientation: tuple[float, ...]  # six direction cosines (0020,0037)
-    spacing_mm: tuple[float, ...]  # Pixel Spacing (0028,0030): between rows, between columns
-    thickness_mm: float | None
-    instance: int | None  # Instance Number (0020,0013)
-    slope: float  # HU = slope * stored value + intercept (0028,1053), (0028,1052)
-    intercept: float
-    pixel_offset: int | None  # byte at which native pixels begin; None where they must be decoded
-    dtype: str  # of native stored values, such as '<u2'
-    bits_stored: int
-    padding: tuple[int, int] | None = None  # lowest, highest stored value (0028,0120), (0028,0121)
-    event: str = ""  # digest of the Irradiation Event UID (0008,3010); '' in a `Pair`
-    persons: tuple[str, ...] = ()  # digests of what identifies the person; empty in a `Pair`
-    stamp: tuple[int, int, int] = (0, 0, 0)  # bytes, modification and status change time, ns
-    kernel: str = ""
-    exposure_mas: float | None = None
-    ctdi_mgy: float | None = None
+#: Kinds of what cannot be used.
+BAD, UNPAIRED, INCOMPLETE = "bad file", "unpaired", "incomplete"
 
 
 @dataclass(frozen=True)
@@ -47,7 +24,7 @@ class LeftOut:
     patient: str
     files: tuple[str, ...]
     reason: str
-    kind: str  # 'bad file', 'unpaired' or 'incomplete'
+    kind: str  # BAD, UNPAIRED or INCOMPLETE
 
     def __str__(self) -> str:
         return f"{' and '.join(map(printable, self.files))}: {self.reason}"

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches.dicom.slice_file import Slice
 from ctpatches.file import rounding_text
 from ctpatches.validation import opened
-from pipeline.cohort.patients import INCOMPLETE
 from pipeline.cohort.selection import Cohort
 from pipeline.config import Config
-from pipeline.model import LeftOut, Plan, Slice
+from pipeline.model import INCOMPLETE, LeftOut, Plan
 from pipeline.output import paths
 from utils import SUBSETS, printable
 

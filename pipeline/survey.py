@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 import augment
 import patching
 from ctpatches.checksums import pixel_digest
+from ctpatches.dicom.pixels import Reader, Sample
+from ctpatches.dicom.slice_file import BadFile
 from pipeline import prefetch
 from pipeline.cohort import anatomy
 from pipeline.cohort.selection import Cohort, SurveyTask
 from pipeline.config import Config
-from pipeline.dicom.pixels import Reader, Sample
-from pipeline.dicom.slice_file import BAD, BadFile
-from pipeline.model import LeftOut, Windows
+from pipeline.model import BAD, LeftOut, Windows
 from pipeline.mpi.ranks import Ranks
 from pipeline.profile import step
 from pipeline.progress import Progress

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.checksums import pixel_digest
+from ctpatches.dicom.header import read_slice
+from ctpatches.dicom.pixels import read_hu
+from ctpatches.dicom.slice_file import BadFile
 from ctpatches.files import Invalid
 from ctpatches.stitching import ROLES
 from ctpatches.validation import ValidatedFile, opened
-from pipeline.dicom.header import read_slice
-from pipeline.dicom.pixels import Reader
-from pipeline.dicom.slice_file import BadFile
 from utils import RunError, quoted
 
 #: One per slice of a file, shape (pairs, roles).
@@ -75,4 +75,4 @@ def _missing(_: ValidatedFile, digests: Digests, root: str) -> dict[str, list[st
 
 
 def _digest(root: str, name: str) -> int:
-    return pixel_digest(Reader(root).hu(read_slice(root, name)))
+    return pixel_digest(read_hu(root, read_slice(root, name)))

@@ -35,8 +35,8 @@ EARLIER = b"weeks of work"
 #: The function that is broken for a step: module and name. Those of the tool's work on one pair.
 STEPS = {
     "finding": ("pipeline.cohort.patients", "read_headers"),
-    "planning": ("pipeline.dicom.pixels", "read_sample"),
-    "reading": ("pipeline.dicom.pixels", "read_pixels"),
+    "planning": ("ctpatches.dicom.pixels", "Reader.sample"),
+    "reading": ("ctpatches.dicom.pixels", "read_pixels"),
     "patching": ("patching", "make_block"),
     "writing": ("ctpatches.blocks", "Block.write"),
     "handing over": ("pipeline.mpi.ranks", "Ranks.send"),

@@ -57,11 +57,12 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ctpatches.dicom import compressed, fast_header, header, pixels
+from ctpatches.dicom.slice_file import Slice
 from pipeline import command_line
-from pipeline.cohort.pairing import PatientPairs, pair_slices
+from pipeline.cohort.pairing import pair_slices
+from pipeline.cohort.patients import Patient
 from pipeline.config import Config
-from pipeline.dicom import compressed, fast_header, header, pixels
-from pipeline.model import Slice
 from tests.jpeg_lossless import compress
 from tests.scans import phantom, write_slice
 from utils import ToolError
@@ -293,10 +294,9 @@ def read_file(data: bytes, folder: Path) -> str:
     try:
         one = header.read_slice(str(folder), "slice.dcm")
         for twins in ([one], [one, one]):
-            pair_slices("P", twins, twins, PatientPairs())
+            pair_slices(Patient("P"), twins, twins)
         reached = "header"
-        pixels.read_sample(str(folder), one)
-        image = pixels.to_hu(pixels.read_pixels(str(folder), one), one)
+        image = pixels.read_hu(str(folder), one)
     except ToolError as error:
         if len(str(error)) > 2000:
             raise ValueError("a message that nobody reads") from error
@@ -322,7 +322,7 @@ def by_pydicom(data: bytes, one: Slice) -> tuple[Slice, NDArray[Any]]:
         pydicom.dcmread(stream, stop_before_pixels=True)
         dataset = pydicom.dcmread(io.BytesIO(data))
         at, syntax = stream.tell(), str(dataset.file_meta.TransferSyntaxUID)
-        expected = header._slice_of(dataset, one.file, syntax, data, at, one.stamp)
+        expected = header._slice_in(dataset, syntax, at, one.file, data, one.stamp)
         plugins = pydicom_decoders.get_decoder(UID(syntax)).available_plugins
         plugin = next((name for name in compressed._DECODERS if name in plugins), "")
         dataset.pixel_array_options(decoding_plugin=plugin)

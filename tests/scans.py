@@ -20,8 +20,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from pipeline.cohort.pairing import PatientPairs
-from pipeline.cohort.patients import PatientFolders, list_series, pair_up, read_headers
+from pipeline.cohort.pairing import pair_up
+from pipeline.cohort.patients import Patient, find_patients, read_headers
+from pipeline.config import Config
 
 Stored = NDArray[Any]
 
@@ -176,7 +177,10 @@ def write_tree(root: Path, patients: Mapping[str, int] | None = None, **options:
     return made
 
 
-def find_pairs(root: str, folders: PatientFolders) -> PatientPairs:
-    """Read the headers of a patient's slices, all at once, and pair them."""
-    listing = list_series(root, folders)
-    return pair_up(listing, [read_headers(root, part)[1] for part in listing.parts])
+def find_pairs(root: str, name: str, low: str, full: str) -> Patient:
+    """Read the headers of a patient's slices in these two folders, and pair them."""
+    config = Config(root, input_gen_folder=low, target_gen_folder=full)
+    (patient,) = [one for one in find_patients(config) if one.name == name]
+    files = [file for series in patient.files.values() for file in series]
+    pair_up(patient, read_headers(root, files))
+    return patient

@@ -19,10 +19,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline.cohort.patients import PatientFolders, find_patients
+from ctpatches.dicom.header import read_slice
+from ctpatches.dicom.pixels import read_pixels, to_hu
+from pipeline.cohort.patients import Patient, find_patients
 from pipeline.config import Config
-from pipeline.dicom.header import read_slice
-from pipeline.dicom.pixels import read_pixels, to_hu
 from tests.running import Ended, called, contents
 from tests.scans import find_pairs, phantom, write_patient, write_slice
 from utils import CallError
@@ -30,7 +30,7 @@ from utils import CallError
 # --- folders ---------------------------------------------------------------------------------
 
 
-def folders_of(root: Path, *folders: str, **options: Any) -> list[PatientFolders]:
+def folders_of(root: Path, *folders: str, **options: Any) -> list[Patient]:
     for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
     return find_patients(Config(str(root), **options))
@@ -47,21 +47,21 @@ def folders_of(root: Path, *folders: str, **options: Any) -> list[PatientFolders
     ],
 )
 def test_folders_are_found_by_how_their_names_begin(tmp_path, low, full):
-    found = folders_of(tmp_path, f"P1/{low}", f"P1/{full}", "P1/notes")
-    assert found == [PatientFolders("P1", f"P1/{low}", f"P1/{full}")]
+    (found,) = folders_of(tmp_path, f"P1/{low}", f"P1/{full}", "P1/notes")
+    assert found.folders == {"input": f"P1/{low}", "target": f"P1/{full}"}
 
 
 def test_tcia_folders_lie_below_a_folder_for_the_date(tmp_path):
     date = "C002/12-23-2021-NA-NA-1"
     low, full = f"{date}/1.000000-Low Dose Images-1", f"{date}/1.000000-Full Dose Images-2"
-    found = folders_of(tmp_path, low, full)
-    assert found == [PatientFolders("C002", low, full)]
+    (found,) = folders_of(tmp_path, low, full)
+    assert (found.name, found.folders) == ("C002", {"input": low, "target": full})
 
 
 def test_tcia_projections_beside_the_images_are_named_apart_by_the_option(tmp_path):
     date = "C002/12-23-2021-NA-NA-1"
     low, full = f"{date}/1.000000-Low Dose Images-1", f"{date}/1.000000-Full Dose Images-2"
-    found = folders_of(
+    (found,) = folders_of(
         tmp_path,
         low,
         full,
@@ -70,31 +70,31 @@ def test_tcia_projections_beside_the_images_are_named_apart_by_the_option(tmp_pa
         input_gen_folder="low dose images*",
         target_gen_folder="full dose images*",
     )
-    assert found == [PatientFolders("C002", low, full)]
+    assert (found.name, found.folders) == ("C002", {"input": low, "target": full})
 
 
 @pytest.mark.parametrize("pattern", ["full_1mm", "FULL_1MM", "*_1mm", "F*1*", "full_[12]mm"])
 def test_a_name_or_a_pattern_chooses_a_folder_whatever_its_case(tmp_path, pattern):
-    found = folders_of(
+    (found,) = folders_of(
         tmp_path, "P1/quarter", "P1/Full_1mm", "P1/full_3mm", target_gen_folder=pattern
     )
-    assert found == [PatientFolders("P1", "P1/quarter", "P1/Full_1mm")]
+    assert found.folders == {"input": "P1/quarter", "target": "P1/Full_1mm"}
 
 
 def test_patients_come_in_the_order_of_their_names(tmp_path):
     folders = [f"{patient}/{side}" for patient in ("b", "C", "a") for side in ("low", "full")]
-    assert [f.patient for f in folders_of(tmp_path, *folders)] == ["C", "a", "b"]
+    assert [f.name for f in folders_of(tmp_path, *folders)] == ["C", "a", "b"]
 
 
 @pytest.mark.parametrize("hidden", [".git", "__MACOSX", "__pycache__"])
 def test_hidden_folders_are_no_patients(tmp_path, hidden):
     found = folders_of(tmp_path, "P1/low", "P1/full", f"{hidden}/x")
-    assert [f.patient for f in found] == ["P1"]
+    assert [f.name for f in found] == ["P1"]
 
 
 def test_files_beside_the_patients_are_no_patients(tmp_path):
     (tmp_path / "README.md").write_text("scans")
-    assert [f.patient for f in folders_of(tmp_path, "P1/low", "P1/full")] == ["P1"]
+    assert [f.name for f in folders_of(tmp_path, "P1/low", "P1/full")] == ["P1"]
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,7 @@ def test_the_position_is_along_the_normal_of_a_tilted_slice(tmp_path):
 
 
 def paired(root: Path, folders: str = "quarter_3mm full_3mm") -> list[tuple[str, str]]:
-    low, full = folders.split()
-    found = find_pairs(str(root), PatientFolders("P1", f"P1/{low}", f"P1/{full}"))
+    found = find_pairs(str(root), "P1", *folders.split())
     assert (found.bad, found.unpaired) == ([], [])
     return [(pair.input.file, pair.target.file) for pair in found.pairs]
 
@@ -259,7 +258,7 @@ def test_positions_may_differ_by_a_tenth_of_the_spacing(tmp_path, off, pairs):
     for number in range(3):
         write_slice(tmp_path / f"P1/low/{number}", image, z=3.0 * number + off)
         write_slice(tmp_path / f"P1/full/{number}", image, z=3.0 * number)
-    found = find_pairs(str(tmp_path), PatientFolders("P1", "P1/low", "P1/full"))
+    found = find_pairs(str(tmp_path), "P1", "low", "full")
     assert len(found.pairs) == pairs
 
 
@@ -284,7 +283,7 @@ def test_stray_files_are_counted_and_left_alone(tmp_path):
     made = write_patient(tmp_path, "P1", 2)
     for name in STRAYS:
         (tmp_path / "P1/full_3mm" / name).write_bytes(b"no slice")
-    found = find_pairs(str(tmp_path), PatientFolders("P1", "P1/quarter_3mm", "P1/full_3mm"))
+    found = find_pairs(str(tmp_path), "P1", "quarter_3mm", "full_3mm")
     assert (found.bad, found.unpaired) == ([], [])
     assert found.strays == len(STRAYS)
     assert len(found.pairs) == len(made)

@@ -17,12 +17,12 @@ import xxhash
 
 from ctpatches import files
 from ctpatches.checksums import pixel_digest
+from ctpatches.dicom.pixels import read_pixels
 from ctpatches.header import RecordedFile
 from ctpatches.schema import VERSION
 from patching import Block
 from pipeline.cohort.selection import find
 from pipeline.config import Config
-from pipeline.dicom.pixels import read_pixels
 from pipeline.filling import make_block
 from pipeline.model import Difference, Plan
 from pipeline.mpi.ranks import Ranks

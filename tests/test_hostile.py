@@ -28,8 +28,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ctpatches.dicom import header, pixels
 from pipeline import command_line
-from pipeline.dicom import header, pixels
 from pipeline.report import figures
 from tests.faults import EARLIER, argv, command, kept, left, one_error
 from tests.jpeg_lossless import compress

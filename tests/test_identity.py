@@ -23,9 +23,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ctpatches.dicom.header import read_slice
+from ctpatches.dicom.pixels import read_pixels
 from ctpatches.file import provenance
-from pipeline.dicom.header import read_slice
-from pipeline.dicom.pixels import read_pixels
 from tests.editing import edit, flip, swap
 from tests.running import Ended, called, serial
 from tests.scans import phantom, write_patient, write_slice

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
 
-from pipeline.cohort.pairing import PatientPairs, pair_slices, tolerance_mm
-from pipeline.cohort.patients import PatientFolders
-from pipeline.model import Pair, Slice
+from ctpatches.dicom.slice_file import Slice
+from pipeline.cohort.pairing import pair_slices, tolerance_mm
+from pipeline.cohort.patients import Patient
+from pipeline.model import Pair
 from tests.editing import edit, patch_set
 from tests.running import Ended, called
 from tests.scans import Made, find_pairs, phantom, write_patient, write_slice
@@ -29,10 +30,9 @@ def run(root: Path, *options: str) -> Ended:
     return called(root.parent, "--input-folder", root, *FORM, *options)
 
 
-def paired(root: Path) -> PatientPairs:
+def paired(root: Path) -> Patient:
     """Return what the pairing makes of patient A."""
-    folders = PatientFolders("A", "A/quarter_3mm", "A/full_3mm")
-    return find_pairs(str(root), folders)
+    return find_pairs(str(root), "A", "quarter_3mm", "full_3mm")
 
 
 def files(pairs: Iterable[Pair | Made]) -> list[tuple[str, str]]:
@@ -356,12 +356,12 @@ def test_any_two_series_pair_where_and_only_where_positions_meet(inputs, targets
         return 3 * at + float(rng.uniform(-0.1, 0.1))
 
     rng.shuffle(inputs)
-    out = PatientPairs()
+    out = Patient("A")
     sides = [
         [slice_at(f"{side}{at}", shaken(at)) for at in places]
         for side, places in (("i", inputs), ("t", targets))
     ]
-    pair_slices("A", sides[0], sides[1], out)
+    pair_slices(out, sides[0], sides[1])
     both = sorted(set(inputs) & set(targets))
     assert [(p.input.file, p.target.file) for p in out.pairs] == [(f"i{z}", f"t{z}") for z in both]
     lone = {f"i{z}" for z in set(inputs) - set(targets)}

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import patching
+from ctpatches.dicom.header import read_slice
 from ctpatches.views import window_starts
 from patching import Block, Grid
 from pipeline.config import NORMALIZATIONS, Config
-from pipeline.dicom.header import read_slice
 from pipeline.filling import make_block
 from pipeline.model import Names, Pair, PairPlan
 from pipeline.options import PATCH_OVERLAPS

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from ctpatches.dicom.header import read_slice
 from pipeline import prefetch, profile
-from pipeline.dicom.header import read_slice
 from pipeline.model import Pair
 from pipeline.mpi.ranks import Ranks
 from tests.scans import phantom, write_slice

@@ -442,12 +442,15 @@ def test_a_wrong_shape_text_or_source_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
-        ({"Modality": "MR"}, "has Modality MR; expected: a CT slice of one frame"),
-        ({"NumberOfFrames": 2}, "has NumberOfFrames 2"),
-        ({"PhotometricInterpretation": "RGB"}, "has PhotometricInterpretation RGB"),
-        ({"BitsStored": 17}, "has 17 of 16 bits stored"),
-        ({"RescaleSlope": None}, "has no RescaleSlope"),
-        ({"RescaleSlope": 0}, "has RescaleSlope 0, RescaleIntercept -1024"),
+        ({"Modality": "MR"}, r"s.dcm: Modality 'MR'; expected: CT"),
+        ({"NumberOfFrames": 2}, "2 frames; expected: one slice per file"),
+        (
+            {"PhotometricInterpretation": "RGB"},
+            "Interpretation 'RGB'; expected: MONOCHROME2",
+        ),
+        ({"BitsStored": 17}, "17 of 16 bits stored; expected: at most 16"),
+        ({"RescaleSlope": None}, "no RescaleSlope or RescaleIntercept; expected: both"),
+        ({"RescaleSlope": 0}, "RescaleSlope 0; expected: any other"),
         ({"RescaleSlope": [1, 2]}, r"has a damaged header \(TypeError\)"),
     ],
 )

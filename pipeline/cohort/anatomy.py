@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dicom.pixels import Sample
-from pipeline.model import Pair, Slice
+from ctpatches.dicom.pixels import Sample
+from ctpatches.dicom.slice_file import Slice
+from pipeline.model import Pair
 from utils import printable
 
 #: Inputs that are compared with all targets of their patient at once, to bound the memory.

@@ -7,32 +7,36 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
-from pipeline.model import LeftOut, Pair, Slice
+from ctpatches.dicom.slice_file import Slice
+from pipeline.cohort.patients import Patient
+from pipeline.model import BAD, INCOMPLETE, UNPAIRED, LeftOut, Pair
 
 #: Two values of a geometry tag are the same up to this.
 SAME_MM = 0.01
 SAME_NUMBER = 1e-4
-#: Kind of what `--unpaired` is about.
-UNPAIRED = "unpaired"
 
 
-@dataclass
-class PatientPairs:
-    """The pairs of one patient, ordered by position, and its files without one."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    #: Files that are not slices.
-    strays: int = 0
-    #: Whether the slices paired by Instance Number, as they have no positions.
-    by_instance: bool = False
-    bad: list[LeftOut] = field(default_factory=list)
-    unpaired: list[LeftOut] = field(default_factory=list)
-    #: Digests of what identifies the person scanned, each after the name of its tag.
-    persons: set[str] = field(default_factory=set)
+def pair_up(patient: Patient, headers: dict[str, Slice | str]) -> None:
+    """Pair the slices of a patient; their headers, by file, are removed to free the memory."""
+    series: dict[str, list[Slice]] = {role: [] for role in patient.folders}
+    for role, files in patient.files.items():
+        for file in files:
+            header = headers.pop(file)
+            if isinstance(header, Slice):
+                series[role].append(header)
+                patient.persons.update(header.persons)
+            else:
+                patient.bad.append(LeftOut(patient.name, (file,), header, BAD))
+    for role, folder in patient.folders.items():
+        if not series[role] and not any(one.files[0].startswith(folder) for one in patient.bad):
+            reason = "holds no CT slice; expected: one DICOM file per slice"
+            patient.bad.append(LeftOut(patient.name, (folder,), reason, INCOMPLETE))
+    if all(one.kind != INCOMPLETE for one in patient.bad):
+        pair_slices(patient, series["input"], series["target"])
 
 
 def tolerance_mm(slices: Sequence[Slice]) -> float:
@@ -48,26 +52,24 @@ def tolerance_mm(slices: Sequence[Slice]) -> float:
     return max(SAME_MM, 0.1 * float(spacing))
 
 
-def pair_slices(
-    patient: str, inputs: Sequence[Slice], targets: Sequence[Slice], out: PatientPairs
-) -> None:
-    """Pair the slices of two series by position along the slice normal; add to `out`.
+def pair_slices(patient: Patient, inputs: Sequence[Slice], targets: Sequence[Slice]) -> None:
+    """Pair the slices of the two series of a patient by position along the slice normal.
 
     Series without positions pair by Instance Number, if all slices have one and it is unique.
     """
 
     def leave_out(reason: str, *slices: Slice) -> None:
         files = tuple(one.file for one in slices)
-        out.unpaired.append(LeftOut(patient, files, reason, UNPAIRED))
+        patient.unpaired.append(LeftOut(patient.name, files, reason, UNPAIRED))
 
     def place(one: Slice) -> float:
-        return float((one.instance if out.by_instance else one.position_mm) or 0)
+        return float((one.instance if patient.by_instance else one.position_mm) or 0)
 
     everything = [*inputs, *targets]
     lost = [s for s in everything if s.position_mm is None]
     numbered = [s for s in lost if s.instance is not None]
-    out.by_instance = len(numbered) == len(everything) > 0
-    if lost and not out.by_instance:
+    patient.by_instance = len(numbered) == len(everything) > 0
+    if lost and not patient.by_instance:
         hint = "expected: one in every slice of the patient, or in none and an InstanceNumber"
         for one in lost:
             leave_out(f"no ImagePositionPatient; {hint}", one)
@@ -75,7 +77,7 @@ def pair_slices(
         targets = [s for s in targets if s.position_mm is not None]
         if not (inputs and targets):
             return
-    near, unit = (0.0, "InstanceNumber") if out.by_instance else (tolerance_mm(targets), "mm")
+    near, unit = (0.0, "InstanceNumber") if patient.by_instance else (tolerance_mm(targets), "mm")
     located: list[tuple[float, str, Slice]] = []
     for role, series in (("input", inputs), ("target", targets)):
         ordered = sorted(series, key=place)
@@ -99,7 +101,8 @@ def pair_slices(
             leave_out(problem, *both)
         else:
             # The persons have been noted: the plan of a large set need not carry them.
-            out.pairs.append(Pair(patient, *(replace(s, event="", persons=()) for s in both)))
+            slices = (replace(one, persons=()) for one in both)
+            patient.pairs.append(Pair(patient.name, *slices))
 
 
 def mismatch(a: Slice, b: Slice) -> str:
@@ -115,7 +118,8 @@ def mismatch(a: Slice, b: Slice) -> str:
         if len(one) != len(two) or any(abs(x - y) > near for x, y in zip(one, two, strict=True)):
             found = ["\\".join(f"{v:g}" for v in values) or "missing" for values in (one, two)]
             return f"no pair, {name} {found[0]} against {found[1]}"
-    if a.event and b.event and a.event != b.event:
+    marks = {mark for mark in (*a.persons, *b.persons) if mark.startswith("IrradiationEventUID ")}
+    if len(marks) > 1:
         # The values stay out: a UID of the study may identify the patient.
         return "no pair, IrradiationEventUID differs: they are of two acquisitions"
     return ""

@@ -1,7 +1,8 @@
-"""Patients: finding their folders, reading the headers of their slices in parts, pairing."""
+"""Patients: finding their folders and files, reading the headers of their slices."""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import itertools
 import os
@@ -11,16 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.cohort.pairing import PatientPairs, pair_slices
+from ctpatches.dicom.header import read_slice
+from ctpatches.dicom.slice_file import BadFile, Slice
 from pipeline.config import Config
-from pipeline.dicom.header import read_slice
-from pipeline.dicom.slice_file import BAD, BadFile
-from pipeline.model import LeftOut, Slice
+from pipeline.model import BAD, INCOMPLETE, LeftOut, Pair
 from pipeline.profile import step
 from utils import CallError, did_you_mean, join_lines, printable, quoted
-
-#: Kind of what `--incomplete` is about.
-INCOMPLETE = "incomplete"
 
 #: For each role: the dose, and patterns of folder names where no option names the folder.
 SERIES = {
@@ -38,53 +35,32 @@ STRAY = re.compile(
     r"|.*\.(zip|gz|tar|7z|mat|np[yz]|h5|nii|mhd|py|sh)",
     re.IGNORECASE | re.DOTALL,
 )
-#: Files whose headers are read in one go: a patient with many slices is shared by several ranks.
-PART_FILES = 32
-
-
-@dataclass(frozen=True)
-class PatientFolders:
-    """A patient and its two series folders, as paths below the input folder.
-
-    A series folder is '' if it was not found and may be in a folder that cannot be listed; both are
-    '' if the patient is left out as incomplete.
-    """
-
-    patient: str
-    input: str
-    target: str
-    problems: tuple[LeftOut, ...] = ()
-
-
-@dataclass(frozen=True)
-class SeriesPart:
-    """Some files of a series, that are read together."""
-
-    patient: str
-    role: str
-    files: tuple[str, ...]
 
 
 @dataclass
-class Listing:
-    """The files in a patient's two folders, in parts, and what could not be listed."""
+class Patient:
+    """A patient, from its folders to its pairs; on rank 0. Paths are below the input folder."""
 
-    folders: PatientFolders
-    parts: list[SeriesPart] = field(default_factory=list)
+    name: str
+    #: For each role its series folder; '' if it was not found, as the patient is incomplete or it
+    #: may be in a folder that cannot be listed.
+    folders: dict[str, str] = field(default_factory=dict)
+    #: For each role the files that may be slices.
+    files: dict[str, list[str]] = field(default_factory=dict)
+    #: Files that are not slices.
     strays: int = 0
     bad: list[LeftOut] = field(default_factory=list)
+    unpaired: list[LeftOut] = field(default_factory=list)
+    #: Digests of what identifies the person scanned, each after the name of its tag.
+    persons: set[str] = field(default_factory=set)
+    #: Ordered by position.
+    pairs: list[Pair] = field(default_factory=list)
+    #: Whether the slices paired by Instance Number, as they have no positions.
+    by_instance: bool = False
 
 
-@dataclass
-class Headers:
-    """The slices of a part, and its files that cannot be used."""
-
-    slices: list[Slice] = field(default_factory=list)
-    bad: list[LeftOut] = field(default_factory=list)
-
-
-def find_patients(config: Config) -> list[PatientFolders]:
-    """List the patients below the input folder, each with its input and its target folder.
+def find_patients(config: Config) -> list[Patient]:
+    """List the patients below the input folder by name, each with the files of its two series.
 
     Raises `CallError` without a patient, or if one has several folders of a role, or none without
     `--incomplete skip`.
@@ -94,8 +70,11 @@ def find_patients(config: Config) -> list[PatientFolders]:
     try:
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
+            similar = ""
+            with contextlib.suppress(OSError, ValueError):
+                similar = did_you_mean(root.name, _list(root.parent)[0][:MAX_COMPARED])
             expected = "expected: a folder with one sub-folder per patient"
-            raise CallError(f"{option} {what}; {expected}{_similar_path(root)}")
+            raise CallError(f"{option} {what}; {expected}{similar}")
         patients, _ = _list(root)
     except OSError as error:
         raise CallError(f"cannot list {option}: {error.strerror}") from None
@@ -109,18 +88,16 @@ def find_patients(config: Config) -> list[PatientFolders]:
                 f"{option} holds {_some(patients)}, as the folder of a patient does; expected: the "
                 "folder above it, with one sub-folder per patient"
             )
-        if any(problem.kind == INCOMPLETE for one in found for problem in one.problems):
+        if any(problem.kind == INCOMPLETE for one in found for problem in one.bad):
             option += " (to leave incomplete patients out: --incomplete skip)"
-        lines = (f"{_who(names)}: {problem}" for problem, names in problems.items())
+        lines = []
+        for problem, names in problems.items():
+            who = f"patient {quoted(names[0])}"
+            if len(names) > 1:  # a wrong pattern may be that of thousands
+                who = f"{len(names)} patients ({_some(names)})"
+            lines.append(f"{who}: {problem}")
         raise CallError(join_lines(option, lines))
     return found
-
-
-def _who(patients: Sequence[str]) -> str:
-    """Name the patients of one problem: a wrong pattern may be that of thousands."""
-    if len(patients) == 1:
-        return f"patient {quoted(patients[0])}"
-    return f"{len(patients)} patients ({_some(patients)})"
 
 
 def _patterns(config: Config, role: str) -> tuple[str, ...]:
@@ -139,86 +116,81 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(name for name in folders if not name.startswith((".", "__"))), sorted(files)
 
 
-def _similar_path(path: Path) -> str:
-    """Suggest folders beside one that does not exist."""
-    try:
-        with os.scandir(path.parent) as entries:
-            some = itertools.islice(entries, MAX_COMPARED)
-            names = sorted(entry.name for entry in some if entry.is_dir())
-    except (OSError, ValueError):
-        return ""
-    return did_you_mean(path.name, names)
-
-
 def _some(names: Sequence[str]) -> str:
     """Name a few folders and count the others."""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(map(printable, names[:MAX_NAMED])) + more
 
 
-def _find_series(
-    root: Path, patient: str, config: Config, problems: dict[str, list[str]]
-) -> PatientFolders:
-    """Find the two folders of a patient; add it to its `problems`, patients by problem."""
+def _find_series(root: Path, name: str, config: Config, problems: dict[str, list[str]]) -> Patient:
+    """Find the two series of a patient; add it to its `problems`, patients by problem."""
 
     def fail(problem: str) -> None:
-        problems.setdefault(problem, []).append(patient)
+        problems.setdefault(problem, []).append(name)
 
     def named(some: Sequence[str]) -> str:
-        return _some([folder.removeprefix(f"{patient}/") for folder in some])
+        return _some([folder.removeprefix(f"{name}/") for folder in some])
 
-    unlisted: list[LeftOut] = []
-    folders = _folders_below(root, patient, MAX_DEPTH, unlisted)
-    found: dict[str, str] = {}
+    out = Patient(name)
+    folders = _folders_below(root, name, MAX_DEPTH, out)
     missing: dict[str, str] = {}
     for role, (dose, defaults) in SERIES.items():
         option, patterns = f"--{role}-gen-folder", _patterns(config, role)
         expected = " or ".join(map(repr, patterns))
         fits = _matching(folders, patterns)
-        found[role] = fits[0] if fits else ""
+        out.folders[role] = fits[0] if fits else ""
         if len(fits) > 1:
             fail(
                 f"several {role} ({dose}) folders fit {expected}: {named(fits)}; name one with "
                 f"{option}, or keep only one of them there"
             )
-        elif not fits and not unlisted:
+        elif not fits and not out.bad:
             similar = sorted({os.path.basename(folder) for folder in folders[:MAX_COMPARED]})
             hint = "" if patterns == defaults else did_you_mean(patterns[0], similar)
             missing[f"{role} ({dose}) folder"] = f"{expected} (see {option}){hint}"
-    if found["input"] == found["target"] != "":
+    if out.folders["input"] == out.folders["target"] != "":
         fail(
-            f"{named([found['input']])} fits both --input-gen-folder and --target-gen-folder; name "
-            "two different folders"
+            f"{named([out.folders['input']])} fits both --input-gen-folder and "
+            "--target-gen-folder; name two different folders"
         )
-    if not missing:
-        return PatientFolders(patient, **found, problems=tuple(unlisted))
-    both = itertools.pairwise([*folders, ""])
-    leaves = [folder for folder, following in both if not following.startswith(f"{folder}/")]
-    reason = (
-        f"no {' and no '.join(missing)}; found: {named(leaves) or 'no folder'}; expected: a folder "
-        f"named {' and '.join(missing.values())}"
-    )
-    if config.incomplete == "error":
-        fail(reason)
-    return PatientFolders(patient, "", "", (LeftOut(patient, (patient,), reason, INCOMPLETE),))
+    if missing:
+        both = itertools.pairwise([*folders, ""])
+        leaves = [folder for folder, following in both if not following.startswith(f"{folder}/")]
+        reason = (
+            f"no {' and no '.join(missing)}; found: {named(leaves) or 'no folder'}; expected: a "
+            f"folder named {' and '.join(missing.values())}"
+        )
+        if config.incomplete == "error":
+            fail(reason)
+        out.folders = dict.fromkeys(SERIES, "")
+        out.bad.append(LeftOut(name, (name,), reason, INCOMPLETE))
+    for role, folder in out.folders.items():
+        _, files = _list_below(root, folder, out) if folder else ([], [])
+        out.files[role] = [f"{folder}/{file}" for file in files if not STRAY.fullmatch(file)]
+        out.strays += len(files) - len(out.files[role])
+    return out
 
 
-def _folders_below(root: Path, folder: str, depth: int, unlisted: list[LeftOut]) -> list[str]:
-    """Return the folders below `folder`, each directly before those in it.
-
-    Those that cannot be listed are added to `unlisted`.
-    """
-    try:
-        names, _ = _list(root / folder)
-    except OSError as error:
-        unlisted.append(_not_listed(folder.split("/", 1)[0], folder, error))
-        return []
+def _folders_below(root: Path, folder: str, depth: int, patient: Patient) -> list[str]:
+    """Return the folders below a folder of a patient, each directly before those in it."""
     out = []
-    for name in names:
+    for name in _list_below(root, folder, patient)[0]:
         out.append(f"{folder}/{name}")
         if depth > 1:
-            out += _folders_below(root, out[-1], depth - 1, unlisted)
+            out += _folders_below(root, out[-1], depth - 1, patient)
     return out
+
+
+def _list_below(root: Path, folder: str, patient: Patient) -> tuple[list[str], list[str]]:
+    """List a folder of a patient; one that cannot be listed is added to what is bad of it."""
+    try:
+        return _list(root / folder)
+    except OSError as error:
+        reason = f"cannot be listed: {error.strerror}"
+        problem = LeftOut(patient.name, (folder,), reason, BAD)
+        if problem not in patient.bad:
+            patient.bad.append(problem)
+        return [], []
 
 
 def _matching(folders: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -237,57 +209,13 @@ def _matching(folders: Sequence[str], patterns: Sequence[str]) -> list[str]:
     return out
 
 
-def _not_listed(patient: str, folder: str, error: OSError) -> LeftOut:
-    return LeftOut(patient, (folder,), f"cannot be listed: {error.strerror}", BAD)
-
-
-def list_series(root: str, folders: PatientFolders) -> Listing:
-    """List a patient's two series folders; never raises for what is in them."""
-    out = Listing(folders, bad=list(folders.problems))
-    for role in SERIES:
-        folder = getattr(folders, role)
-        if not folder:
-            continue
-        try:
-            _, names = _list(Path(root, folder))
-        except OSError as error:
-            problem = _not_listed(folders.patient, folder, error)
-            out.bad += [problem] if problem not in out.bad else []
-            continue
-        files = [f"{folder}/{name}" for name in names if not STRAY.fullmatch(name)]
-        out.strays += len(names) - len(files)
-        for start in range(0, len(files), PART_FILES):
-            some = tuple(files[start : start + PART_FILES])
-            out.parts.append(SeriesPart(folders.patient, role, some))
-    return out
-
-
-def read_headers(root: str, part: SeriesPart) -> tuple[SeriesPart, Headers]:
-    """Read the headers of some slices; never raises for what it finds in the files."""
-    out = Headers()
+def read_headers(root: str, files: Sequence[str]) -> dict[str, Slice | str]:
+    """Return the header of each file, or the reason why it cannot be used."""
+    out: dict[str, Slice | str] = {}
     with step("headers"):
-        for file in part.files:
+        for file in files:
             try:
-                out.slices.append(read_slice(root, file))
+                out[file] = read_slice(root, file)
             except BadFile as error:
-                out.bad.append(LeftOut(part.patient, (error.file,), error.reason, BAD))
-    return part, out
-
-
-def pair_up(listing: Listing, headers: Sequence[Headers]) -> PatientPairs:
-    """Pair the slices of a patient, given the headers of each part of its listing."""
-    patient = listing.folders.patient
-    bad = listing.bad + [problem for part in headers for problem in part.bad]
-    out = PatientPairs(strays=listing.strays, bad=bad)
-    series: dict[str, list[Slice]] = {role: [] for role in SERIES}
-    for part, read in zip(listing.parts, headers, strict=True):
-        series[part.role] += read.slices
-        out.persons.update(*(one.persons for one in read.slices))
-    for role, slices in series.items():
-        folder = getattr(listing.folders, role)
-        if not slices and not any(one.files[0].startswith(folder) for one in bad):
-            reason = "holds no CT slice; expected: one DICOM file per slice"
-            bad.append(LeftOut(patient, (folder,), reason, INCOMPLETE))
-    if all(one.kind != INCOMPLETE for one in bad):
-        pair_slices(patient, series["input"], series["target"], out)
+                out[file] = error.reason
     return out

@@ -7,18 +7,21 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ctpatches.dicom.slice_file import Slice
 from pipeline.cohort import patients
-from pipeline.cohort.pairing import UNPAIRED, PatientPairs
+from pipeline.cohort.pairing import pair_up
+from pipeline.cohort.patients import Patient
 from pipeline.config import OPTIONS, Config
-from pipeline.dicom.slice_file import BAD
-from pipeline.model import LeftOut, Pair, Slice
+from pipeline.model import BAD, INCOMPLETE, UNPAIRED, LeftOut, Pair
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
 from pipeline.progress import Progress
 from utils import RunError, generator, join_lines, printable
 
 #: The option for each kind of what cannot be used.
-_OPTION_OF = {BAD: "bad_files", UNPAIRED: "unpaired", patients.INCOMPLETE: "incomplete"}
+_OPTION_OF = {BAD: "bad_files", UNPAIRED: "unpaired", INCOMPLETE: "incomplete"}
+#: Files whose headers are read in one go: a patient with many slices is shared by several ranks.
+PART_FILES = 32
 
 
 @dataclass(frozen=True)
@@ -56,36 +59,33 @@ class Cohort:
 
 def find(config: Config, ranks: Ranks) -> Cohort:
     """Read the headers of all patients, pair their slices, and choose the pairs of the run."""
-    folders = ranks.on_root(lambda: patients.find_patients(config)) or []
-    list_series = functools.partial(patients.list_series, config.input_folder)
-    listings = list(ranks.imap_unordered(list_series, folders))
-    parts = [part for listing in listings for part in listing.parts]
+    found = ranks.on_root(lambda: patients.find_patients(config)) or []
+    files = [file for one in found for series in one.files.values() for file in series]
+    parts = [files[i : i + PART_FILES] for i in range(0, len(files), PART_FILES)]
     read_headers = functools.partial(patients.read_headers, config.input_folder)
-    headers: dict[patients.SeriesPart, patients.Headers] = {}
-    files = sum(len(part.files) for part in parts)
-    with contextlib.closing(Progress("reading headers", files, config.quiet, "files")) as progress:
-        for part, read in ranks.imap_unordered(read_headers, parts):
-            headers[part] = read
-            progress.advance(len(part.files))
+    headers: dict[str, Slice | str] = {}
+    progress = Progress("reading headers", len(files), config.quiet, "files")
+    with contextlib.closing(progress):
+        for read in ranks.imap_unordered(read_headers, parts):
+            headers.update(read)
+            progress.advance(len(read))
 
     def choose() -> Cohort:
-        found = {  # headers are dropped once they are paired
-            one.folders.patient: patients.pair_up(one, [headers.pop(part) for part in one.parts])
-            for one in listings
-        }
+        for patient in found:
+            pair_up(patient, headers)
         return choose_pairs(found, config)
 
     return ranks.on_root(choose) or Cohort()
 
 
-def choose_pairs(found: dict[str, PatientPairs], config: Config) -> Cohort:
-    """Return the pairs of the run; all that cannot be used is one RunError."""
+def choose_pairs(found: Sequence[Patient], config: Config) -> Cohort:
+    """Return the pairs of the run, of patients by name; all that cannot be used is one RunError."""
     problems: list[LeftOut] = []
     cohort = Cohort()
-    for _, one in sorted(found.items()):
+    for patient in found:
         # Where a bad file is left out, the slice at its position has lost its partner.
-        lost = config.bad_files == "skip" and bool(one.bad)
-        for problem in [*one.bad, *one.unpaired]:
+        lost = config.bad_files == "skip" and bool(patient.bad)
+        for problem in [*patient.bad, *patient.unpaired]:
             skip = getattr(config, _OPTION_OF[problem.kind]) == "skip"
             skip |= lost and problem.kind == UNPAIRED
             (cohort.left_out if skip else problems).append(problem)
@@ -96,20 +96,20 @@ def choose_pairs(found: dict[str, PatientPairs], config: Config) -> Cohort:
         raise RunError(join_lines(headline, map(str, problems)))
     split = config.has_subsets
     identify = split or paths.may_resume(config)
-    for number, (patient, one) in enumerate(sorted(found.items()), 1):
-        cohort.names[patient] = f"P{number:04d}" if config.anonymize else patient
-        cohort.strays += one.strays
-        if any(problem.kind == patients.INCOMPLETE for problem in one.bad):
+    for number, patient in enumerate(found, 1):
+        cohort.names[patient.name] = f"P{number:04d}" if config.anonymize else patient.name
+        cohort.strays += patient.strays
+        if any(problem.kind == INCOMPLETE for problem in patient.bad):
             continue
-        cohort.persons[patient] = set(one.persons)
-        if one.by_instance:
-            name = printable(cohort.names[patient])
+        cohort.persons[patient.name] = patient.persons
+        if patient.by_instance:
+            name = printable(cohort.names[patient.name])
             cohort.warnings.append(f"patient {name}: no positions, paired by InstanceNumber")
-        chosen = _draw_pairs(patient, len(one.pairs), config, cohort)
-        for place, pair in enumerate(one.pairs):
+        chosen = _draw_pairs(patient, config, cohort)
+        for place, pair in enumerate(patient.pairs):
             if place in chosen or split:
-                beside = [i for i in (place - 1, place + 1) if 0 <= i < len(one.pairs)]
-                others = tuple(one.pairs[i].target for i in beside if i not in chosen)
+                beside = [i for i in (place - 1, place + 1) if 0 <= i < len(patient.pairs)]
+                others = tuple(patient.pairs[i].target for i in beside if i not in chosen)
                 index, is_chosen = len(cohort.tasks), place in chosen
                 cohort.tasks.append(SurveyTask(index, pair, is_chosen, identify, others))
     pairs = [task.pair for task in cohort.tasks if task.chosen]
@@ -120,17 +120,18 @@ def choose_pairs(found: dict[str, PatientPairs], config: Config) -> Cohort:
     return cohort
 
 
-def _draw_pairs(patient: str, pairs: int, config: Config, cohort: Cohort) -> set[int]:
+def _draw_pairs(patient: Patient, config: Config, cohort: Cohort) -> set[int]:
     """Draw `--random_N` of a patient's pairs; all without it, or where there are fewer."""
+    pairs = len(patient.pairs)
     if config.random_N is None:
         return set(range(pairs))
     if pairs < config.random_N:
-        name = printable(cohort.names[patient])
+        name = printable(cohort.names[patient.name])
         cohort.warnings.append(
             f"patient {name} has {pairs} pairs, fewer than --random_N {config.random_N}: all are "
             "used"
         )
-    rng = generator(config.seed, "pairs", patient)
+    rng = generator(config.seed, "pairs", patient.name)
     return set(rng.permutation(pairs)[: config.random_N].tolist())
 
 

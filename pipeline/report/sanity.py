@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import augment
+from ctpatches.dicom.pixels import read_hu
 from ctpatches.file import Provenance, denormalise, provenances, read_patches
 from ctpatches.schema import ORIENTATIONS, ROLES
 from ctpatches.validation import ValidatedFile
 from patching import Grid, body_mask
 from pipeline.config import Config
-from pipeline.dicom.pixels import Reader
 from pipeline.model import Plan
 from pipeline.report import figures
 from pipeline.report.statistics import Facts
@@ -109,7 +109,7 @@ def coverage(
     for index in sorted(drawn[i] for i in chosen):
         planned = plan.pairs[index]
         columns = source.columns(source.rows_of(index))
-        image = Reader(config.input_folder).hu(planned.pair.target)
+        image = read_hu(config.input_folder, planned.pair.target)
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
         views = []
         for scale, others in zip(config.scales, planned.windows.other_masks(), strict=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches.dicom.pixels import read_hu
 from pipeline.config import Config
-from pipeline.dicom.pixels import Reader
 from pipeline.model import Plan
 from pipeline.report.sanity import candidates, spread
 from pipeline.report.statistics import Facts
@@ -59,8 +59,8 @@ def measure(plan: Plan, config: Config) -> Facts | None:
     bins = int(0.5 / max(map(max, spacings)) / step)
     sums, counts, number = np.zeros(bins + 1), np.zeros(bins + 1), 0
     for i, spacing in zip(chosen, spacings, strict=True):
-        reader, pair = Reader(config.input_folder), plan.pairs[i].pair
-        found = regions(reader.hu(pair.input), reader.hu(pair.target))
+        pair = plan.pairs[i].pair
+        found = regions(*(read_hu(config.input_folder, one) for one in (pair.input, pair.target)))
         frequencies = np.hypot(
             *np.meshgrid(*(np.fft.fftfreq(SIZE, d) for d in spacing), indexing="ij")
         )

@@ -9,7 +9,6 @@ import io
 import mmap
 import os
 import resource
-import warnings
 import zlib
 from typing import Any
 
@@ -22,10 +21,9 @@ from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import UID, RLELossless
 
-from pipeline.dicom.fast_header import DEFLATED, NATIVE, TAGS
-from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, refusal, require
-from pipeline.model import Slice
-from utils import printable
+from ctpatches.dicom.fast_header import DEFLATED, NATIVE, TAGS
+from ctpatches.dicom.slice_file import MAX_FILE_BYTES, BadFile, Slice, parsing, require
+from ctpatches.messages import printable
 
 #: RLE can grow 64-fold before its length is known.
 MAX_RLE_PIXELS = 2048 * 2048
@@ -38,14 +36,17 @@ _FRAGILE = "gdcm"
 MAX_CPU_S = 20
 
 
-def read_header(data: bytes) -> tuple[Dataset, str, int]:
-    """Return a header, its transfer syntax, and where it ends, from the first bytes of a file."""
+def read_header(data: bytes, tags: list[str] | None = TAGS) -> tuple[Dataset, str, int]:
+    """Return a header, its transfer syntax, and where it ends, from the first bytes of a file.
+
+    `tags` None reads all elements.
+    """
     stream = io.BytesIO(data)
     try:
         check_inflated(data)
-        dataset = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
+        dataset = dcmread(stream, stop_before_pixels=True, specific_tags=tags)
     except InvalidDicomError:
-        raise refusal("is not a DICOM file", "a CT slice") from None
+        raise BadFile("is not a DICOM file; expected: a CT slice") from None
     return dataset, UID(dataset.file_meta.get("TransferSyntaxUID", "")), stream.tell()
 
 
@@ -55,9 +56,9 @@ def check_decoder(syntax: str) -> None:
         available = get_decoder(UID(syntax)).is_available
     except NotImplementedError:
         available = False
-    if not available:
-        name = printable(UID(syntax).name[:64] if syntax else "missing")
-        raise refusal(f"transfer syntax {name}, which no decoder reads", "install requirements.txt")
+    name = printable(UID(syntax).name[:64] if syntax else "missing")
+    found = f"transfer syntax {name}, which no decoder reads"
+    require(available, found, "install requirements.txt")
 
 
 def check_inflated(data: bytes) -> None:
@@ -72,34 +73,26 @@ def check_inflated(data: bytes) -> None:
         return
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     zipped = data[stream.tell() :]
-    if len(inflater.decompress(zipped, MAX_FILE_BYTES + 1)) > MAX_FILE_BYTES:
-        raise refusal("the inflated data set exceeds the limit", f"at most {MAX_FILE_BYTES} bytes")
+    fits = len(inflater.decompress(zipped, MAX_FILE_BYTES + 1)) <= MAX_FILE_BYTES
+    require(fits, "the inflated data set exceeds the limit", f"at most {MAX_FILE_BYTES} bytes")
     if not inflater.eof or zipped.startswith(b"\0\0"):  # group 0000, which pydicom would skip
         raise ValueError("cut short")
 
 
 def decode(data: bytes, one: Slice) -> NDArray[Any]:
     """Decode a compressed or Deflated slice, given its file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_inflated(data)
-            dataset = dcmread(io.BytesIO(data))
-            _check_before_decoding(one, data, dataset)
-            decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-            plugin = next((p for p in _DECODERS if p in decoder.available_plugins), "")
-            if plugin == _FRAGILE:
-                array = _decode_in_subprocess(one, dataset, decoder)
-            else:
-                array, _ = decoder.as_array(dataset, decoding_plugin=plugin)
+    with parsing(one.file, "has pixels that do not decode"):
+        check_inflated(data)
+        dataset = dcmread(io.BytesIO(data))
+        _check_before_decoding(one, data, dataset)
+        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        plugin = next((p for p in _DECODERS if p in decoder.available_plugins), "")
+        if plugin == _FRAGILE:
+            array = _decode_in_subprocess(one, dataset, decoder)
+        else:
+            array, _ = decoder.as_array(dataset, decoding_plugin=plugin)
         fits = array.shape == (one.rows, one.columns)
         require(fits, f"pixels of shape {array.shape}", f"{one.rows} x {one.columns}")
-    except BadFile as error:
-        error.file = one.file
-        raise
-    except Exception as error:  # decoders raise any kind of exception
-        reason = f"has pixels that do not decode ({type(error).__name__})"
-        raise BadFile(reason, one.file) from None
     return array
 
 

@@ -24,15 +24,8 @@ _GROUP_LENGTH = 0x00020000
 _ELEMENT = struct.Struct("<HH2sH")
 _LONG = struct.Struct("<L")
 #: Value representations with a length of four bytes, and of two (PS3.5 7.1.2).
-_LONG_VRS = frozenset(
-    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-)
-_SHORT_VRS = frozenset(
-    (
-        *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT"),
-        *(b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"),
-    )
-)
+_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+_SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _BINARY = {b"US": struct.Struct("<H"), b"SS": struct.Struct("<h"), b"FD": struct.Struct("<d")}
 _NUMBER = r" *[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)? *"
 #: Printable ASCII without backslash; no space at its ends.
@@ -87,11 +80,12 @@ _TAGS: dict[int, tuple[str, tuple[bytes, ...]]] = {
 TAGS = [*(name for name, _ in _TAGS.values()), "ExtendedOffsetTable"]
 
 
-def read(data: bytes) -> tuple[dict[str, Any], int] | None:
-    """Return values by keyword, and where Pixel Data (7FE0,0010) begins, from the head of a file.
+def read(data: bytes) -> tuple[dict[str, Any], str, int] | None:
+    """Return values by keyword, the transfer syntax, and where Pixel Data (7FE0,0010) begins.
 
-    None where anything is unusual: another transfer syntax, a sequence of undefined length, a value
-    that is not as its value representation says, or the end of `data` before the pixels.
+    `data` is the beginning of a file. None where anything is unusual: another transfer syntax, a
+    sequence of undefined length, a value that is not as its value representation says, or the end
+    of `data` before the pixels.
     """
     if data[128:132] != b"DICM" or data[132:140] != b"\2\0\0\0UL\4\0":
         return None
@@ -100,11 +94,9 @@ def read(data: bytes) -> tuple[dict[str, Any], int] | None:
         offset = _read_elements(data, 144, out)
     except (ValueError, struct.error):
         return None
-    usual = (
-        out.pop("TransferSyntaxUID", "") == EXPLICIT_LITTLE
-        and out.pop("SpecificCharacterSet", "") in _CHARACTER_SETS
-    )
-    return (out, offset) if usual else None
+    syntax = out.get("TransferSyntaxUID", "")
+    usual = syntax == EXPLICIT_LITTLE and out.get("SpecificCharacterSet", "") in _CHARACTER_SETS
+    return (out, syntax, offset) if usual else None
 
 
 def _read_elements(data: bytes, at: int, out: dict[str, Any]) -> int:

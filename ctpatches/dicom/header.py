@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import os
 import struct
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pipeline.dicom import fast_header
-from pipeline.dicom.fast_header import (
-    DEFLATED,
-    EXPLICIT_BIG,
-    EXPLICIT_LITTLE,
-    IMPLICIT_LITTLE,
-    NATIVE,
+from ctpatches.dicom import fast_header
+from ctpatches.dicom.fast_header import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, NATIVE
+from ctpatches.dicom.slice_file import (
+    MAX_FILE_BYTES,
+    BadFile,
+    Slice,
+    Stamp,
+    opened,
+    parsing,
+    require,
 )
-from pipeline.dicom.slice_file import MAX_FILE_BYTES, BadFile, opened, refusal, require, stamp_of
-from pipeline.model import Slice
-from utils import AIR_HU, quoted
+from ctpatches.messages import quoted
+from ctpatches.normalisation import AIR_HU
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -61,8 +63,7 @@ def read_slice(root: str, file: str) -> Slice:
 
     Raises `BadFile` if it is not a DICOM file, not a CT slice, or the tool has no rule for it.
     """
-    with opened(root, file) as descriptor:
-        stamp = stamp_of(descriptor)
+    with opened(root, file) as (descriptor, stamp):
         size = stamp[0]
         found = f"{size} bytes exceeds the limit"
         require(size <= MAX_FILE_BYTES, found, f"at most {MAX_FILE_BYTES}")
@@ -74,43 +75,58 @@ def read_slice(root: str, file: str) -> Slice:
         return _parse(file, os.pread(descriptor, size, 0), stamp)
 
 
-def _parse(file: str, data: bytes, stamp: tuple[int, int, int]) -> Slice:
+def _parse(file: str, data: bytes, stamp: Stamp) -> Slice:
     """Read the header from the first bytes of a file: a damaged length cannot claim more memory."""
     if plain := fast_header.read(data):
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
-            return _slice_of(plain[0], file, EXPLICIT_LITTLE, data, plain[1], stamp)
+            return _slice_in(*plain, file, data, stamp)
 
-    from pipeline.dicom.compressed import read_header
+    from ctpatches.dicom.compressed import read_header
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset, syntax, offset = read_header(data)
-            return _slice_of(dataset, file, syntax, data, offset, stamp)
-    except BadFile:
-        raise
-    except Exception as error:  # whatever a parser meets in a damaged file
-        # Its words stay out: they may quote any tag, names among them.
-        raise BadFile(f"has a damaged header ({type(error).__name__})") from None
+    with parsing(file, "has a damaged header"):
+        return _slice_in(*read_header(data), file, data, stamp)
 
 
-def _slice_of(
-    header: Header, file: str, syntax: str, data: bytes, offset: int, stamp: tuple[int, int, int]
+def _slice_in(
+    header: Header, syntax: str, offset: int, file: str, data: bytes, stamp: Stamp
 ) -> Slice:
-    """Turn a header, which ends at `offset`, into a `Slice`."""
+    """Return the slice in a file that begins with `data`, and where its native pixels begin.
+
+    The latter is None if pydicom has to read them: in compressed files and in those of unusual
+    structure. The header ends at `offset`, with tag, VR and length of Pixel Data (7FE0,0010).
+    """
+    one = slice_of(header, syntax, file)
+    start = offset + (8 if syntax == IMPLICIT_LITTLE else 12)
+    tail = data[offset:start].ljust(start - offset, b"\0")
+    order = ">" if syntax == EXPLICIT_BIG else "<"
+    group, element, length = struct.unpack(f"{order}HH{len(tail) - 8}xL", tail)
+    there = (group, element) == (0x7FE0, 0x0010) or syntax == DEFLATED
+    require(there, "no pixels: the file ends before them", "a CT slice with pixels")
+    if syntax not in NATIVE:
+        from ctpatches.dicom.compressed import check_decoder
+
+        check_decoder(syntax)
+        return dataclasses.replace(one, stamp=stamp)
+    dtype, rest = np.dtype(one.dtype), stamp[0] - start
+    expected = one.rows * one.columns * dtype.itemsize
+    complete = length in (expected, expected + expected % 2) and rest >= expected
+    require(complete, f"{min(length, rest)} bytes of pixels", expected)
+    # Elements behind the pixels may repeat some of the header.
+    usual = rest == length and (syntax == IMPLICIT_LITTLE or tail[4:6] in (b"OB", b"OW"))
+    swapped = syntax == EXPLICIT_BIG and dtype.itemsize == 1  # perhaps, see PS3.5 8.1.1
+    usual &= not swapped and "ExtendedOffsetTable" not in header  # no table is expected
+    return dataclasses.replace(one, stamp=stamp, pixel_offset=start if usual else None)
+
+
+def slice_of(header: Header, syntax: str, file: str) -> Slice:
+    """Return the slice of a header, without stamp and offset; refuse all but a CT image."""
     rows, columns, dtype, bits = _image(header, syntax)
     slope, intercept = _rescale(header)
-    pixel_bytes = rows * columns * dtype.itemsize
-    pixel_offset = _native_offset(syntax, data, offset, stamp[0], pixel_bytes)
-    swapped = syntax == EXPLICIT_BIG and dtype.itemsize == 1  # perhaps, see PS3.5 8.1.1
-    if swapped or "ExtendedOffsetTable" in header:  # no table is expected
-        pixel_offset = None
     position, in_plane, orientation = _geometry(header)
     instance = _number(header, "InstanceNumber")
     if instance is not None and not -(1 << 31) <= instance < 1 << 31:  # IS: 32 bits (PS3.5 6.2)
         raise ValueError("InstanceNumber")
     kernel = header.get("ConvolutionKernel") or []
-    event = str(header.get("IrradiationEventUID") or "")
     return Slice(
         file=file,
         rows=rows,
@@ -123,13 +139,11 @@ def _slice_of(
         instance=None if instance is None else int(instance),
         slope=slope,
         intercept=intercept,
-        pixel_offset=pixel_offset,
+        pixel_offset=None,
         dtype=dtype.str,
         bits_stored=bits,
         padding=_padding_range(header, syntax, dtype, slope, intercept),
-        event=_digest(event) if event else "",
         persons=_persons(header),
-        stamp=stamp,
         kernel=kernel if isinstance(kernel, str) else " ".join(map(str, kernel)),
         exposure_mas=_number(header, "Exposure", optional=True),
         ctdi_mgy=_number(header, "CTDIvol", optional=True),
@@ -171,7 +185,7 @@ def _rescale(header: Header) -> tuple[float, float]:
     """Return the slope and the intercept that turn stored values into HU."""
     slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
     if slope is None or intercept is None:
-        raise refusal("no RescaleSlope or RescaleIntercept", "both, which give the HU")
+        raise BadFile("no RescaleSlope or RescaleIntercept; expected: both, which give the HU")
     require(slope != 0, "RescaleSlope 0", "any other")
     # Beyond it float32 would make infinity of some values, or NaN when they are normalised.
     fits = 1 / MAX_RESCALE <= abs(slope) <= MAX_RESCALE and abs(intercept) <= MAX_RESCALE
@@ -180,31 +194,6 @@ def _rescale(header: Header) -> tuple[float, float]:
     table = bool(header.get("ModalityLUTSequence"))
     require(not table, "a Modality LUT Sequence", "RescaleSlope and RescaleIntercept")
     return slope, intercept
-
-
-def _native_offset(syntax: str, data: bytes, offset: int, size: int, expected: int) -> int | None:
-    """Return where native pixels begin; None where pydicom has to read them.
-
-    That is in compressed files and in those of unusual structure. The header ends at `offset`, with
-    tag, VR and length of Pixel Data (7FE0,0010).
-    """
-    order = ">" if syntax == EXPLICIT_BIG else "<"
-    start = offset + (8 if syntax == IMPLICIT_LITTLE else 12)
-    tail = data[offset:start].ljust(start - offset, b"\0")
-    group, element, length = struct.unpack(f"{order}HH{len(tail) - 8}xL", tail)
-    there = (group, element) == (0x7FE0, 0x0010) or syntax == DEFLATED
-    require(there, "no pixels: the file ends before them", "a CT slice with pixels")
-    if syntax not in NATIVE:
-        from pipeline.dicom.compressed import check_decoder
-
-        check_decoder(syntax)
-        return None
-    rest = size - start
-    complete = length in (expected, expected + expected % 2) and rest >= expected
-    require(complete, f"{min(length, rest)} bytes of pixels", expected)
-    # Elements behind the pixels may repeat some of the header.
-    usual = rest == length and (syntax == IMPLICIT_LITTLE or tail[4:6] in (b"OB", b"OW"))
-    return start if usual else None
 
 
 def _geometry(header: Header) -> tuple[float | None, tuple[float, ...], tuple[float, ...]]:
@@ -276,8 +265,7 @@ def _digest(value: str) -> str:
 def _integer(header: Header, name: str, default: int | None = None) -> int:
     """Return an integer that a slice must have, unless there is a default."""
     value = header.get(name, default)
-    if value is None or value == "":
-        raise refusal(f"no {name}", "a CT slice with pixels")
+    require(value not in (None, ""), f"no {name}", "a CT slice with pixels")
     require(isinstance(value, int), f"a {name} that is not an integer", "an integer")
     return int(value)
 

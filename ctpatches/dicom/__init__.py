@@ -1,0 +1,1 @@
+"""Reading CT slices; with `dicom_export`, the only importer of pydicom."""

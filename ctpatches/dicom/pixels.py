@@ -1,0 +1,75 @@
+"""Pixels of slices: stored values, HU, and samples for the anatomy check."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctpatches.dicom.slice_file import Slice, read_part
+from ctpatches.normalisation import AIR_HU
+
+#: Image of every nth row and column, about 64 x 64 pixels, HU rounded.
+Sample: TypeAlias = NDArray[np.int16]
+SAMPLE_SIZE = 64
+
+
+def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
+    """Read the stored values of a slice, exact (none has more than 16 bits); padding becomes air.
+
+    Raises `RunError` if the file is gone, damaged, or changed since its header was read.
+    """
+    if one.pixel_offset is None:
+        from ctpatches.dicom.compressed import decode
+
+        stored = decode(read_part(root, one, 0, one.stamp[0]), one)
+    else:
+        size = one.rows * one.columns * np.dtype(one.dtype).itemsize
+        data = read_part(root, one, one.pixel_offset, size)
+        stored = np.frombuffer(data, one.dtype).reshape(one.rows, one.columns)
+        if unused := 8 * stored.dtype.itemsize - one.bits_stored:  # once used for overlays
+            stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+            stored = (stored << unused) >> unused  # keeps the sign
+    out = stored.astype(np.float32)
+    if one.padding:
+        low, high = one.padding
+        inside = stored == low if low == high else (stored >= low) & (stored <= high)
+        out[inside] = (AIR_HU - one.intercept) / one.slope
+    return out
+
+
+def to_hu(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
+    """Return stored values in HU: slope x value + intercept (PS3.3 C.11.1.1.2), float32."""
+    scaled = stored if one.slope == 1 else stored * np.float32(one.slope)
+    return scaled + np.float32(one.intercept)
+
+
+def read_hu(root: str, one: Slice) -> NDArray[np.float32]:
+    """Read a slice in HU, see `read_pixels`."""
+    return to_hu(read_pixels(root, one), one)
+
+
+def sample_of(hu: NDArray[np.float32]) -> Sample:
+    """Return the sample of an image in HU."""
+    rows, columns = (max(1, pixels // SAMPLE_SIZE) for pixels in hu.shape)
+    return np.clip(np.rint(hu[::rows, ::columns]), -32768, 32767).astype(np.int16)
+
+
+class Reader:
+    """Reads the images of one pair in HU, each at most once."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.images: dict[str, NDArray[np.float32]] = {}
+
+    def hu(self, one: Slice) -> NDArray[np.float32]:
+        """Return a slice in HU; not to be changed."""
+        if one.file not in self.images:
+            self.images[one.file] = read_hu(self.root, one)
+        return self.images[one.file]
+
+    def sample(self, one: Slice) -> Sample:
+        """Return the sample of a slice, without keeping the image."""
+        hu = self.images.get(one.file)
+        return sample_of(read_hu(self.root, one) if hu is None else hu)

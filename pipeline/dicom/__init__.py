@@ -1,1 +1,0 @@
-"""Reading CT slices; the only importer of pydicom."""
