@@ -15,6 +15,7 @@ from ctpatches.orientations import Images
 from ctpatches.schema import ROLES, decoded
 from ctpatches.structure import PathLike
 from ctpatches.validation import File, ValidatedFile, opened
+from ctpatches.views import Windows
 
 #: Longer lists of patients and of slice shapes are abbreviated.
 MAX_PATIENTS, MAX_SHAPES = 8, 3
@@ -125,11 +126,7 @@ class PatchFile(ValidatedFile):
         ValueError
             The unit or the type is not valid, or the file is damaged.
         """
-        low, full = read_patches(self, indices, dtype_of(self, unit, dtype))
-        if unit == "hu":
-            low = denormalise(low, self, indices, "input")
-            full = denormalise(full, self, indices, "target")
-        return low, full
+        return read_patches(self, indices, unit, dtype)
 
     def provenance(self, index: int) -> Provenance:
         """Return where a patch came from; `IndexError` is raised if there is no such patch."""
@@ -157,25 +154,36 @@ def provenances(source: ValidatedFile, patches: NDArray[np.int64]) -> list[Prove
     return out
 
 
-def read_patches(file: File, patches: Patches, dtype: str = "float32") -> tuple[Images, Images]:
-    """Return input and target of some patches, each of shape (n, p, p)."""
+def read_patches(
+    file: File,
+    patches: Patches,
+    unit: str = "file",
+    dtype: str = "float32",
+    windows: Windows | None = None,
+) -> tuple[Images, Images]:
+    """Return input and target of some patches as `PatchFile.read` does.
+
+    `windows` are those of the patches of a file of views, where a caller has them.
+    """
     with opened(file) as source:
+        kind = dtype_of(source, unit, dtype).name
         rows = positions(patches, source.patches)
-        windows = source.windows(rows) if source.store == "views" else None
-        low, full = (source.images(role, rows, windows, dtype) for role in ROLES)
+        if windows is None and source.store == "views":
+            windows = source.windows(rows)
+        low, full = (source.images(role, rows, windows, kind) for role in ROLES)
+        if unit == "hu":
+            low = denormalise(low, source, rows, "input")
+            full = denormalise(full, source, rows, "target")
         return low, full
 
 
-def dtype_of(source: ValidatedFile, unit: str, dtype: str) -> str:
-    """Return the type of patches that are read as `PatchFile.read` does, a key of `DTYPES`.
-
-    `ValueError` is raised if there is no such unit or type.
-    """
+def dtype_of(source: ValidatedFile, unit: str, dtype: str) -> np.dtype[Any]:
+    """Return the type of the arrays that `PatchFile.read` returns for a unit and a type."""
     if unit not in ("file", "hu"):
         raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
     if dtype not in ("float32", "file"):
         raise ValueError(f"dtype {dtype!r}; expected: 'float32' or 'file'")
-    return str(source.config["dtype"]) if (unit, dtype) == ("file", "file") else "float32"
+    return np.dtype(source.config["dtype"] if (unit, dtype) == ("file", "file") else "float32")
 
 
 def rounding(source: ValidatedFile) -> dict[str, float]:
