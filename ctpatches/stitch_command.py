@@ -14,8 +14,9 @@ import numpy as np
 
 from ctpatches.files import Invalid
 from ctpatches.messages import CallError, RunError, errors_naming, printable, quoted
+from ctpatches.schema import ROLES
 from ctpatches.stitch_output import Series, Slices, write_dicom_slices, write_volume
-from ctpatches.stitching import ROLES, UNITS, check_pair
+from ctpatches.stitching import UNITS, check_pair
 from ctpatches.validation import ValidatedFile, opened
 
 #: Endings of the names of files, by format.

@@ -6,16 +6,17 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.file import denormalise
 from ctpatches.orientations import upright
+from ctpatches.schema import ROLES
 from ctpatches.validation import File, ValidatedFile, opened
 
 Image = NDArray[np.float32]
 
-ROLES = ("input", "target")
 #: Units of an assembled slice; `file` is as stored in the h5 file, normalised.
 UNITS = ("hu", "stored", "file")
 #: The weight of a pixel along one axis at the border of its patch; in the middle it is about 1.
@@ -118,22 +119,16 @@ def _blended(
     if not np.isclose(scale, source.scales).any():
         scales = ", ".join(f"{one:g}" for one in source.scales)
         raise ValueError(f"scale {scale:g}; the file has: {scales}")
-    block = source.rows_of(pair)
-    columns = source.columns(block)
+    rows = np.r_[source.rows_of(pair)]
+    columns = source.columns(rows)
     chosen = np.isclose(columns["scale"], scale)
-    if values is None:
-        patches = _matching(source.images(role, block), source, chosen)
-    else:
-        if np.shape(values)[:1] == (source.patches,):  # h5py requires ascending indices
-            values = values[block if isinstance(block, slice) else np.sort(block)]
-        patches = _matching(_in_block_order(np.asarray(values), block, chosen), source, chosen)
+    patches = _patches(values, source, role, rows, chosen)
     orientation, row, col = (columns[name][chosen] for name in ("orientation", "row", "col"))
-    rows, cols = source.view_shape(pair, scale).tolist()
-    image = blend(upright(patches, orientation), row, col, (rows, cols))
+    height, width = source.view_shape(pair, scale).tolist()
+    image = blend(upright(patches, orientation), row, col, (height, width))
     # One affine map for all patches of a pair: inverted once, after the blending.
     if unit != "file" and chosen.any():
-        one = block.start if isinstance(block, slice) else int(block[0])
-        image = denormalise(image[None], source, [one], role, unit)[0]
+        image = denormalise(image[None], source, rows[:1], role, unit)[0]
     return image
 
 
@@ -143,29 +138,35 @@ def check_pair(source: ValidatedFile, pair: int) -> None:
         raise IndexError(f"pair {pair} of {source.pairs}; expected: 0 to {source.pairs - 1}")
 
 
-def _in_block_order(
-    values: NDArray[Any], rows: slice | NDArray[np.int64], chosen: NDArray[np.bool_]
-) -> NDArray[Any]:
-    """Return values for a pair, or the chosen patches of it, in the order of its rows."""
-    for mine in () if isinstance(rows, slice) else (rows, rows[chosen]):
-        if values.shape[:1] == mine.shape:
-            return values[np.searchsorted(np.sort(mine), mine)]
-    return values
+def _patches(
+    values: Any,
+    source: ValidatedFile,
+    role: str,
+    rows: NDArray[np.int64],
+    chosen: NDArray[np.bool_],
+) -> Image:
+    """Return the patches, or the values, of the chosen rows of a pair, shape (n, p, p).
 
-
-def _matching(values: NDArray[Any], source: ValidatedFile, chosen: NDArray[np.bool_]) -> Image:
-    """Return the values of the chosen patches of a block, shape (n, p, p)."""
-    size = source.patch_size
-    shapes = ((size, size), (1, size, size), (size, size, 1))
-    n = int(chosen.sum())
-    if values.shape[:1] == chosen.shape:
-        values = values[chosen]
-    if values.dtype.kind not in "fiu" or values.shape not in {(n, *shape) for shape in shapes}:
+    Values are in ascending order of the rows that they are for.
+    """
+    wanted, size = rows[chosen], source.patch_size
+    if values is None:
+        values = source.images(role, wanted)
+    else:
+        values = values if isinstance(values, h5py.Dataset) else np.asarray(values)
+        for known in (np.arange(source.patches), np.sort(rows), np.sort(wanted)):
+            if values.shape[:1] == known.shape:
+                # h5py requires ascending indices.
+                ascending, order = np.unique(np.searchsorted(known, wanted), return_inverse=True)
+                values = np.asarray(values[ascending])[order]
+                break
+    shapes = [(len(wanted), *shape) for shape in ((size, size), (1, size, size), (size, size, 1))]
+    if values.dtype.kind not in "fiu" or values.shape not in shapes:
         raise ValueError(
-            f"values of shape {values.shape}, {values.dtype}; expected: {n} patches of "
-            f"{size} x {size}, or all {len(chosen)} of the pair, or all {source.patches} of the "
+            f"values of shape {values.shape}, {values.dtype}; expected: {len(wanted)} patches of "
+            f"{size} x {size}, or all {len(rows)} of the pair, or all {source.patches} of the "
             "file, as numbers"
         )
     if not np.isfinite(values).all():
         raise ValueError("values contain NaN or infinity")
-    return values.reshape(-1, size, size).astype(np.float32)
+    return np.asarray(values.reshape(-1, size, size), np.float32)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ctpatches.checksums import pixel_digest
 from ctpatches.files import Invalid
-from ctpatches.stitching import ROLES
+from ctpatches.schema import ROLES
 from ctpatches.validation import ValidatedFile, opened
 from pipeline.dicom.header import read_slice
 from pipeline.dicom.pixels import Reader
