@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.uid import JPEG2000Lossless
 
 from ctpatches import __main__ as command
-from ctpatches import convert, stitch, stitch_output
+from ctpatches import convert, stitch, stitch_command
 from ctpatches.dicom_export import read_hu, read_slice
 from ctpatches.messages import RunError
 from ctpatches.stitching import Image
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_complete_series_only(
             signal.raise_signal(signal.SIGINT)
         return stitch(values, file, pair, *options)
 
-    monkeypatch.setattr(stitch_output, "stitch", interrupted)
+    monkeypatch.setattr(stitch_command, "stitch", interrupted)
     ended = Called(capsys, files.full, "--all", "--source", files.root, "--output", tmp_path)
     assert (ended.status, ended.err) == (130, "ctpatches: error: interrupted\n")
     expected = [f"A/{Path(pair.target_file).name}" for pair in files.of("A")]
