@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from ctpatches.checksums import pixel_digest
 from ctpatches.files import Invalid, atomic_folder, atomic_write
@@ -118,13 +117,13 @@ def run(options: argparse.Namespace, program: str) -> None:
     with opened(options.file) as file:
         outputs = _outputs(options, form, file)
         chosen = [pair for one in outputs for pair in one.pairs]
-        rows = _rows_of_values(options, values, file, chosen)
+        _check_values(options, values, file, chosen)
         if file.config.get("nsplit", 1) != 1 and {0, file.pairs - 1} & {*chosen}:
             found = f"{quoted(options.file)} is one of several files of a run with --nsplit"
             hint = "patches and slices at its beginning and end may be in the files next to it"
             print(f"{program}: warning: {found}: {hint}", file=sys.stderr)
         for one in outputs:
-            slices = _Slices(options, file, values, rows)
+            slices = _Slices(options, file, values)
             if options.pair is None:
                 print(f"patient    {printable(one.patient)}, {len(one.pairs)} slices")
             if form == "dicom":
@@ -214,16 +213,14 @@ def _few(names: list[str]) -> str:
 
 def _outputs(options: argparse.Namespace, form: str, file: ValidatedFile) -> list[Series]:
     """Return what becomes an output; those that exist are refused without `--overwrite`."""
-    pairs: dict[str, list[int]] = {}
-    for pair, patient in enumerate(file.texts("pair/patient")):
-        pairs.setdefault(patient, []).append(pair)
     if options.pair is not None:
         check_pair(file, options.pair)
-        pairs = {"": [options.pair]}
-    elif not options.all:
-        if options.patient not in pairs:
-            raise RunError(f"no patient {quoted(options.patient)}; expected: {_few(list(pairs))}")
-        pairs = {options.patient: pairs[options.patient]}
+    elif options.patient not in (None, *file.patients):
+        raise RunError(f"no patient {quoted(options.patient)}; expected: {_few(file.patients)}")
+    pairs: dict[str, list[int]] = {}
+    for pair, patient in enumerate(file.texts("pair/patient")):
+        if options.pair in (None, pair) and options.patient in (None, patient):
+            pairs.setdefault(patient, []).append(pair)
     out = []
     for patient, rows in pairs.items():
         path = options.output
@@ -238,23 +235,18 @@ def _outputs(options: argparse.Namespace, form: str, file: ValidatedFile) -> lis
     return out
 
 
-def _rows_of_values(
+def _check_values(
     options: argparse.Namespace, values: Any, file: ValidatedFile, pairs: list[int]
-) -> NDArray[np.int64] | None:
-    """Return the patches that the values are for, ascending; None where `stitch` chooses."""
-    if values is None or options.pair is not None:
-        return None
-    rows = np.sort(np.concatenate([np.r_[file.rows_of(pair)] for pair in pairs]))
-    found = (*np.shape(values), 0)[0]
-    if found == file.patches:
-        return None
-    if found != len(rows):
-        expected = f"{file.patches}, all of the file"
-        if options.patient:
-            expected += f", or {len(rows)}, those of {quoted(options.patient)}"
-        problem = f"has values for {found} patches; expected: {expected}"
-        raise RunError(f"{quoted(options.values)} {problem}")
-    return rows
+) -> None:
+    """Refuse values of a series that are neither for the whole file nor for its pairs."""
+    found, chosen = (*np.shape(values), 0)[0], int(file.blocks[1][pairs].sum())
+    if values is None or options.pair is not None or found in (chosen, file.patches):
+        return
+    expected = f"{file.patches}, all of the file"
+    if options.patient:
+        expected += f", or {chosen}, those of {quoted(options.patient)}"
+    problem = f"has values for {found} patches; expected: {expected}"
+    raise RunError(f"{quoted(options.values)} {problem}")
 
 
 @dataclass
@@ -264,17 +256,13 @@ class _Slices:
     options: argparse.Namespace
     file: ValidatedFile
     values: Any
-    #: As of `_rows_of_values`.
-    rows: NDArray[np.int64] | None
     pixels: int = 0
     empty: int = 0
 
     def image(self, pair: int) -> Image:
         """Return a slice."""
-        one, values = self.options, self.values
-        if self.rows is not None:
-            values = values[np.searchsorted(self.rows, np.sort(np.r_[self.file.rows_of(pair)]))]
-        image = stitch(values, self.file, pair, one.role, one.scale, one.unit)
+        one = self.options
+        image = stitch(self.values, self.file, pair, one.role, one.scale, one.unit)
         empty = np.isnan(image)
         self.pixels += image.size
         self.empty += int(empty.sum())

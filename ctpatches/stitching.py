@@ -64,9 +64,9 @@ def stitch(
     Parameters
     ----------
     values : array of shape (n, p, p), (n, 1, p, p) or (n, p, p, 1), or None
-        Values in the order and the normalisation of the file: for all patches of the file, for all
-        of this pair, or for those of the scale only. Of a memory map or an h5py dataset for the
-        whole file, only those of this pair are read. None uses the patches in the file.
+        Values in the order and the normalisation of the file: for all patches of the file, of the
+        patient or of this pair, or for those of the scale only. Of a memory map or an h5py dataset,
+        only those of this pair are read. None uses the patches in the file.
     file : path or PatchFile
         The h5 file of the patches.
     pair : int
@@ -122,7 +122,11 @@ def _blended(
     rows = np.r_[source.rows_of(pair)]
     columns = source.columns(rows)
     chosen = np.isclose(columns["scale"], scale)
-    patches = _patches(values, source, role, rows, chosen)
+    if values is None:
+        values = source.images(role, rows[chosen])
+    else:
+        values = _of_rows(values, source, pair, rows[chosen])
+    patches = _checked(values, source, len(rows), int(chosen.sum()))
     orientation, row, col = (columns[name][chosen] for name in ("orientation", "row", "col"))
     height, width = source.view_shape(pair, scale).tolist()
     image = blend(upright(patches, orientation), row, col, (height, width))
@@ -138,35 +142,38 @@ def check_pair(source: ValidatedFile, pair: int) -> None:
         raise IndexError(f"pair {pair} of {source.pairs}; expected: 0 to {source.pairs - 1}")
 
 
-def _patches(
-    values: Any,
-    source: ValidatedFile,
-    role: str,
-    rows: NDArray[np.int64],
-    chosen: NDArray[np.bool_],
-) -> Image:
-    """Return the patches, or the values, of the chosen rows of a pair, shape (n, p, p).
+def _of_rows(values: Any, source: ValidatedFile, pair: int, rows: NDArray[np.int64]) -> Any:
+    """Return the values for some rows of a pair, in their order.
 
-    Values are in ascending order of the rows that they are for.
+    Values are in ascending order of the rows that they are for: those of the file, of the patient,
+    of the pair, or these. If they have another number, all are returned.
     """
-    wanted, size = rows[chosen], source.patch_size
-    if values is None:
-        values = source.images(role, wanted)
-    else:
-        values = values if isinstance(values, h5py.Dataset) else np.asarray(values)
-        for known in (np.arange(source.patches), np.sort(rows), np.sort(wanted)):
-            if values.shape[:1] == known.shape:
-                # h5py requires ascending indices.
-                ascending, order = np.unique(np.searchsorted(known, wanted), return_inverse=True)
-                values = np.asarray(values[ascending])[order]
-                break
-    shapes = [(len(wanted), *shape) for shape in ((size, size), (1, size, size), (size, size, 1))]
+    if not isinstance(values, h5py.Dataset):
+        values = np.asarray(values)
+    patients = source.values("pair/patient")
+    of_patient = np.flatnonzero(patients == patients[pair]).tolist()
+    of_pairs = (
+        np.sort(np.concatenate([np.r_[source.rows_of(one)] for one in pairs]))
+        for pairs in (of_patient, [pair])
+    )
+    for known in (np.arange(source.patches), *of_pairs, np.sort(rows)):
+        if values.shape[:1] == known.shape:
+            # h5py requires ascending indices.
+            ascending, order = np.unique(np.searchsorted(known, rows), return_inverse=True)
+            return np.asarray(values[ascending])[order]
+    return values
+
+
+def _checked(values: NDArray[Any], source: ValidatedFile, of_pair: int, n: int) -> Image:
+    """Return values for n of the patches of a pair, shape (n, p, p)."""
+    size = source.patch_size
+    shapes = [(n, *shape) for shape in ((size, size), (1, size, size), (size, size, 1))]
     if values.dtype.kind not in "fiu" or values.shape not in shapes:
         raise ValueError(
-            f"values of shape {values.shape}, {values.dtype}; expected: {len(wanted)} patches of "
-            f"{size} x {size}, or all {len(rows)} of the pair, or all {source.patches} of the "
+            f"values of shape {values.shape}, {values.dtype}; expected: {n} patches of "
+            f"{size} x {size}, or all {of_pair} of the pair, or all {source.patches} of the "
             "file, as numbers"
         )
     if not np.isfinite(values).all():
         raise ValueError("values contain NaN or infinity")
-    return np.asarray(values.reshape(-1, size, size), np.float32)
+    return values.reshape(-1, size, size).astype(np.float32)
