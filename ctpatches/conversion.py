@@ -36,8 +36,6 @@ from ctpatches.windows import padded_length
 #: Files of earlier format versions lack tables that cannot be made without the scans.
 OLDEST_VERSION = 3
 
-Table = Mapping[str, NDArray[Any]]
-
 
 def convert(
     source: PathLike,
@@ -139,11 +137,11 @@ def _write(file: ValidatedFile, config: dict[str, Any], descriptor: int, target:
     """Write the whole target to its temporary file."""
     problems = damages(file)
     _check(next(problems), file)
-    views: Table = file.views.columns if file.store == "views" else _planned_views(file, config)
-    tables = _tables(file, config["store"], views)
-
-    sizes = views["rows"].astype(np.int64) * views["columns"]
-    pixels = int(sizes.sum()) if config["store"] == "views" else 0
+    views = _views(file, config)
+    tables, pixels = _tables(file), 0
+    if config["store"] == "views":
+        tables |= {f"views/{name}": views[name] for name in VIEW_COLUMNS}
+        pixels = int((views["rows"].astype(np.int64) * views["columns"]).sum())
 
     def header() -> Header:
         configuration, unit = json.dumps(config, sort_keys=True), file.attributes["unit"].decode()
@@ -164,8 +162,7 @@ def _write(file: ValidatedFile, config: dict[str, Any], descriptor: int, target:
         files.reserve(descriptor, empty.size)
     for pair in range(file.pairs):
         _check(next(problems), file)
-        own = slice(*np.searchsorted(views["pair"], [pair, pair + 1]).tolist())
-        of_pair = {name: column[own] for name, column in views.items()}
+        of_pair = views[views["pair"] == pair]
         block = _block(file, pair, of_pair)
         for role in ROLES:
             block.views[role], largest = _images(file, pair, role, of_pair, block, config["dtype"])
@@ -184,9 +181,9 @@ def _check(damage: str, file: ValidatedFile) -> None:
         raise RunError(f"{quoted(file.path)}: {printable(damage)}; expected: an undamaged file")
 
 
-def _tables(file: ValidatedFile, store: str, views: Table) -> dict[str, NDArray[Any]]:
-    """Return the tables of the target, as far as they are known before its blocks."""
-    out = {f"views/{name}": column for name, column in views.items() if store == "views"}
+def _tables(file: ValidatedFile) -> dict[str, NDArray[Any]]:
+    """Return the tables that do not depend on the store; rounding and checksums will change."""
+    out = {}
     for name, field in SCHEMA.items():
         if field.store or field.row_of == "patch" or name == REST:
             continue
@@ -197,23 +194,25 @@ def _tables(file: ValidatedFile, store: str, views: Table) -> dict[str, NDArray[
     return out
 
 
-def _planned_views(file: ValidatedFile, config: Mapping[str, Any]) -> Table:
-    """Return the columns of `views/` that a run would have planned for patches."""
-    views, offset = [], 0
+def _views(file: ValidatedFile, config: Mapping[str, Any]) -> NDArray[Any]:
+    """Return the rows of `views/`; for patches those that a run would have planned."""
+    kind = list(VIEW_COLUMNS.items())
+    if file.store == "views":
+        return np.rec.fromarrays(list(file.views.columns.values()), np.dtype(kind))
+    rows, offset = [], 0
     for pair in range(file.pairs):
         scales = np.unique(file.columns(file.rows_of(pair))["scale"])
         for scale in scales[::-1].astype(np.float64).round(6).tolist():
-            rows, columns = (
+            height, width = (
                 padded_length(int(length), file.patch_size, config["overlap"], config["edge"])
                 for length in file.view_shape(pair, scale)
             )
-            views.append((pair, scale, offset, rows, columns))
-            offset += rows * columns
-    table = np.array(views, np.dtype(list(VIEW_COLUMNS.items())))
-    return {name: np.ascontiguousarray(table[name]) for name in VIEW_COLUMNS}
+            rows.append((pair, scale, offset, height, width))
+            offset += height * width
+    return np.array(rows, kind)
 
 
-def _block(file: ValidatedFile, pair: int, views: Table) -> Block:
+def _block(file: ValidatedFile, pair: int, views: NDArray[Any]) -> Block:
     """Return the block of a pair, whose views these are, without their pixels."""
     columns = file.columns(file.rows_of(pair))
     counts = np.array([np.sum(columns["scale"] == scale) for scale in views["scale"]], int)
@@ -231,14 +230,14 @@ def _block(file: ValidatedFile, pair: int, views: Table) -> Block:
 
 
 def _images(
-    file: ValidatedFile, pair: int, role: str, views: Table, block: Block, dtype: str
+    file: ValidatedFile, pair: int, role: str, views: NDArray[Any], block: Block, dtype: str
 ) -> tuple[list[NDArray[Any]], float]:
     """Return the views of a pair as another type, and the largest difference that this makes.
 
     Where a file stores patches, the views that they were cut from are air between them.
     """
     rows, p = np.r_[file.rows_of(pair)], file.patch_size
-    places = zip(*(views[name].tolist() for name in ("offset", "rows", "columns")), strict=True)
+    places = views[["offset", "rows", "columns"]].tolist()
     out, largest = [], 0.0
     for number, (offset, height, width) in enumerate(places):
         size = height, width

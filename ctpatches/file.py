@@ -17,8 +17,8 @@ from ctpatches.structure import PathLike
 from ctpatches.validation import File, ValidatedFile, opened
 from ctpatches.views import Windows
 
-#: Longer lists of patients and of slice shapes are abbreviated.
-MAX_PATIENTS, MAX_SHAPES = 8, 3
+#: Longer lists of names and of slice shapes are abbreviated.
+MAX_NAMES, MAX_SHAPES = 8, 3
 Patches: TypeAlias = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 
 
@@ -85,7 +85,7 @@ class PatchFile(ValidatedFile):
         return PatchFile, (self.path,)
 
     def __repr__(self) -> str:
-        size, patients = self.patch_size, abbreviated(self.patients, MAX_PATIENTS)
+        size, patients = self.patch_size, abbreviated(self.patients)
         normalisation = f"normalization_type {self.config.get('normalization_type')}"
         facts = (
             f"{self.patches} patches of {size} x {size} pixels",
@@ -280,7 +280,6 @@ def overview(path: PathLike) -> list[str]:
         attributes = source.attributes
         complete = "complete" if attributes["complete"] else "NOT complete"
         shapes = [f"{rows} x {columns}" for rows, columns in np.unique(source.shapes, axis=1).T]
-        patients = abbreviated(source.patients, MAX_PATIENTS)
         given = {n: v for n, v in source.config.items() if v not in (None, False)}
         facts = {
             "file": f"{path}, {os.path.getsize(path) / 1e6:.1f} MB",
@@ -288,7 +287,7 @@ def overview(path: PathLike) -> list[str]:
             "patches": f"{source.patches} of {source.patch_size} x {source.patch_size} pixels in "
             f"input and target, stored as {stored_as(source)}",
             "pairs": f"{source.pairs}, slices of {abbreviated(shapes, MAX_SHAPES)} pixels",
-            "patients": f"{len(source.patients)}: {patients}",
+            "patients": f"{len(source.patients)}: {abbreviated(source.patients)}",
             "left out": f"{len(source['left_out/reason'])} entries",
             "scales": ", ".join(f"{scale:g}" for scale in source.scales),
             "unit": "HU" if attributes["unit"] == b"hu" else "stored values",
@@ -299,6 +298,6 @@ def overview(path: PathLike) -> list[str]:
     return [f"{name:10} {printable(fact)}" for name, fact in facts.items() if fact]
 
 
-def abbreviated(values: list[str], limit: int) -> str:
+def abbreviated(values: list[str], limit: int = MAX_NAMES) -> str:
     """Return the first of some values."""
     return ", ".join([*values[:limit], "..."] if len(values) > limit else values)

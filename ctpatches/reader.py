@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.file import MAX_PATIENTS, abbreviated, dtype_of, positions, provenances, read_patches
+from ctpatches.file import Patches, abbreviated, dtype_of, positions, provenances, read_patches
 from ctpatches.messages import printable
 from ctpatches.orientations import Images, draw_orientations, turned
 from ctpatches.schema import ORIENTATIONS, REST
@@ -22,7 +22,6 @@ from ctpatches.structure import PathLike
 from ctpatches.validation import ValidatedFile
 from ctpatches.views import Windows
 
-Indices: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 Patients: TypeAlias = str | Iterable[str] | None
 Scales: TypeAlias = float | Iterable[float] | None
 Orientations: TypeAlias = int | Iterable[int] | None
@@ -152,7 +151,7 @@ class PatchReader:
         return printable(f"<{type(self).__name__} {self.path!r}: {'; '.join(facts)}>")
 
     def _selection(self) -> str:
-        patients = abbreviated([repr(name) for name in self.patients], MAX_PATIENTS)
+        patients = abbreviated(list(map(repr, self.patients)))
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
         return f"{patients}; scales {scales}; orientations {', '.join(map(str, self.orientations))}"
 
@@ -191,16 +190,16 @@ class PatchReader:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(self, indices: Indices) -> NDArray[np.int64]:
+    def rows(self, indices: Patches) -> NDArray[np.int64]:
         """Return the indices in the file of patches of this dataset."""
         return self._rows[positions(indices, len(self))]
 
-    def read(self, indices: Indices) -> tuple[Images, Images]:
+    def read(self, indices: Patches) -> tuple[Images, Images]:
         """Return inputs and targets, each of shape (n, p, p)."""
         low, full, *_ = self.samples(indices)
         return low, full
 
-    def samples(self, indices: Indices, epoch: int | None = None) -> list[Any]:
+    def samples(self, indices: Patches, epoch: int | None = None) -> list[Any]:
         """Return inputs, targets and, with `provenance`, the list of its dicts.
 
         Orientations are drawn for an epoch, by default that of `set_epoch`.

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from ctpatches.checksums import pixel_digest
+from ctpatches.file import abbreviated
 from ctpatches.files import Invalid, atomic_folder, atomic_write
 from ctpatches.messages import CallError, RunError, errors_naming, printable, quoted
 from ctpatches.schema import ROLES
@@ -25,8 +26,6 @@ from ctpatches.validation import ValidatedFile, opened
 FORMATS = {"dicom": (".dcm", ".ima"), "npy": (".npy",), "nifti": (".nii.gz", ".nii")}
 #: Beyond it no number can be a value to fill with, float32.
 MAX_FILL = 1e30
-#: Longer lists of names are abbreviated.
-MAX_NAMES = 8
 
 
 class Series(NamedTuple):
@@ -196,19 +195,13 @@ def _mapped(name: str) -> Any:
         file = h5py.File(path)
         found = file.get(dataset or "/")
         has_views = dataset in ROLES and f"views/{dataset}" in file
-        known = [key for key, item in file.items() if isinstance(item, h5py.Dataset)]
+        known = [quoted(key) for key, item in file.items() if isinstance(item, h5py.Dataset)]
     if isinstance(found, h5py.Dataset):
         return found
-    expected = f"--values {printable(path)}:DATASET, {_few(known)}"
+    expected = f"--values {printable(path)}:DATASET, one of: {abbreviated(known)}"
     if has_views:
         expected = f"--role {dataset} without --values, as the file contains views"
     raise RunError(f"{quoted(path)} has no dataset {quoted(dataset)}; expected: {expected}")
-
-
-def _few(names: list[str]) -> str:
-    """Return what can be chosen, for a message."""
-    text = ", ".join(map(quoted, names[:MAX_NAMES]))
-    return f"one of: {text}{', ...' if len(names) > MAX_NAMES else ''}"
 
 
 def _outputs(options: argparse.Namespace, form: str, file: ValidatedFile) -> list[Series]:
@@ -216,7 +209,8 @@ def _outputs(options: argparse.Namespace, form: str, file: ValidatedFile) -> lis
     if options.pair is not None:
         check_pair(file, options.pair)
     elif options.patient not in (None, *file.patients):
-        raise RunError(f"no patient {quoted(options.patient)}; expected: {_few(file.patients)}")
+        known = abbreviated(list(map(quoted, file.patients)))
+        raise RunError(f"no patient {quoted(options.patient)}; expected: one of: {known}")
     pairs: dict[str, list[int]] = {}
     for pair, patient in enumerate(file.texts("pair/patient")):
         if options.pair in (None, pair) and options.patient in (None, patient):
