@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches import dtypes
-from ctpatches.blocks import CHUNKS, Block, Piece
+from ctpatches import dtypes, files
+from ctpatches.blocks import CHUNKS, Block
 from ctpatches.checksums import damages
-from ctpatches.files import (
-    Invalid,
-    Offset,
-    atomic_write,
-    named_errors,
-    open_regular,
-    reserve,
-    sync_folder,
-    write_at,
-)
+from ctpatches.files import Invalid
 from ctpatches.header import Header, build_header
 from ctpatches.messages import CallError, RunError, printable, quoted
 from ctpatches.normalisation import Affine, normalised_air
@@ -45,8 +34,6 @@ from ctpatches.views import from_strips, padded_length
 
 #: Files of earlier format versions lack tables that cannot be made without the scans.
 OLDEST_VERSION = 3
-
-Table = Mapping[str, NDArray[Any]]
 
 
 def convert(
@@ -105,14 +92,14 @@ def convert(
         if config["store"] == "views" and not compression:
             config["compression"] = "none"
         _check_configuration(file, config)
-        with _create_partial(target) as partial, atomic_write(target):
+        with _create_partial(target) as partial, files.atomic_write(target):
             _write(file, config, partial.fileno(), target)
-        sync_folder(target)
+        files.sync_folder(target)
 
 
 def _check_target(source: str, target: str, overwrite: bool) -> None:
     """Refuse a target that must not be written."""
-    os.close(open_regular(source))
+    os.close(files.open_regular(source))
     if os.path.exists(target) and os.path.samefile(source, target):
         raise CallError(f"{quoted(target)} is the file to convert; expected: another name")
     if os.path.exists(target) and not os.path.isfile(target):
@@ -149,39 +136,41 @@ def _write(file: ValidatedFile, config: dict[str, Any], descriptor: int, target:
     """Write the whole target to its temporary file."""
     problems = damages(file)
     _check(next(problems), file)
-    views: Table = file.views.columns if file.store == "views" else _planned_views(file, config)
-    tables = _tables(file, config["store"], views)
+    views = _views(file, config)
+    tables, pixels = _tables(file), 0
+    if config["store"] == "views":
+        tables |= {f"views/{name}": views[name] for name in VIEW_COLUMNS}
+        pixels = int((views["rows"].astype(np.int64) * views["columns"]).sum())
 
     def header() -> Header:
         configuration, unit = json.dumps(config, sort_keys=True), file.attributes["unit"].decode()
-        pixels = sum(map(math.prod, _sizes(views))) if config["store"] == "views" else 0
         return build_header(tables, configuration, unit, file.patches, pixels, complete=True)
 
     empty = header()
     end = empty.size  # of the chunks of a compressed file
 
-    def write(offset: Offset, data: memoryview) -> None:
+    def write(offset: files.Offset, data: memoryview) -> None:
         nonlocal end
         if isinstance(offset, int) and offset >= CHUNKS:
             offset, end = end, end + len(data)
-        with named_errors(target):
-            write_at(descriptor, data, offset)
+        with files.named_errors(target):
+            files.write_at(descriptor, data, offset)
 
-    with named_errors(target):
+    with files.named_errors(target):
         os.ftruncate(descriptor, empty.size)
-        reserve(descriptor, empty.size)
+        files.reserve(descriptor, empty.size)
     for pair in range(file.pairs):
         _check(next(problems), file)
-        pixels = _Pixels(file, pair, config["dtype"])
-        own = slice(*np.searchsorted(views["pair"], [pair, pair + 1]).tolist())
-        block = _block(pixels, config["store"], {name: views[name][own] for name in views})
-        place = file.place(pair) | {"pixel": (int(views["offset"][own][:1].sum()), 0)}
+        of_pair = views[views["pair"] == pair]
+        block = _block(file, pair, of_pair)
+        for role in ROLES:
+            block.views[role], largest = _images(file, pair, role, of_pair, block, config["dtype"])
+            tables[f"pair/{role}_rounding"][pair] += largest
+        place = file.place(pair) | {"pixel": (int(of_pair["offset"][:1].sum()), 0)}
         tables["pair/checksum"][pair] = block.write(
             write, empty.rows, pair, place, config["compression"], empty.shuffle
         )
-        for role in ROLES:
-            tables[f"pair/{role}_rounding"][pair] += pixels.rounding[role]
-    with named_errors(target):
+    with files.named_errors(target):
         header().write(descriptor, [*file.blocks[0].tolist(), file.patches])
         os.fsync(descriptor)
 
@@ -191,9 +180,9 @@ def _check(damage: str, file: ValidatedFile) -> None:
         raise RunError(f"{quoted(file.path)}: {printable(damage)}; expected: an undamaged file")
 
 
-def _tables(file: ValidatedFile, store: str, views: Table) -> dict[str, NDArray[Any]]:
-    """Return the tables of the target, as far as they are known before its blocks."""
-    out = {f"views/{name}": column for name, column in views.items() if store == "views"}
+def _tables(file: ValidatedFile) -> dict[str, NDArray[Any]]:
+    """Return the tables that do not depend on the store; rounding and checksums will change."""
+    out = {}
     for name, field in SCHEMA.items():
         if field.store or field.row_of == "patch" or name == REST:
             continue
@@ -204,107 +193,81 @@ def _tables(file: ValidatedFile, store: str, views: Table) -> dict[str, NDArray[
     return out
 
 
-def _planned_views(file: ValidatedFile, config: Mapping[str, Any]) -> Table:
-    """Return the columns of `views/` that a run would have planned for patches."""
-    views, offset = [], 0
+def _views(file: ValidatedFile, config: Mapping[str, Any]) -> NDArray[Any]:
+    """Return the rows of `views/`; for patches those that a run would have planned."""
+    kind = list(VIEW_COLUMNS.items())
+    if file.store == "views":
+        return np.rec.fromarrays(list(file.views.columns.values()), np.dtype(kind))
+    rows, offset = [], 0
     for pair in range(file.pairs):
         scales = np.unique(file.columns(file.rows_of(pair))["scale"])
         for scale in scales[::-1].astype(np.float64).round(6).tolist():
-            rows, columns = (
+            height, width = (
                 padded_length(int(length), file.patch_size, config["overlap"], config["edge"])
                 for length in file.view_shape(pair, scale)
             )
-            views.append((pair, scale, offset, rows, columns))
-            offset += rows * columns
-    table = np.array(views, np.dtype(list(VIEW_COLUMNS.items())))
-    return {name: np.ascontiguousarray(table[name]) for name in VIEW_COLUMNS}
+            rows.append((pair, scale, offset, height, width))
+            offset += height * width
+    return np.array(rows, kind)
 
 
-def _sizes(views: Table) -> list[tuple[int, int]]:
-    return list(zip(views["rows"].tolist(), views["columns"].tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class _StoredPatches(Block):
-    """A block whose patches are read."""
-
-    read: Callable[[str, Piece], NDArray[Any]]
-
-    def cut(self, role: str, piece: Piece) -> NDArray[Any]:
-        return self.read(role, piece)
-
-
-class _Pixels:
-    """Reads the pixels of a pair, as another type."""
-
-    def __init__(self, file: ValidatedFile, pair: int, dtype: str) -> None:
-        self.file, self.pair, self.dtype = file, pair, dtype
-        #: The largest difference that the type has made so far.
-        self.rounding = dict.fromkeys(ROLES, 0.0)
-
-    def _cast(self, role: str, values: NDArray[Any]) -> NDArray[Any]:
-        try:
-            out, largest = dtypes.cast(values.astype(np.float32, copy=False), self.dtype)
-        except ValueError as error:
-            name = printable(self.file.slice_file(role, self.pair))
-            raise RunError(f"{name}: {error}; choose another --dtype") from error
-        self.rounding[role] = max(self.rounding[role], largest)
-        return out
-
-    def patches(self, role: str, piece: Piece) -> NDArray[Any]:
-        """Return patches of the block, shape (n, p, p)."""
-        rows = np.r_[self.file.rows_of(self.pair)][piece.start : piece.stop]
-        return self._cast(role, self.file.images(role, rows))
-
-    def view(self, role: str, offset: int, size: tuple[int, int]) -> NDArray[Any]:
-        """Return a stored view."""
-        values = self.file.values(f"views/{role}", slice(offset, offset + math.prod(size)))
-        return self._cast(role, from_strips(values, size))
-
-    def assembled(
-        self, role: str, block: Block, sizes: list[tuple[int, int]]
-    ) -> list[NDArray[Any]]:
-        """Return the views that patches were cut from, with air where there is no patch."""
-        file, p = self.file, block.size
-        offset, divisor, slope, intercept = file.constants[role][:, self.pair].tolist()
-        clipped = file.config["normalization_type"] == "hu_window"
-        window = file.config["hu_window"] if clipped else None
-        unit = file.attributes["unit"].decode()
-        air = normalised_air(Affine(offset, divisor), slope, intercept, unit, window)
-        limits = dtypes.limits_of(self.dtype)
-        fill, _ = dtypes.cast(np.array(air, np.float32).clip(limits.min, limits.max), self.dtype)
-        views = [np.full(size, fill) for size in sizes]
-        for piece in block.pieces():
-            part, view = slice(piece.start, piece.stop), views[piece.view]
-            patches = upright(block.cut(role, piece), block.orientation[part])
-            places = zip(block.row[part].tolist(), block.col[part].tolist(), patches, strict=True)
-            for row, col, patch in places:
-                view[row : row + p, col : col + p] = patch
-        return views
-
-
-def _block(pixels: _Pixels, store: str, views: Table) -> Block:
-    """Return the block of a pair, whose views these are, for the target."""
-    file, sizes = pixels.file, _sizes(views)
-    columns = file.columns(file.rows_of(pixels.pair))
+def _block(file: ValidatedFile, pair: int, views: NDArray[Any]) -> Block:
+    """Return the block of a pair, whose views these are, without their pixels."""
+    columns = file.columns(file.rows_of(pair))
     counts = np.array([np.sum(columns["scale"] == scale) for scale in views["scale"]], int)
     valid = np.array_equal(np.repeat(views["scale"], counts), columns["scale"])
     if valid:
         ends = np.stack([columns["row"], columns["col"]]) + file.patch_size
-        stored = np.stack([views["rows"], views["columns"]]).astype(np.int64)
-        valid = bool((ends <= np.repeat(stored, counts, axis=1)).all())
+        sizes = np.stack([views["rows"], views["columns"]]).astype(np.int64)
+        valid = bool((ends <= np.repeat(sizes, counts, axis=1)).all())
     if not valid:
-        reason = f"is damaged: patches of pair {pixels.pair} lie beyond its views, or in no order"
+        reason = f"is damaged: patches of pair {pair} lie beyond its views, or in no order"
         raise Invalid(file.path, reason)
     windows = {name: columns[name] for name in PATCH_COLUMNS if name != "pair"}
     starts = np.append(0, np.cumsum(counts)).tolist()
-    block: Block
-    if file.store == "patches":
-        block = _StoredPatches({}, starts, file.patch_size, **windows, read=pixels.patches)
-        if store == "views":
-            block.views.update({role: pixels.assembled(role, block, sizes) for role in ROLES})
-    else:
-        places = list(zip(views["offset"].tolist(), sizes, strict=True))
-        images = {role: [pixels.view(role, *place) for place in places] for role in ROLES}
-        block = Block(images, starts, file.patch_size, **windows)
-    return block
+    return Block({}, starts, file.patch_size, **windows)
+
+
+def _images(
+    file: ValidatedFile, pair: int, role: str, views: NDArray[Any], block: Block, dtype: str
+) -> tuple[list[NDArray[Any]], float]:
+    """Return the views of a pair as another type, and the largest difference that this makes.
+
+    Where a file stores patches, the views that they were cut from are air between them.
+    """
+    rows, p = np.r_[file.rows_of(pair)], file.patch_size
+    places = views[["offset", "rows", "columns"]].tolist()
+    out, largest = [], 0.0
+    for number, (offset, height, width) in enumerate(places):
+        size = height, width
+        part = slice(*block.starts[number : number + 2])
+        if file.store == "views":
+            stored = file.values(f"views/{role}", slice(offset, offset + height * width))
+            pixels = from_strips(stored, size)
+        else:
+            pixels = upright(file.images(role, rows[part]), block.orientation[part])
+        try:
+            pixels, difference = dtypes.cast(pixels.astype(np.float32, copy=False), dtype)
+        except ValueError as error:
+            name = printable(file.slice_file(role, pair))
+            raise RunError(f"{name}: {error}; choose another --dtype") from error
+        largest = max(largest, difference)
+        if file.store == "patches":
+            patches, pixels = pixels, np.full(size, _air(file, role, pair, dtype))
+            for row, col, patch in zip(
+                block.row[part].tolist(), block.col[part].tolist(), patches, strict=True
+            ):
+                pixels[row : row + p, col : col + p] = patch
+        out.append(pixels)
+    return out, largest
+
+
+def _air(file: ValidatedFile, role: str, pair: int, dtype: str) -> NDArray[Any]:
+    """Return the pixel that is nearest to air in the images of a pair."""
+    offset, divisor, slope, intercept = file.constants[role][:, pair].tolist()
+    clipped = file.config["normalization_type"] == "hu_window"
+    window = file.config["hu_window"] if clipped else None
+    unit = file.attributes["unit"].decode()
+    air = normalised_air(Affine(offset, divisor), slope, intercept, unit, window)
+    limits = dtypes.limits_of(dtype)
+    return dtypes.cast(np.array(air, np.float32).clip(limits.min, limits.max), dtype)[0]

@@ -15,9 +15,10 @@ from ctpatches.orientations import Images
 from ctpatches.schema import ROLES, decoded
 from ctpatches.structure import PathLike
 from ctpatches.validation import File, ValidatedFile, opened
+from ctpatches.views import Windows
 
-#: Longer lists of patients and of slice shapes are abbreviated.
-MAX_PATIENTS, MAX_SHAPES = 8, 3
+#: Longer lists of names and of slice shapes are abbreviated.
+MAX_NAMES, MAX_SHAPES = 8, 3
 Patches: TypeAlias = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 
 
@@ -84,7 +85,7 @@ class PatchFile(ValidatedFile):
         return PatchFile, (self.path,)
 
     def __repr__(self) -> str:
-        size, patients = self.patch_size, abbreviated(self.patients, MAX_PATIENTS)
+        size, patients = self.patch_size, abbreviated(self.patients)
         normalisation = f"normalization_type {self.config.get('normalization_type')}"
         facts = (
             f"{self.patches} patches of {size} x {size} pixels",
@@ -125,11 +126,7 @@ class PatchFile(ValidatedFile):
         ValueError
             The unit or the type is not valid, or the file is damaged.
         """
-        low, full = read_patches(self, indices, dtype_of(self, unit, dtype))
-        if unit == "hu":
-            low = denormalise(low, self, indices, "input")
-            full = denormalise(full, self, indices, "target")
-        return low, full
+        return read_patches(self, indices, unit, dtype)
 
     def provenance(self, index: int) -> Provenance:
         """Return where a patch came from; `IndexError` is raised if there is no such patch."""
@@ -157,25 +154,36 @@ def provenances(source: ValidatedFile, patches: NDArray[np.int64]) -> list[Prove
     return out
 
 
-def read_patches(file: File, patches: Patches, dtype: str = "float32") -> tuple[Images, Images]:
-    """Return input and target of some patches, each of shape (n, p, p)."""
+def read_patches(
+    file: File,
+    patches: Patches,
+    unit: str = "file",
+    dtype: str = "float32",
+    windows: Windows | None = None,
+) -> tuple[Images, Images]:
+    """Return input and target of some patches as `PatchFile.read` does.
+
+    `windows` are those of the patches of a file of views, where a caller has them.
+    """
     with opened(file) as source:
+        kind = dtype_of(source, unit, dtype).name
         rows = positions(patches, source.patches)
-        windows = source.windows(rows) if source.store == "views" else None
-        low, full = (source.images(role, rows, windows, dtype) for role in ROLES)
+        if windows is None and source.store == "views":
+            windows = source.windows(rows)
+        low, full = (source.images(role, rows, windows, kind) for role in ROLES)
+        if unit == "hu":
+            low = denormalise(low, source, rows, "input")
+            full = denormalise(full, source, rows, "target")
         return low, full
 
 
-def dtype_of(source: ValidatedFile, unit: str, dtype: str) -> str:
-    """Return the type of patches that are read as `PatchFile.read` does, a key of `DTYPES`.
-
-    `ValueError` is raised if there is no such unit or type.
-    """
+def dtype_of(source: ValidatedFile, unit: str, dtype: str) -> np.dtype[Any]:
+    """Return the type of the arrays that `PatchFile.read` returns for a unit and a type."""
     if unit not in ("file", "hu"):
         raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
     if dtype not in ("float32", "file"):
         raise ValueError(f"dtype {dtype!r}; expected: 'float32' or 'file'")
-    return str(source.config["dtype"]) if (unit, dtype) == ("file", "file") else "float32"
+    return np.dtype(source.config["dtype"] if (unit, dtype) == ("file", "file") else "float32")
 
 
 def rounding(source: ValidatedFile) -> dict[str, float]:
@@ -272,7 +280,6 @@ def overview(path: PathLike) -> list[str]:
         attributes = source.attributes
         complete = "complete" if attributes["complete"] else "NOT complete"
         shapes = [f"{rows} x {columns}" for rows, columns in np.unique(source.shapes, axis=1).T]
-        patients = abbreviated(source.patients, MAX_PATIENTS)
         given = {n: v for n, v in source.config.items() if v not in (None, False)}
         facts = {
             "file": f"{path}, {os.path.getsize(path) / 1e6:.1f} MB",
@@ -280,7 +287,7 @@ def overview(path: PathLike) -> list[str]:
             "patches": f"{source.patches} of {source.patch_size} x {source.patch_size} pixels in "
             f"input and target, stored as {stored_as(source)}",
             "pairs": f"{source.pairs}, slices of {abbreviated(shapes, MAX_SHAPES)} pixels",
-            "patients": f"{len(source.patients)}: {patients}",
+            "patients": f"{len(source.patients)}: {abbreviated(source.patients)}",
             "left out": f"{len(source['left_out/reason'])} entries",
             "scales": ", ".join(f"{scale:g}" for scale in source.scales),
             "unit": "HU" if attributes["unit"] == b"hu" else "stored values",
@@ -291,6 +298,6 @@ def overview(path: PathLike) -> list[str]:
     return [f"{name:10} {printable(fact)}" for name, fact in facts.items() if fact]
 
 
-def abbreviated(values: list[str], limit: int) -> str:
+def abbreviated(values: list[str], limit: int = MAX_NAMES) -> str:
     """Return the first of some values."""
     return ", ".join([*values[:limit], "..."] if len(values) > limit else values)

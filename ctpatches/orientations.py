@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches.permutation import split_mix
+
 Images: TypeAlias = NDArray[np.float32]
 Pixels: TypeAlias = NDArray[Any]
 
@@ -36,16 +38,12 @@ def orient(image: Pixels, code: int, out: Pixels) -> Pixels:
 def draw_orientations(seed: int, epoch: int, patches: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Return an index into `DIHEDRAL` for each patch of the file, all equally likely.
 
-    It depends on nothing but the three arguments: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014,
-    figure 14) hashes them. Creating a generator of NumPy for each patch would cost more than
-    reading it.
+    It depends on nothing but the three arguments, which are hashed: creating a generator of NumPy
+    for each patch would cost more than reading it.
     """
     state = np.zeros(len(patches), np.uint64)
     for word in (np.uint64(seed % 2**64), np.uint64(epoch % 2**64), patches.astype(np.uint64)):
-        state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
+        state = split_mix(state ^ word, 0x9E3779B97F4A7C15)
     return (state >> np.uint64(61)).astype(np.uint8)
 
 

@@ -55,18 +55,18 @@ class Permutation:
         side = self._side
         left, right = np.divmod(index, side)
         for key in self._keys:
-            left, right = right, (left + _hash(right, key) % side) % side
+            left, right = right, (left + split_mix(right, key) % side) % side
         return left * side + right
 
     def _decrypt(self, index: _Words) -> _Words:
         side = self._side
         left, right = np.divmod(index, side)
         for key in reversed(self._keys):
-            left, right = (right + side - _hash(left, key) % side) % side, left
+            left, right = (right + side - split_mix(left, key) % side) % side, left
         return left * side + right
 
 
-def _hash(words: _Words, key: int) -> _Words:
+def split_mix(words: _Words, key: int) -> _Words:
     """Return the finalizer of SplitMix64 (Steele et al., 2014) of words plus a key."""
     out = words + np.uint64(key)
     out = (out ^ (out >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -14,15 +14,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.file import MAX_PATIENTS, abbreviated, denormalise, dtype_of, positions, provenances
+from ctpatches.file import Patches, abbreviated, dtype_of, positions, provenances, read_patches
 from ctpatches.messages import printable
 from ctpatches.orientations import Images, draw_orientations, turned
-from ctpatches.schema import ORIENTATIONS, REST, ROLES
+from ctpatches.schema import ORIENTATIONS, REST
 from ctpatches.structure import PathLike
 from ctpatches.validation import ValidatedFile
 from ctpatches.views import Windows
 
-Indices: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 Patients: TypeAlias = str | Iterable[str] | None
 Scales: TypeAlias = float | Iterable[float] | None
 Orientations: TypeAlias = int | Iterable[int] | None
@@ -112,24 +111,16 @@ class PatchReader:
         self.provenance, self.augment, self.seed = provenance, augment, seed
         with ValidatedFile(self.path) as source:
             self.patch_size = source.patch_size
-            self.dtype = np.dtype(dtype_of(source, unit, dtype))
+            self.dtype, self._dtype = dtype_of(source, unit, dtype), dtype
             # It covers the checksums of all blocks: these 16 bytes identify the file.
             self._checksum = source.values(REST).tobytes()
             self.patients = self._chosen("patient", patients, source.patients)
             self.scales = self._chosen("scale", scales, source.scales)
             codes = range(len(ORIENTATIONS))
             self.orientations = self._chosen("orientation", orientations, codes)
-            by_row = scales is not None or orientations is not None
-            by_row |= source.shuffle is not None and patients is not None
-            selected, self._windows = self._select(source, by_row)
-        # Groups of consecutive selected patches: where they end in this dataset, and what is added
-        # to become indices of the file. A choice of patients or of scales has few groups, unless
-        # the file is shuffled.
-        edges = np.flatnonzero(np.diff(selected, prepend=False, append=False))
-        starts, lengths = edges[::2], edges[1::2] - edges[::2]
-        self._in_file, self._ends = len(selected), np.cumsum(lengths)
-        self._shifts = starts - (self._ends - lengths)
-        if not len(starts):
+            self._in_file = source.patches
+            self._rows, self._windows = self._select(source)
+        if not len(self):
             raise ValueError(f"{self.path!r} has no patch of {self._selection()}")
         self._source: ValidatedFile | None = None
         self._process = 0
@@ -160,7 +151,7 @@ class PatchReader:
         return printable(f"<{type(self).__name__} {self.path!r}: {'; '.join(facts)}>")
 
     def _selection(self) -> str:
-        patients = abbreviated([repr(name) for name in self.patients], MAX_PATIENTS)
+        patients = abbreviated(list(map(repr, self.patients)))
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
         return f"{patients}; scales {scales}; orientations {', '.join(map(str, self.orientations))}"
 
@@ -177,59 +168,48 @@ class PatchReader:
             raise ValueError(f"{self.path!r}: {found}; there are: {', '.join(map(repr, known))}")
         return [value for value in known if value in chosen]
 
-    def _select(
-        self, source: ValidatedFile, by_row: bool
-    ) -> tuple[NDArray[np.bool_], Windows | None]:
-        """Return which patches are selected, and their windows; None where patches are stored.
-
-        Without `by_row` the selection is of whole pairs, and no column of `patch/` need be read.
-        """
+    def _select(self, source: ValidatedFile) -> tuple[NDArray[np.int64], Windows | None]:
+        """Return the rows of the selected patches, and in a file of views their windows."""
         of_patients = np.isin(source.texts("pair/patient"), self.patients)
-        selected = np.repeat(of_patients, source.blocks[1])
-        windows = []
-        in_views, scales = source.store == "views", np.array(self.scales, np.float32)
-        for first in range(0, len(selected) if by_row or in_views else 0, MAX_ROWS):
-            rows = slice(first, first + MAX_ROWS)
-            columns = source.columns(rows)
-            selected[rows] = of_patients[columns["pair"]]
-            selected[rows] &= np.isin(columns["scale"], scales)
-            selected[rows] &= np.isin(columns["orientation"], self.orientations)
-            if in_views:
-                windows.append(source.views.windows(columns)[selected[rows]])
-        return selected, np.concatenate(windows) if in_views else None
+        scales = np.array(self.scales, np.float32)
+        rows, windows = [], []
+        for first in range(0, source.patches, MAX_ROWS):
+            columns = source.columns(slice(first, first + MAX_ROWS))
+            selected = of_patients[columns["pair"]]
+            selected &= np.isin(columns["scale"], scales)
+            selected &= np.isin(columns["orientation"], self.orientations)
+            rows.append(first + np.flatnonzero(selected))
+            if source.store == "views":
+                windows.append(source.views.windows(columns)[selected])
+        return np.concatenate(rows), np.concatenate(windows) if windows else None
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other orientations from now on; call it before each pass over the loader."""
         self._epoch.value = epoch
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._rows)
 
-    def rows(self, indices: Indices) -> NDArray[np.int64]:
+    def rows(self, indices: Patches) -> NDArray[np.int64]:
         """Return the indices in the file of patches of this dataset."""
-        index = positions(indices, len(self))
-        group = np.searchsorted(self._ends, index, side="right")
-        return np.asarray(index + self._shifts[group], np.int64)
+        return self._rows[positions(indices, len(self))]
 
-    def read(self, indices: Indices) -> tuple[Images, Images]:
+    def read(self, indices: Patches) -> tuple[Images, Images]:
         """Return inputs and targets, each of shape (n, p, p)."""
         low, full, *_ = self.samples(indices)
         return low, full
 
-    def samples(self, indices: Indices, epoch: int | None = None) -> list[Any]:
+    def samples(self, indices: Patches, epoch: int | None = None) -> list[Any]:
         """Return inputs, targets and, with `provenance`, the list of its dicts.
 
         Orientations are drawn for an epoch, by default that of `set_epoch`.
         """
-        rows = self.rows(indices)
-        source = self._open()
+        source, index = self._open(), positions(indices, len(self))
+        rows, windows = self._rows[index], self._windows
+        if windows is not None:
+            windows = windows[index]
+        parts: list[Any] = [*read_patches(source, rows, self.unit, self._dtype, windows)]
         codes = np.zeros(len(rows), np.uint8)
-        windows = None if self._windows is None else self._windows[positions(indices, len(self))]
-        dtype = self.dtype.name
-        parts: list[Any] = [source.images(role, rows, windows, dtype) for role in ROLES]
-        if self.unit == "hu":
-            both = zip(parts, ROLES, strict=True)
-            parts = [denormalise(images, source, rows, role) for images, role in both]
         if self.augment:
             epoch = self._epoch.value if epoch is None else epoch
             codes = draw_orientations(self.seed, epoch, rows)

@@ -7,23 +7,33 @@ import contextlib
 import importlib.util
 import os
 import sys
-from typing import Any
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from ctpatches.files import Invalid
+from ctpatches.checksums import pixel_digest
+from ctpatches.file import abbreviated
+from ctpatches.files import Invalid, atomic_folder, atomic_write
 from ctpatches.messages import CallError, RunError, errors_naming, printable, quoted
-from ctpatches.stitch_output import Series, Slices, write_dicom_slices, write_volume
-from ctpatches.stitching import ROLES, UNITS, check_pair
+from ctpatches.schema import ROLES
+from ctpatches.stitching import UNITS, Image, check_pair, stitch
 from ctpatches.validation import ValidatedFile, opened
 
 #: Endings of the names of files, by format.
 FORMATS = {"dicom": (".dcm", ".ima"), "npy": (".npy",), "nifti": (".nii.gz", ".nii")}
 #: Beyond it no number can be a value to fill with, float32.
 MAX_FILL = 1e30
-#: Longer lists of names are abbreviated.
-MAX_NAMES = 8
+
+
+class Series(NamedTuple):
+    """What becomes one output: the slices of a patient, or a single one of `--pair`."""
+
+    patient: str
+    pairs: list[int]
+    path: str
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -105,20 +115,20 @@ def run(options: argparse.Namespace, program: str) -> None:
     values = _mapped(options.values) if options.values else None
     with opened(options.file) as file:
         outputs = _outputs(options, form, file)
-        slices = Slices(options, file, values, outputs)
-        chosen = {pair for one in outputs for pair in one.pairs}
-        if file.config.get("nsplit", 1) != 1 and chosen & {0, file.pairs - 1}:
+        chosen = [pair for one in outputs for pair in one.pairs]
+        _check_values(options, values, file, chosen)
+        if file.config.get("nsplit", 1) != 1 and {0, file.pairs - 1} & {*chosen}:
             found = f"{quoted(options.file)} is one of several files of a run with --nsplit"
             hint = "patches and slices at its beginning and end may be in the files next to it"
             print(f"{program}: warning: {found}: {hint}", file=sys.stderr)
         for one in outputs:
-            slices.pixels = slices.empty = 0
+            slices = _Slices(options, file, values)
             if options.pair is None:
                 print(f"patient    {printable(one.patient)}, {len(one.pairs)} slices")
             if form == "dicom":
-                write_dicom_slices(slices, one)
+                _write_dicom_slices(slices, one)
             else:
-                write_volume(slices, one, form)
+                _write_volume(slices, one, form)
             if slices.empty:
                 share = slices.empty / slices.pixels
                 print(f"no patch   {slices.empty} of {slices.pixels} pixels ({share:.2%}): {fill}")
@@ -185,33 +195,26 @@ def _mapped(name: str) -> Any:
         file = h5py.File(path)
         found = file.get(dataset or "/")
         has_views = dataset in ROLES and f"views/{dataset}" in file
-        known = [key for key, item in file.items() if isinstance(item, h5py.Dataset)]
+        known = [quoted(key) for key, item in file.items() if isinstance(item, h5py.Dataset)]
     if isinstance(found, h5py.Dataset):
         return found
-    expected = f"--values {printable(path)}:DATASET, {_few(known)}"
+    expected = f"--values {printable(path)}:DATASET, one of: {abbreviated(known)}"
     if has_views:
         expected = f"--role {dataset} without --values, as the file contains views"
     raise RunError(f"{quoted(path)} has no dataset {quoted(dataset)}; expected: {expected}")
 
 
-def _few(names: list[str]) -> str:
-    """Return what can be chosen, for a message."""
-    text = ", ".join(map(quoted, names[:MAX_NAMES]))
-    return f"one of: {text}{', ...' if len(names) > MAX_NAMES else ''}"
-
-
 def _outputs(options: argparse.Namespace, form: str, file: ValidatedFile) -> list[Series]:
     """Return what becomes an output; those that exist are refused without `--overwrite`."""
-    pairs: dict[str, list[int]] = {}
-    for pair, patient in enumerate(file.texts("pair/patient")):
-        pairs.setdefault(patient, []).append(pair)
     if options.pair is not None:
         check_pair(file, options.pair)
-        pairs = {"": [options.pair]}
-    elif not options.all:
-        if options.patient not in pairs:
-            raise RunError(f"no patient {quoted(options.patient)}; expected: {_few(list(pairs))}")
-        pairs = {options.patient: pairs[options.patient]}
+    elif options.patient not in (None, *file.patients):
+        known = abbreviated(list(map(quoted, file.patients)))
+        raise RunError(f"no patient {quoted(options.patient)}; expected: one of: {known}")
+    pairs: dict[str, list[int]] = {}
+    for pair, patient in enumerate(file.texts("pair/patient")):
+        if options.pair in (None, pair) and options.patient in (None, patient):
+            pairs.setdefault(patient, []).append(pair)
     out = []
     for patient, rows in pairs.items():
         path = options.output
@@ -224,3 +227,124 @@ def _outputs(options: argparse.Namespace, form: str, file: ValidatedFile) -> lis
             raise CallError(f"--output {quoted(path)} exists; add --overwrite to replace it")
         out.append(Series(patient, rows, path))
     return out
+
+
+def _check_values(
+    options: argparse.Namespace, values: Any, file: ValidatedFile, pairs: list[int]
+) -> None:
+    """Refuse values of a series that are neither for the whole file nor for its pairs."""
+    found, chosen = (*np.shape(values), 0)[0], int(file.blocks[1][pairs].sum())
+    if values is None or options.pair is not None or found in (chosen, file.patches):
+        return
+    expected = f"{file.patches}, all of the file"
+    if options.patient:
+        expected += f", or {chosen}, those of {quoted(options.patient)}"
+    problem = f"has values for {found} patches; expected: {expected}"
+    raise RunError(f"{quoted(options.values)} {problem}")
+
+
+@dataclass
+class _Slices:
+    """Assembles slices, fills pixels without a patch and counts them."""
+
+    options: argparse.Namespace
+    file: ValidatedFile
+    values: Any
+    pixels: int = 0
+    empty: int = 0
+
+    def image(self, pair: int) -> Image:
+        """Return a slice."""
+        one = self.options
+        image = stitch(self.values, self.file, pair, one.role, one.scale, one.unit)
+        empty = np.isnan(image)
+        self.pixels += image.size
+        self.empty += int(empty.sum())
+        if one.fill is not None and empty.any():
+            fill = self._input_hu(pair, image.shape) if one.fill == "input" else one.fill
+            np.copyto(image, fill, where=empty)
+        return image
+
+    def source(self, pair: int, role: str = "") -> tuple[str, float]:
+        """Return the path of a source slice, by default of the output's, and its position."""
+        role = role or ("input" if self.options.values else self.options.role)
+        path = self.options.source
+        if os.path.isdir(path):
+            path = os.path.join(path, self.file.slice_file(role, pair))
+        if not os.path.isfile(path):
+            raise RunError(
+                f"no slice {quoted(path)}; name the slice itself with --source if it was moved, or "
+                "if its name is a pseudonym"
+            )
+        return path, float(self.file.values("pair/position_mm", pair))
+
+    def _input_hu(self, pair: int, shape: tuple[int, ...]) -> Image:
+        """Return the input slice, whose pixels must be those that the patches were cut from."""
+        from ctpatches.dicom_export import read_hu
+
+        path, position_mm = self.source(pair, "input")
+        hu = read_hu(path, shape, position_mm)
+        digest = "pair/input_digest"  # since version 2
+        if self.file.version > 1 and pixel_digest(hu) != int(self.file.values(digest, pair)):
+            raise RunError(f"{quoted(path)} has other pixels than the patches were cut from")
+        return hu
+
+
+def _write_dicom_slices(slices: _Slices, one: Series) -> None:
+    """Write DICOM files, one at a time, as a series of its own; print its UID."""
+    from ctpatches.dicom_export import write_dicom
+
+    options, single = slices.options, slices.options.pair is not None
+    uid = options.series_uid
+    place = os.path.dirname(one.path) if single else one.path
+    sources = [slices.source(pair) for pair in one.pairs]
+    names = [os.path.basename(one.path if single else source) for source, _ in sources]
+    for name, (source, _) in zip(names, sources, strict=True):
+        if os.path.realpath(source) == os.path.realpath(os.path.join(place, name)):
+            raise CallError(f"--output {quoted(options.output)} is the source slice; name another")
+    if not single and os.path.isdir(place) and (others := set(os.listdir(place)) - set(names)):
+        found = quoted(os.path.join(place, min(others)))
+        raise RunError(f"{found} is not of this series; remove it, or name another --output")
+    clipped: Counter[tuple[float, float]] = Counter()
+    with contextlib.nullcontext(place) if single else atomic_folder(place) as folder:
+        for pair, name, (source, position_mm) in zip(one.pairs, names, sources, strict=True):
+            written = write_dicom(
+                slices.image(pair),
+                source,
+                os.path.join(folder, name),
+                description=options.description,
+                series_uid=uid,
+                position_mm=position_mm,
+            )
+            uid = written.series_uid
+            clipped[written.low_hu, written.high_hu] += written.clipped
+    if single:
+        print(f"slice      {printable(sources[0][0])}")
+    print(f"series     {uid}")
+    for (low, high), pixels in clipped.items():
+        if pixels:
+            print(f"clipped    {pixels} of {slices.pixels} pixels to {low:g} ... {high:g} HU")
+
+
+def _write_volume(slices: _Slices, one: Series, form: str) -> None:
+    """Write slices in the order of their positions as one .npy or NIfTI file."""
+    shapes = slices.file.view_shape(np.array(one.pairs), slices.options.scale)
+    if (shapes != shapes[:, :1]).any():
+        raise RunError(f"slices of {quoted(one.patient)} differ in size; write DICOM")
+    if form == "nifti":
+        from ctpatches.dicom_export import read_slice
+        from ctpatches.nifti_export import affine, write_nifti
+
+        to_mm = affine([read_slice(*slices.source(pair)) for pair in one.pairs], one.path)
+    volume = np.empty((len(one.pairs), *shapes[:, 0]), np.float32)
+    for at, pair in enumerate(one.pairs):
+        volume[at] = slices.image(pair)
+    if form == "nifti":
+        write_nifti(volume, to_mm, one.path)
+        return
+    with (
+        errors_naming(one.path, "cannot be written"),
+        atomic_write(one.path) as partial,
+        open(partial, "wb") as file,
+    ):
+        np.save(file, volume if slices.options.pair is None else volume[0])

@@ -6,16 +6,17 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.file import denormalise
 from ctpatches.orientations import upright
+from ctpatches.schema import ROLES
 from ctpatches.validation import File, ValidatedFile, opened
 
 Image = NDArray[np.float32]
 
-ROLES = ("input", "target")
 #: Units of an assembled slice; `file` is as stored in the h5 file, normalised.
 UNITS = ("hu", "stored", "file")
 #: The weight of a pixel along one axis at the border of its patch; in the middle it is about 1.
@@ -63,9 +64,9 @@ def stitch(
     Parameters
     ----------
     values : array of shape (n, p, p), (n, 1, p, p) or (n, p, p, 1), or None
-        Values in the order and the normalisation of the file: for all patches of the file, for all
-        of this pair, or for those of the scale only. Of a memory map or an h5py dataset for the
-        whole file, only those of this pair are read. None uses the patches in the file.
+        Values in the order and the normalisation of the file: for all patches of the file, of the
+        patient or of this pair, or for those of the scale only. Of a memory map or an h5py dataset,
+        only those of this pair are read. None uses the patches in the file.
     file : path or PatchFile
         The h5 file of the patches.
     pair : int
@@ -118,22 +119,20 @@ def _blended(
     if not np.isclose(scale, source.scales).any():
         scales = ", ".join(f"{one:g}" for one in source.scales)
         raise ValueError(f"scale {scale:g}; the file has: {scales}")
-    block = source.rows_of(pair)
-    columns = source.columns(block)
+    rows = np.r_[source.rows_of(pair)]
+    columns = source.columns(rows)
     chosen = np.isclose(columns["scale"], scale)
     if values is None:
-        patches = _matching(source.images(role, block), source, chosen)
+        values = source.images(role, rows[chosen])
     else:
-        if np.shape(values)[:1] == (source.patches,):  # h5py requires ascending indices
-            values = values[block if isinstance(block, slice) else np.sort(block)]
-        patches = _matching(_in_block_order(np.asarray(values), block, chosen), source, chosen)
+        values = _of_rows(values, source, pair, rows[chosen])
+    patches = _checked(values, source, len(rows), int(chosen.sum()))
     orientation, row, col = (columns[name][chosen] for name in ("orientation", "row", "col"))
-    rows, cols = source.view_shape(pair, scale).tolist()
-    image = blend(upright(patches, orientation), row, col, (rows, cols))
+    height, width = source.view_shape(pair, scale).tolist()
+    image = blend(upright(patches, orientation), row, col, (height, width))
     # One affine map for all patches of a pair: inverted once, after the blending.
     if unit != "file" and chosen.any():
-        one = block.start if isinstance(block, slice) else int(block[0])
-        image = denormalise(image[None], source, [one], role, unit)[0]
+        image = denormalise(image[None], source, rows[:1], role, unit)[0]
     return image
 
 
@@ -143,27 +142,36 @@ def check_pair(source: ValidatedFile, pair: int) -> None:
         raise IndexError(f"pair {pair} of {source.pairs}; expected: 0 to {source.pairs - 1}")
 
 
-def _in_block_order(
-    values: NDArray[Any], rows: slice | NDArray[np.int64], chosen: NDArray[np.bool_]
-) -> NDArray[Any]:
-    """Return values for a pair, or the chosen patches of it, in the order of its rows."""
-    for mine in () if isinstance(rows, slice) else (rows, rows[chosen]):
-        if values.shape[:1] == mine.shape:
-            return values[np.searchsorted(np.sort(mine), mine)]
+def _of_rows(values: Any, source: ValidatedFile, pair: int, rows: NDArray[np.int64]) -> Any:
+    """Return the values for some rows of a pair, in their order.
+
+    Values are in ascending order of the rows that they are for: those of the file, of the patient,
+    of the pair, or these. If they have another number, all are returned.
+    """
+    if not isinstance(values, h5py.Dataset):
+        values = np.asarray(values)
+    patients = source.values("pair/patient")
+    of_patient = np.flatnonzero(patients == patients[pair]).tolist()
+    of_pairs = (
+        np.sort(np.concatenate([np.r_[source.rows_of(one)] for one in pairs]))
+        for pairs in (of_patient, [pair])
+    )
+    for known in (np.arange(source.patches), *of_pairs, np.sort(rows)):
+        if values.shape[:1] == known.shape:
+            # h5py requires ascending indices.
+            ascending, order = np.unique(np.searchsorted(known, rows), return_inverse=True)
+            return np.asarray(values[ascending])[order]
     return values
 
 
-def _matching(values: NDArray[Any], source: ValidatedFile, chosen: NDArray[np.bool_]) -> Image:
-    """Return the values of the chosen patches of a block, shape (n, p, p)."""
+def _checked(values: NDArray[Any], source: ValidatedFile, of_pair: int, n: int) -> Image:
+    """Return values for n of the patches of a pair, shape (n, p, p)."""
     size = source.patch_size
-    shapes = ((size, size), (1, size, size), (size, size, 1))
-    n = int(chosen.sum())
-    if values.shape[:1] == chosen.shape:
-        values = values[chosen]
-    if values.dtype.kind not in "fiu" or values.shape not in {(n, *shape) for shape in shapes}:
+    shapes = [(n, *shape) for shape in ((size, size), (1, size, size), (size, size, 1))]
+    if values.dtype.kind not in "fiu" or values.shape not in shapes:
         raise ValueError(
             f"values of shape {values.shape}, {values.dtype}; expected: {n} patches of "
-            f"{size} x {size}, or all {len(chosen)} of the pair, or all {source.patches} of the "
+            f"{size} x {size}, or all {of_pair} of the pair, or all {source.patches} of the "
             "file, as numbers"
         )
     if not np.isfinite(values).all():

@@ -6,7 +6,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,15 @@ from ctpatches.structure import PathLike
 __all__ = ["keras_sequence", "patient_names", "tf_dataset"]
 
 
+class Choice(TypedDict, total=False):
+    """Parameters of `PatchReader` that are passed on as they are."""
+
+    scales: Scales
+    orientations: Orientations
+    unit: str
+    dtype: str
+
+
 def tf_dataset(
     file: PathLike,
     batch: int = 64,
@@ -25,12 +34,9 @@ def tf_dataset(
     seed: int = 0,
     patients: Patients = None,
     *,
-    scales: Scales = None,
-    orientations: Orientations = None,
-    unit: str = "file",
-    dtype: str = "float32",
-    transform: Transform | None = None,
     augment: bool = False,
+    transform: Transform | None = None,
+    **choice: Unpack[Choice],
 ) -> Any:
     """Return a `tf.data.Dataset` of batches (inputs, targets), shape (batch, p, p, 1).
 
@@ -55,16 +61,7 @@ def tf_dataset(
         As `PatchReader`.
     """
     tf: Any = importlib.import_module("tensorflow")
-    patches = PatchReader(
-        file,
-        patients,
-        scales=scales,
-        orientations=orientations,
-        unit=unit,
-        dtype=dtype,
-        augment=augment,
-        seed=seed,
-    )
+    patches = PatchReader(file, patients, augment=augment, seed=seed, provenance=False, **choice)
     epochs = itertools.count()
 
     def orders() -> Iterator[tuple[NDArray[np.int64], int]]:
@@ -98,12 +95,11 @@ def keras_sequence(
     patients: Patients = None,
     augment: bool = False,
     *,
-    scales: Scales = None,
-    orientations: Orientations = None,
-    unit: str = "file",
-    dtype: str = "float32",
     transform: Transform | None = None,
-    **options: Any,
+    workers: int = 1,
+    use_multiprocessing: bool = False,
+    max_queue_size: int = 10,
+    **choice: Unpack[Choice],
 ) -> Any:
     """Return a `keras.utils.PyDataset` (Keras 3, any backend) of batches for `model.fit`.
 
@@ -113,8 +109,8 @@ def keras_sequence(
         As in `tf_dataset`; batches are the same, as NumPy arrays.
     transform : callable, optional
         Called with the arrays of each batch, and returns both.
-    **options
-        Of `PyDataset`, such as ``workers=2``: threads that read ahead.
+    workers, use_multiprocessing, max_queue_size
+        As in `PyDataset`; ``workers=2`` are two threads that read ahead.
 
     Raises
     ------
@@ -123,20 +119,12 @@ def keras_sequence(
     """
     keras: Any = importlib.import_module("keras")
     patches = PatchReader(
-        file,
-        patients,
-        scales=scales,
-        orientations=orientations,
-        unit=unit,
-        dtype=dtype,
-        transform=transform,
-        augment=augment,
-        seed=seed,
+        file, patients, transform=transform, augment=augment, seed=seed, provenance=False, **choice
     )
 
     class Patches(keras.utils.PyDataset):  # type: ignore[misc]
         def __init__(self) -> None:
-            super().__init__(**options)
+            super().__init__(workers, use_multiprocessing, max_queue_size)
             self.start(0)
 
         def start(self, epoch: int) -> None:

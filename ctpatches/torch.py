@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from ctpatches.reader import Indices, PatchReader, patient_names
+from ctpatches.file import Patches
+from ctpatches.reader import PatchReader, patient_names
 
 __all__ = ["PatchDataset", "patient_names"]
 
@@ -28,7 +29,7 @@ class PatchDataset(PatchReader, Dataset):  # type: ignore[misc]
         """Return input and target, tensors of shape (1, p, p), and maybe provenance."""
         return self.__getitems__([operator.index(index)])[0]
 
-    def __getitems__(self, indices: Indices) -> list[tuple[Any, ...]]:
+    def __getitems__(self, indices: Patches) -> list[tuple[Any, ...]]:
         """Return samples as `__getitem__` does; torch calls this once for each batch."""
         low, full, *others = self.samples(indices)
         tensors = [torch.from_numpy(images[:, None]) for images in (low, full)]

@@ -13,7 +13,7 @@ from ctpatches.dicom.header import read_slice
 from ctpatches.dicom.pixels import read_hu
 from ctpatches.dicom.slice_file import BadFile
 from ctpatches.files import Invalid
-from ctpatches.stitching import ROLES
+from ctpatches.schema import ROLES
 from ctpatches.validation import ValidatedFile, opened
 from utils import RunError, quoted
 

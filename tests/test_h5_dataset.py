@@ -487,7 +487,7 @@ def test_it_is_pickled_without_what_is_open(file: Path) -> None:
     dataset.set_epoch(6)
     before = dataset.read([1, 2])
     raw = pickle.dumps(dataset)
-    assert len(raw) < 3000
+    assert len(raw) < 3000 + 8 * len(dataset)
     again = pickle.loads(raw)
     for found, image in zip(again.read([1, 2]), before, strict=True):
         np.testing.assert_array_equal(found, image)

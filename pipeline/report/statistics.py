@@ -94,7 +94,7 @@ def read_sample(source: ValidatedFile, plan: Plan, config: Config) -> Sample:
     if source.shuffle:
         index = np.sort(source.shuffle.forward(index))
     rng = generator(config.seed, "spread")
-    values = [spread(one, rng) for one in read_patches(source, index, config.dtype)]
+    values = [spread(one, rng) for one in read_patches(source, index, dtype="file")]
     hu = [denormalise(v, source, index, role) for v, role in zip(values, ROLES, strict=True)]
     pair = source.pair_of(index)
     scale = np.array([source["patch/scale"][i] for i in index])
