@@ -65,7 +65,7 @@ def pair_tasks(file: int, plan: Plan, done: Container[int]) -> list[PairTask]:
 def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     """Create every missing block and write it at its offset; `output` is None on other ranks."""
     files = output.files if output else []
-    layouts = ranks.share([file.layout for file in files])
+    layouts = ranks.share(lambda: [file.layout for file in files])
     tasks = [
         task
         for number, file in enumerate(files)

@@ -5,10 +5,11 @@ OpenCV and the operating system do most of this work, outside the interpreter lo
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.profile import step
@@ -58,19 +59,11 @@ def prefetched(
     if not threads:
         yield from map(prepare, tasks)
         return
-    waiting: deque[Future[Prepared]] = deque()
-    pool = ThreadPoolExecutor(threads, "prefetch")
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(prepare, task))
-            if len(waiting) > threads:
-                yield _result(waiting)
-        while waiting:
-            yield _result(waiting)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _result(waiting: deque[Future[Prepared]]) -> Prepared:
-    with step("wait"):
-        return waiting.popleft().result()
+    rest = iter(tasks)
+    with futures.ThreadPoolExecutor(threads, "prefetch") as pool:
+        ahead = deque(pool.submit(prepare, task) for task in itertools.islice(rest, threads))
+        while ahead:
+            with step("wait"):
+                futures.wait([ahead[0]])
+            ahead.extend(pool.submit(prepare, task) for task in itertools.islice(rest, 1))
+            yield ahead.popleft().result()

@@ -121,7 +121,7 @@ def _run(config: Config, ranks: Ranks, verbose: bool) -> Summary:
         spent = ranks.gather(profile.spent)
         table = profile.table(spent, profile.spent_ahead, time.perf_counter() - begin)
         ranks.on_root(lambda: print("\n".join(table)))
-    return ranks.share(ranks.on_root(lambda: summarise(cohort, plans, files)))
+    return ranks.share(lambda: summarise(cohort, plans, files))
 
 
 def _create(plans: Mapping[str, Sequence[Plan]], config: Config, ranks: Ranks) -> None:

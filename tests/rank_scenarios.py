@@ -23,7 +23,7 @@ from pipeline.output.writer import Writer
 from utils import RunError
 
 TASKS = 40
-ROUNDS = 200
+ROUNDS = 50
 PIECE = 24 << 20
 #: How long rank 0 waits for the bell of another rank, at most.
 PATIENCE_S = 20.0
@@ -40,7 +40,7 @@ def every_task_once(ranks: Ranks) -> None:
         number: sorted(ranks.imap_unordered(square, range(number)))
         for number in (0, 1, max(1, ranks.size - 1), TASKS)
     }
-    shared = ranks.share("from rank 0" if ranks.rank == 0 else None)
+    shared = ranks.share(lambda: "from rank 0")
     on_root = ranks.on_root(lambda: "on rank 0")
 
     def values(_: int) -> list[object]:
@@ -111,7 +111,7 @@ def stop(ranks: Ranks) -> None:
         bell.ring()
         latest = time.monotonic() + PATIENCE_S
         assert ranks._messages
-        while not ranks._messages.has(Tag.STOP, source=0) and time.monotonic() < latest:
+        while not ranks._messages.has(Tag.STOP) and time.monotonic() < latest:
             pass
         return task
 

@@ -17,7 +17,7 @@ from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
 from pipeline.mpi import task_farm
-from pipeline.mpi.messages import Messages, RemoteWriter, Tag
+from pipeline.mpi.messages import Messages, RemoteWriter, wait_until
 from pipeline.mpi.terminal import LAST_WORDS_S, Interruption
 from pipeline.prefetch import prefetched
 
@@ -66,68 +66,60 @@ class Ranks:
 
     # --- steps of rank 0 alone, or of all, and values -----------------------------------------
 
+    def share(self, step: Callable[[], Result]) -> Result:
+        """Return the small result of a step of rank 0 on every rank.
+
+        Raises SharedFailure on every rank where the step fails.
+        """
+        outcome: Result | SharedFailure | None = None
+        if self.rank == 0:
+            try:
+                with profile.step("rank 0"):
+                    outcome = step()
+            except Exception as error:
+                outcome = shared(error)
+        if self._messages:
+            wait_until(self._messages.comm.Ibarrier().Test, "rank 0")
+            outcome = self._messages.comm.bcast(outcome)
+        if isinstance(outcome, SharedFailure):
+            self.close()
+            raise outcome
+        return outcome  # type: ignore[return-value]
+
     def on_root(self, step: Callable[[], Result]) -> Result | None:
         """Return the result of a step on rank 0, and None on the others, which wait for it.
 
         Raises SharedFailure on every rank where the step fails.
         """
-        result = None
-        try:
-            if self.rank == 0:
-                with profile.step("rank 0"):
-                    result = step()
-        except Exception as error:
-            self.share(shared(error))  # which raises it
-        else:
-            self.share(None)
-        return result
+        results: list[Result] = []
+        self.share(lambda: results.append(step()))
+        return results[0] if results else None
 
     def on_all(self, step: Callable[[], Result]) -> Result:
         """Return the result of a step of this rank, once it has succeeded on every rank.
 
         Raises SharedFailure, the same on every rank, where the step fails on any.
         """
-        result: Result | None = None
-        failure: SharedFailure | None = None
+        outcome: Result | SharedFailure
         try:
-            result = step()
+            outcome = step()
         except Exception as error:
-            failure = shared(error)
-        failures = self.gather(failure)
-
-        def raise_first() -> None:
-            failed = [(rank, one) for rank, one in enumerate(failures) if one]
-            if failed:
-                rank, one = failed[0]
-                where = "" if len(failed) == self.size else f"rank {rank}: "
-                raise SharedFailure(f"{where}{one}", one.status, one.trace)
-
-        self.on_root(raise_first)
-        return result  # type: ignore[return-value]
-
-    def share(self, value: Result | None) -> Result:
-        """Return the small value of rank 0 on every rank; if it is a SharedFailure, raise it."""
-        if self._messages and self.rank:
-            value = self._messages.wait(source=0, step="rank 0").content
-        elif self._messages:
-            for rank in range(1, self.size):
-                self._messages.send(rank, Tag.VALUE, value)
-            self._messages.settle()
-        if isinstance(value, SharedFailure):
+            outcome = shared(error)
+        failures = self.gather(outcome if isinstance(outcome, SharedFailure) else None)
+        failed = [(rank, failure) for rank, failure in enumerate(failures) if failure]
+        if failed:
+            rank, first = failed[0]
+            where = "" if len(failed) == self.size else f"rank {rank}: "
             self.close()
-            raise value
-        return value  # type: ignore[return-value]
+            raise SharedFailure(f"{where}{first}", first.status, first.trace)
+        return outcome  # type: ignore[return-value]
 
     def gather(self, value: Result) -> list[Result]:
-        """Return the small values of all ranks, in order, on rank 0; on others an empty list."""
+        """Return the small values of all ranks, in order, on every rank."""
         if not self._messages:
             return [value]
-        if self.rank:
-            self._messages.send(0, Tag.VALUE, value)
-            self._messages.settle()
-            return []
-        others = [self._messages.wait(source=rank) for rank in range(1, self.size)]
-        return [value, *(message.content for message in others)]
+        wait_until(self._messages.comm.Ibarrier().Test, "wait")
+        return self._messages.comm.allgather(value)
 
     # --- shared work --------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ def coordinate(
     Raises SharedFailure, on every rank, where `function` or a writer fails on any.
     """
     waiting = deque(enumerate(tasks))
-    #: The numbers of the tasks of every rank, which it does in order.
+    #: The numbers of the tasks of every worker, which it does in order.
     held: dict[int, deque[int]] = {rank: deque() for rank in range(1, messages.comm.size)}
 
     def may_begin() -> bool:
@@ -48,19 +48,19 @@ def coordinate(
         oldest = min((numbers[0] for numbers in held.values() if numbers), default=math.inf)
         return bool(waiting) and waiting[0][0] <= oldest + max_ahead
 
-    def hand_out(rank: int) -> None:
-        """Hand out a task, unless the rank holds enough, or its share of those that are left."""
-        enough = len(held[rank]) >= MAX_HELD_TASKS
-        if not enough and len(waiting) > len(held[rank]) * messages.comm.size and may_begin():
-            number, task = waiting.popleft()
-            held[rank].append(number)
-            messages.send(rank, Tag.TASK, task)
+    def hand_out() -> None:
+        """Hand a task to every worker that holds too few, and less than its share of the rest."""
+        for rank, numbers in held.items():
+            few = len(numbers) < MAX_HELD_TASKS
+            if few and len(waiting) > len(numbers) * messages.comm.size and may_begin():
+                number, task = waiting.popleft()
+                numbers.append(number)
+                messages.send(rank, Tag.TASK, task)
 
     failure: SharedFailure | None = SharedFailure("rank 0 stopped", 1)  # the consumer stops early
     try:
         for _ in range(MAX_HELD_TASKS):
-            for rank in held:
-                hand_out(rank)
+            hand_out()
         while waiting or any(held.values()):
             message = messages.poll() if may_begin() else messages.wait()
             if message is None:
@@ -70,33 +70,35 @@ def coordinate(
                 writer = writers[file]
                 assert writer
                 with profile.step("write"):
-                    writer.write(offset, data)
+                    writer.write(offset, memoryview(data))
             else:
                 held[message.source].popleft()
                 if isinstance(message.content, SharedFailure):
                     raise message.content
-                for rank in held:  # others may have waited for this result
-                    hand_out(rank)
+                hand_out()  # to others too, which may have waited for this result
                 yield message.content
         failure = None
     except Exception as error:
         failure = shared(error, "rank 0: ")
         raise failure from error
     finally:
-        _stop(messages, failure)
+        _stop(messages, held, failure)
 
 
-def _stop(messages: Messages, failure: SharedFailure | None) -> None:
-    """Stop all workers, and receive all that they have sent, but nothing that follows the farm."""
-    workers = range(1, messages.comm.size)
-    for rank in workers:
+def _stop(messages: Messages, held: dict[int, deque[int]], failure: SharedFailure | None) -> None:
+    """Stop all workers, and receive what they still send after a failure.
+
+    MPICH's MPI_Finalize fails where a message was not received.
+    """
+    for rank in held:
         messages.send(rank, Tag.STOP, failure)
-    for rank in workers:
+    while stuck := [rank for rank, numbers in held.items() if numbers]:
         try:
-            while messages.wait(rank, PATIENCE_S if failure else math.inf).tag != Tag.STOPPED:
-                pass
+            message = messages.wait(PATIENCE_S)
         except TimeoutError:  # perhaps in a file system that hangs
-            raise RunError(f"{failure} (rank {rank} is stuck)") from None
+            raise RunError(f"{failure} (rank {stuck[0]} is stuck)") from None
+        if message.tag == Tag.RESULT:
+            held[message.source].popleft()
     messages.settle()
 
 
@@ -106,17 +108,16 @@ def work(messages: Messages, function: Callable[[Any], Any]) -> None:
     Raises SharedFailure where the farm failed, on this rank or on another.
     """
     failed = False
-    while (message := messages.wait(source=0)).tag == Tag.TASK:
-        # A task with STOP behind it is of no use, but must be received: MPICH's MPI_Finalize
-        # fails where a message was not, this rank leaves first, and mpiexec kills the others.
-        if failed or messages.has(Tag.STOP, source=0):
-            continue
-        try:
-            messages.send(0, Tag.RESULT, function(message.content))
-        except Exception as error:
-            failed = True
-            messages.send(0, Tag.RESULT, shared(error, f"rank {messages.comm.rank}: "))
-    messages.send(0, Tag.STOPPED)
+    while (message := messages.wait()).tag == Tag.TASK:
+        result = None
+        # A task with STOP behind it is of no use, but rank 0 waits for the result of each.
+        if not failed and not messages.has(Tag.STOP):
+            try:
+                result = function(message.content)
+            except Exception as error:
+                failed = True
+                result = shared(error, f"rank {messages.comm.rank}: ")
+        messages.send(0, Tag.RESULT, result)
     messages.settle()
     if message.content:
         raise message.content

@@ -187,7 +187,6 @@ class BackgroundWriter(Writer):
 
 def write_block(writer: Writer, layout: Layout, block: Block, index: int, place: Place) -> int:
     """Write the block of pair `index` at its place; return its checksum."""
-    with laps() as lap:
-        return block.write(
-            writer.write, layout.rows, index, place, layout.compression, layout.shuffle, lap
-        )
+    return block.write(
+        writer.write, layout.rows, index, place, layout.compression, layout.shuffle, laps()
+    )
