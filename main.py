@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ranks.interruption = interruption
     request: Request | None = None
     try:
-        mine = ranks.on_all(lambda: _request(words))
-        request = ranks.share(lambda: mine)
+        request = ranks.on_all(lambda: _request(words))[0]
         status = 0
         if isinstance(request, Config):
             pipeline.make_patches(request, ranks, verbose=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,9 +29,6 @@ from pipeline.output.writer import Writer
 from pipeline.profile import step
 from pipeline.progress import Progress
 from utils import Affine, Image, RunError, img_pair_normalization, printable
-
-#: With compression, blocks per rank that may be begun before the oldest one is finished.
-MAX_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -76,11 +72,10 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
 
     def write(prepared: PreparedBlock) -> tuple[int, int, BlockRecord]:
         task, block, digests, measured = prepared
-        writer, layout = writers[task.file], layouts[task.file]
-        assert writer
+        layout = layouts[task.file]
         assert layout
         with naming(task.pair.input.file):
-            checksum = blocks.write_block(writer, layout, block, task.index, task.place)
+            checksum = blocks.write_block(writers[task.file], layout, block, task.index, task.place)
         affines = block.input_affine, block.target_affine
         record = BlockRecord(*affines, checksum, digests, measured, block.rounding)
         return task.file, task.index, record
@@ -93,26 +88,23 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         progress.advance(size=size)
 
     def flush() -> None:
-        for writer in filter(None, writers):
+        for writer in writers:
             writer.flush()
 
     with contextlib.ExitStack() as stack:
         # A thread that writes row by row would wait for the interpreter's lock after each of them.
-        background = threads > 0 and not ranks.parallel and not config.shuffle_patches
+        background = threads > 0 and ranks.size == 1 and not config.shuffle_patches
         first = [len(file.done) for file in files]
-        opened = ranks.on_all(lambda: _open(layouts, first, config, ranks, stack, background))
-        writers = ranks.writers(opened)
+        writers: list[Writer] = []
+        ranks.on_all(
+            lambda: writers.extend(_open(layouts, first, config, ranks, stack, background))
+        )
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
         prepare = functools.partial(prepare_block, config=config)
-        max_ahead = math.inf
-        if config.compression != "none":  # blocks that are finished early wait for the others
-            max_ahead = MAX_AHEAD * ranks.size
-        results = ranks.imap_unordered(write, tasks, prepare, threads, max_ahead)
+        results = ranks.imap_unordered(write, tasks, prepare, threads, writers)
         for filled in stack.enter_context(contextlib.closing(results)):
-            writer = writers[filled[0]]
-            assert writer
-            writer.when_written(filled[1], functools.partial(add, *filled))
+            writers[filled[0]].when_written(filled[1], functools.partial(add, *filled))
         # On all ranks before rank 0 commits: its fsync does not reach the caches of other hosts.
         ranks.on_all(flush)
 
@@ -124,9 +116,9 @@ def _open(
     ranks: Ranks,
     stack: contextlib.ExitStack,
     background: bool,
-) -> list[Writer | None]:
+) -> list[Writer]:
     """Open the files that this rank writes to itself: the bytes for others go through rank 0."""
-    out: list[Writer | None] = []
+    out: list[Writer] = []
     compressed = config.compression != "none"
     for number, layout in enumerate(layouts):
         file = None
@@ -143,7 +135,7 @@ def _open(
             writer = blocks.PackedFile(file, first_blocks[number])
         if writer and background:
             writer = stack.enter_context(contextlib.closing(blocks.BackgroundWriter(writer)))
-        out.append(writer)
+        out.append(writer or ranks.remote_writer(number))
     return out
 
 

@@ -49,13 +49,13 @@ def step(name: str) -> Iterator[None]:
 def table(ranks: Sequence[dict[str, float]], ahead: dict[str, float], wall: float) -> list[str]:
     """Return a table of the seconds in each step: of every rank, and ahead in threads."""
     lines = ["seconds   " + "".join(f"{name:>9}" for name in (*STEPS, "other", "all"))]
-    rows = [(f"rank {number:<5}", rank, wall) for number, rank in enumerate(ranks)]
+    rows = [(f"rank {number}", rank, wall) for number, rank in enumerate(ranks)]
     if ahead:
-        rows.append((f"{'ahead':10}", ahead, sum(ahead.values())))
+        rows.append(("ahead", ahead, sum(ahead.values())))
     for title, row, whole in rows:
         seconds = [row.get(name, 0.0) for name in STEPS]
         figures = (*seconds, max(0.0, whole - sum(seconds)), whole)
-        lines.append(title + "".join(f"{figure:9.2f}" for figure in figures))
+        lines.append(f"{title:10}" + "".join(f"{figure:9.2f}" for figure in figures))
     if len(ranks) > 1:
         shared = [sum(rank.values()) - rank.get("rank 0", 0.0) for rank in ranks]
         idle = sum(rank.get("wait", 0.0) for rank in ranks) / max(sum(shared), 1e-9)

@@ -39,7 +39,7 @@ STEPS = {
     "reading": ("pipeline.dicom.pixels", "read_pixels"),
     "patching": ("patching", "make_block"),
     "writing": ("pipeline.output.blocks", "write_block"),
-    "handing over": ("pipeline.mpi.messages", "RemoteWriter.write"),
+    "handing over": ("pipeline.mpi.task_farm", "RemoteWriter.write"),
     "taking": ("pipeline.output.blocks", "PartialFile.write"),
     "reserving": ("pipeline.output.commit", "reserve"),
     "creating": ("pipeline.output.commit", "OutputFile.create"),

@@ -17,7 +17,6 @@ from pathlib import Path
 from ctpatches import streams
 from ctpatches.files import Offset
 from pipeline.mpi import launch, task_farm
-from pipeline.mpi.messages import Tag
 from pipeline.mpi.ranks import Ranks
 from pipeline.output.writer import Writer
 from utils import RunError
@@ -50,7 +49,7 @@ def every_task_once(ranks: Ranks) -> None:
     gathered = []
     for _ in range(ROUNDS):  # what follows a farm at once may arrive before the farm has ended
         list(ranks.imap_unordered(square, range(ranks.size)))
-        gathered.append(ranks.gather(ranks.on_all(lambda: ranks.rank)))
+        gathered.append(ranks.on_all(lambda: ranks.rank))
     if ranks.rank == 0:
         out = {"size": ranks.size, "found": found, "said": said, "gathered": gathered}
         print(json.dumps(out))
@@ -65,16 +64,14 @@ def large_bytes(ranks: Ranks) -> None:
             assert isinstance(offset, int)
             image[offset : offset + len(data)] = data
 
-    file = Memory() if ranks.rank == 0 else None
-    (writer,) = ranks.writers([file])
-    assert writer
+    writer = Memory() if ranks.rank == 0 else ranks.remote_writer(0)
 
     def work(task: int) -> int:
         data = bytes([task + 1]) * (3 * PIECE)
         writer.write(task * 3 * PIECE, memoryview(data))
         return task
 
-    for _ in ranks.imap_unordered(work, range(ranks.size)):
+    for _ in ranks.imap_unordered(work, range(ranks.size), writers=[writer]):
         pass
     if ranks.rank == 0:
         print(hashlib.sha256(image).hexdigest())
@@ -97,26 +94,6 @@ class Bell:
         pipe = os.open(self.path, os.O_RDWR)  # both, and never closed: writers wait for a reader
         if select.select([pipe], [], [], PATIENCE_S)[0]:
             os.read(pipe, 1)
-
-
-def stop(ranks: Ranks) -> None:
-    """Fail on rank 0 while another is at its first task of many; print what that one begins."""
-    bell = Bell(ranks)
-
-    def work(task: int) -> int:
-        if ranks.rank == 0:
-            bell.wait()
-            raise RunError("this slice is bad")
-        print(json.dumps({"begun": task}))
-        bell.ring()
-        latest = time.monotonic() + PATIENCE_S
-        assert ranks._messages
-        while not ranks._messages.has(Tag.STOP) and time.monotonic() < latest:
-            pass
-        return task
-
-    for _ in ranks.imap_unordered(work, range(TASKS)):
-        pass
 
 
 def stuck(ranks: Ranks) -> None:
@@ -184,8 +161,6 @@ def main(scenario: str, at: int) -> int:
             every_task_once(ranks)
         elif scenario == "bytes":
             large_bytes(ranks)
-        elif scenario == "stop":
-            stop(ranks)
         elif scenario == "stuck":
             stuck(ranks)
         else:
