@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-#: Longest sleep between two looks at what is waited for.
-MAX_NAP_S = 0.002
+#: Sleep between two looks at what is waited for.
+NAP_S = 0.001
 #: Bytes for files that may be on their way from a worker: more only in one message, of one view.
 MAX_PENDING_BYTES = 64 << 20
 #: Tasks that a worker may hold: one in work, and others so that it need not wait for rank 0, which
@@ -47,13 +47,12 @@ def wait_until(
     MPI itself would spin: with more ranks than cores, waiting ranks would occupy the cores of
     working ones.
     """
-    nap, latest = 0.0, time.monotonic() + seconds
+    latest = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > latest:
             raise TimeoutError
         with profile.step(step):
-            time.sleep(nap)
-        nap = min(MAX_NAP_S, nap + MAX_NAP_S / 20)
+            time.sleep(NAP_S)
     return found
 
 
