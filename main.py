@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -39,39 +40,35 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(FIRST_RANK_S)
         return failure.status
     ranks.interruption = interruption
-    mine: Request | ToolError | None = None
+    request: Request | None = None
     try:
-        mine = _request(words)
-        request: Request = launch.agree(ranks, mine)
+        request = ranks.on_all(lambda: _request(words))[0]
         status = 0
         if isinstance(request, Config):
             pipeline.make_patches(request, ranks, verbose=True)
         elif isinstance(request, FilesToVerify):
-            status = ranks.share(ranks.on_root(lambda: verify(*request)))
+            status = ranks.share(functools.partial(verify, *request))
         else:
             ranks.on_root(lambda: print(request, end=""))
         ranks.close()
     except BaseException as error:
-        return ranks.fail(error, isinstance(mine, Config) and mine.verbose)
+        return ranks.fail(error, isinstance(request, Config) and request.verbose)
     return status
 
 
-def _request(words: Sequence[str]) -> Request | ToolError:
-    """Return what the command line of this rank asks for, or why it cannot be done.
+def _request(words: Sequence[str]) -> Request:
+    """Return what the command line of this rank asks for.
 
     All that a run needs is loaded here, so that a rank without a library can tell the others.
     """
-    try:
-        request = parse(words)
-        if isinstance(request, Config):
-            launch.check_mpi_run(request.mpi_run, os.environ)
-            try:
-                importlib.import_module("pipeline.run")
-            except Exception as error:  # with too little memory, of any kind
-                return errors.not_loaded(error)
-        return request
-    except Exception as error:  # whatever it is, the other ranks have to know
-        return errors.failure_of(error)
+    request = parse(words)
+    if isinstance(request, Config):
+        launch.check_mpi_run(request.mpi_run, os.environ)
+        try:
+            importlib.import_module("pipeline.run")
+        except Exception as error:  # with too little memory, of any kind
+            raise errors.not_loaded(error) from error
+    return request
 
 
 if __name__ == "__main__":

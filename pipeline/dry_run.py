@@ -12,6 +12,7 @@ from ctpatches.file import abbreviated
 from pipeline import filling, prefetch
 from pipeline.config import Config
 from pipeline.model import Plan
+from pipeline.mpi.task_farm import MAX_AHEAD
 from pipeline.output import paths
 from pipeline.output.commit import MAX_NAMES
 from utils import quoted
@@ -46,12 +47,12 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     # Patches are cut and written a piece at a time: what counts is images and provenance.
     largest = max(one.windows.kept_windows for one in planned)
     image = 4 * max(pair.input.rows * pair.input.columns for pair in pairs)
-    threads = 0 if config.mpi_run else prefetch.threads_for(pairs)
+    threads = 0 if ranks > 1 else prefetch.threads_for(pairs)
     held: float = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
     held += largest * config.orientations * PLACE_BYTES * (1 + threads)
     if config.compression != "none" and ranks > 1:  # blocks that wait on rank 0
         pixels = largest * config.orientations * config.patch_size**2
-        held += filling.MAX_AHEAD * ranks * kept * config.bytes_of(0, pixels)
+        held += MAX_AHEAD * ranks * kept * config.bytes_of(0, pixels)
     memory = BASE_MB + REPORT_MB * (not config.no_report) + held / 1e6
     seconds = len(pairs) * seconds_per_pair / ranks
     in_total = " in total" if len(paths.all_files(config)) > 1 else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 from typing import TypeAlias
 
 import numpy as np
@@ -28,8 +27,6 @@ from pipeline.profile import laps, step
 from pipeline.progress import Progress
 from utils import Affine, Image, RunError, img_pair_normalization, printable
 
-#: With compression, blocks per rank that may be begun before the oldest one is finished.
-MAX_AHEAD = 4
 #: Number of an output file, and a pair of it.
 Task: TypeAlias = tuple[int, PairPlan]
 #: What `prepare_block` returns for a task.
@@ -39,7 +36,7 @@ Prepared: TypeAlias = tuple[Task, patching.Block, BlockRecord]
 def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
     """Create every missing block and write it at its offset; `output` is None on other ranks."""
     files = output.files if output else []
-    layouts = ranks.share([file.layout for file in files])
+    layouts = ranks.share(lambda: [file.layout for file in files])
     tasks = [
         (number, planned)
         for number, file in enumerate(files)
@@ -57,33 +54,31 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
         layout = layouts[file]
         assert layout
         rows, shuffle, compression = layout.rows, layout.shuffle, config.compression
-        with naming(planned.pair.input.file), laps() as lap:
+        with naming(planned.pair.input.file):
             checksum = block.write(
-                writes[file], rows, planned.index, planned.place, compression, shuffle, lap
+                writes[file], rows, planned.index, planned.place, compression, shuffle, laps()
             )
         return file, planned.index, dataclasses.replace(record, checksum=checksum)
 
-    def open_files() -> list[PartialFile | None]:
-        opened = [open_partial(one, config, ranks) if one else None for one in layouts]
-        for file in filter(None, opened):
-            stack.callback(file.close)
-        return opened
+    def open_files() -> None:
+        for layout in layouts:
+            partial.append(open_partial(layout, config, ranks) if layout else None)
+            if partial[-1]:
+                stack.callback(partial[-1].close)
 
     def sync() -> None:
         for file in filter(None, partial):
             file.sync()
 
     with contextlib.ExitStack() as stack:
-        partial = ranks.on_all(open_files)
+        partial: list[PartialFile | None] = []
+        ranks.on_all(open_files)
         writes: list[Write] = [file.write for file in files]
         for number, own in enumerate(partial if ranks.rank else ()):
             writes.append(own.write if own else functools.partial(ranks.send, number))
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
-        max_ahead = math.inf
-        if config.compression != "none":  # blocks that are finished early wait for the others
-            max_ahead = MAX_AHEAD * ranks.size
-        results = ranks.imap_unordered(write, tasks, prepare, threads, max_ahead, writes)
+        results = ranks.imap_unordered(write, tasks, prepare, threads, writes)
         for file, index, record in stack.enter_context(contextlib.closing(results)):
             assert output
             output.add(file, index, record)

@@ -5,10 +5,11 @@ OpenCV and the operating system do most of this work, outside the interpreter lo
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.profile import step
@@ -28,23 +29,20 @@ MAX_PREFETCH_BYTES = 32 << 20
 
 def threads() -> int:
     """Return how many threads are useful: 0 where the process has one core."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return min(cores, MAX_THREADS) if cores > 1 else 0
 
 
 def threads_for(pairs: Iterable[Pair]) -> int:
     """Return how many threads may read these pairs: fewer for large images, to bound the memory.
 
-    None where decoders are needed: some are not safe in threads, and one runs in a forked process.
+    0 where decoders are needed: some are not safe in threads, and one runs in a forked process.
     """
-    largest = 1
-    for pair in pairs:
-        if pair.input.pixel_offset is None or pair.target.pixel_offset is None:
-            return 0
-        largest = max(largest, pair.input.rows * pair.input.columns)  # the target is as large
+    slices = [one for pair in pairs for one in (pair.input, pair.target)]
+    if any(one.pixel_offset is None for one in slices):
+        return 0
+    largest = max((one.rows * one.columns for one in slices), default=1)
     return min(threads(), MAX_PREFETCH_BYTES // (2 * 4 * largest))
 
 
@@ -58,19 +56,11 @@ def prefetched(
     if not threads:
         yield from map(prepare, tasks)
         return
-    waiting: deque[Future[Prepared]] = deque()
-    pool = ThreadPoolExecutor(threads, "prefetch")
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(prepare, task))
-            if len(waiting) > threads:
-                yield _result(waiting)
-        while waiting:
-            yield _result(waiting)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _result(waiting: deque[Future[Prepared]]) -> Prepared:
-    with step("wait"):
-        return waiting.popleft().result()
+    rest = iter(tasks)
+    with futures.ThreadPoolExecutor(threads, "prefetch") as pool:
+        ahead = deque(pool.submit(prepare, task) for task in itertools.islice(rest, threads))
+        while ahead:
+            with step("wait"):
+                futures.wait([ahead[0]])
+            ahead.extend(pool.submit(prepare, task) for task in itertools.islice(rest, 1))
+            yield ahead.popleft().result()

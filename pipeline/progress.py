@@ -23,16 +23,16 @@ class Progress:
         self.done = self.bytes = 0
         self.begin = time.monotonic()
         self.due = self.begin + FIRST_S
-        self.bar: tqdm | None = None
-        if total and not quiet and (terminal := open_terminal()):
-            self.bar = tqdm(
-                total=total,
-                desc=what,
-                unit=f" {unit}",
-                file=terminal,
-                dynamic_ncols=True,
-                mininterval=0.2,
-            )
+        terminal = open_terminal() if total and not quiet else None
+        self.bar = tqdm(
+            total=total,
+            desc=what,
+            unit=f" {unit}",
+            file=terminal,
+            dynamic_ncols=True,
+            mininterval=0.2,
+            disable=terminal is None,
+        )
 
     def advance(self, count: int = 1, size: int = 0) -> None:
         """Count what was done, and the bytes of its patches."""
@@ -41,7 +41,7 @@ class Progress:
         now = time.monotonic()
         seconds = max(now - self.begin, 1e-9)
         rate = f"{self.bytes / 1e6 / seconds:.0f} MB/s" if self.bytes else ""
-        if self.bar:
+        if not self.bar.disable:
             self.bar.set_postfix_str(rate, refresh=False)
             self.bar.update(count)
         elif not self.quiet and now >= self.due:
@@ -55,5 +55,4 @@ class Progress:
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        if self.bar:
-            self.bar.close()
+        self.bar.close()

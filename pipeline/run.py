@@ -82,7 +82,6 @@ def make_patches(
     try:
         summary = _run(config, ranks, verbose)
     except SharedFailure as error:  # of which all ranks know
-        ranks.close()
         kind = CallError if error.status == CallError.status else RunError
         notes = (f" ({note})" for note in getattr(error, "__notes__", ()))
         raise kind("".join([str(error), *notes])) from error
@@ -118,10 +117,10 @@ def _run(config: Config, ranks: Ranks, verbose: bool) -> Summary:
     if verbose:
         ranks.on_root(show)
     if config.profile and not config.dry_run:
-        spent = ranks.gather(profile.spent)
+        spent = ranks.on_all(lambda: profile.spent)
         table = profile.table(spent, profile.spent_ahead, time.perf_counter() - begin)
         ranks.on_root(lambda: print("\n".join(table)))
-    return ranks.share(ranks.on_root(lambda: summarise(cohort, plans, files)))
+    return ranks.share(lambda: summarise(cohort, plans, files))
 
 
 def _create(plans: Mapping[str, Sequence[Plan]], config: Config, ranks: Ranks) -> None:

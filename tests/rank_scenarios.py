@@ -17,12 +17,11 @@ from pathlib import Path
 from ctpatches import streams
 from ctpatches.files import Offset
 from pipeline.mpi import launch, task_farm
-from pipeline.mpi.messages import Tag
 from pipeline.mpi.ranks import Ranks
 from utils import RunError
 
 TASKS = 40
-ROUNDS = 200
+ROUNDS = 50
 PIECE = 24 << 20
 #: How long rank 0 waits for the bell of another rank, at most.
 PATIENCE_S = 20.0
@@ -39,7 +38,7 @@ def every_task_once(ranks: Ranks) -> None:
         number: sorted(ranks.imap_unordered(square, range(number)))
         for number in (0, 1, max(1, ranks.size - 1), TASKS)
     }
-    shared = ranks.share("from rank 0" if ranks.rank == 0 else None)
+    shared = ranks.share(lambda: "from rank 0")
     on_root = ranks.on_root(lambda: "on rank 0")
 
     def values(_: int) -> list[object]:
@@ -49,7 +48,7 @@ def every_task_once(ranks: Ranks) -> None:
     gathered = []
     for _ in range(ROUNDS):  # what follows a farm at once may arrive before the farm has ended
         list(ranks.imap_unordered(square, range(ranks.size)))
-        gathered.append(ranks.gather(ranks.on_all(lambda: ranks.rank)))
+        gathered.append(ranks.on_all(lambda: ranks.rank))
     if ranks.rank == 0:
         out = {"size": ranks.size, "found": found, "said": said, "gathered": gathered}
         print(json.dumps(out))
@@ -94,26 +93,6 @@ class Bell:
         pipe = os.open(self.path, os.O_RDWR)  # both, and never closed: writers wait for a reader
         if select.select([pipe], [], [], PATIENCE_S)[0]:
             os.read(pipe, 1)
-
-
-def stop(ranks: Ranks) -> None:
-    """Fail on rank 0 while another is at its first task of many; print what that one begins."""
-    bell = Bell(ranks)
-
-    def work(task: int) -> int:
-        if ranks.rank == 0:
-            bell.wait()
-            raise RunError("this slice is bad")
-        print(json.dumps({"begun": task}))
-        bell.ring()
-        latest = time.monotonic() + PATIENCE_S
-        assert ranks._messages
-        while not ranks._messages.has(Tag.STOP, source=0) and time.monotonic() < latest:
-            pass
-        return task
-
-    for _ in ranks.imap_unordered(work, range(TASKS)):
-        pass
 
 
 def stuck(ranks: Ranks) -> None:
@@ -181,8 +160,6 @@ def main(scenario: str, at: int) -> int:
             every_task_once(ranks)
         elif scenario == "bytes":
             large_bytes(ranks)
-        elif scenario == "stop":
-            stop(ranks)
         elif scenario == "stuck":
             stuck(ranks)
         else:

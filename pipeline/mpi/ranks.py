@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import math
 import os
+import pickle
 import re
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctpatches import streams
@@ -17,8 +18,7 @@ from ctpatches.files import Offset, Write
 from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
-from pipeline.mpi import task_farm
-from pipeline.mpi.messages import Messages, Tag
+from pipeline.mpi.task_farm import Tag, TaskFarm, wait_until
 from pipeline.mpi.terminal import LAST_WORDS_S, Interruption
 from pipeline.prefetch import prefetched
 
@@ -31,25 +31,27 @@ Result = TypeVar("Result")
 class Ranks:
     """The ranks of a run; by default this process alone, without MPI.
 
-    Attributes are `rank` and `size`; `parallel`, whether MPI is used, even by a single rank;
-    `beside_root`, whether this rank shares its host, and so its file systems, with rank 0; and
-    `one_host`, whether all ranks do.
+    Attributes are `rank` and `size`; `beside_root`, whether this rank shares its host, and so its
+    file systems, with rank 0; and `one_host`, whether all ranks do.
     """
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self.rank = comm.rank if comm else 0
         self.size = comm.size if comm else 1
-        self.parallel = comm is not None
         self.beside_root = self.one_host = True
         #: What Ctrl-C does; of `main`, which starts it.
         self.interruption = Interruption()
-        self._messages: Messages | None = None
         #: Whether other ranks may wait for this one, and would do so forever if it left.
         self._awaited = self.size > 1
-        if comm and self.size > 1:
-            self._messages = Messages(comm)
-            self.beside_root = self._messages.beside_root
-            self.one_host = self._messages.one_host
+        self._comm = comm if self.size > 1 else None
+        if self._comm:
+            from mpi4py import MPI
+
+            self._farm = TaskFarm(self._comm)
+            host = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+            self.beside_root = any(host.allgather(self.rank == 0))
+            self.one_host = host.size == self.size
+            host.Free()
             _unlink_shared_memory()
             atexit.register(self._check_left)
 
@@ -62,77 +64,50 @@ class Ranks:
         """Record that no other rank waits for this one any more."""
         self._awaited = False
 
-    # --- steps of rank 0 alone, or of all, and values -----------------------------------------
+    # --- steps, and small values --------------------------------------------------------------
+
+    def on_all(self, step: Callable[[], Result], root_only: bool = False) -> list[Result]:
+        """Return the small results of a step of every rank, in order, on every rank.
+
+        With `root_only` the other ranks have no step, but None. Raises SharedFailure, the same on
+        every rank, where the step fails on any.
+        """
+        outcome: Any = None
+        if self.rank == 0 or not root_only:
+            try:
+                outcome = step()
+            except Exception as error:
+                outcome = shared(error)
+        outcomes = [outcome]
+        if self._comm:
+            wait_until(self._comm.Ibarrier().Test, "rank 0" if root_only else "wait")
+            outcomes = self._comm.allgather(outcome)
+        failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, SharedFailure)]
+        if failed:
+            first = outcomes[failed[0]]
+            where = "" if root_only or len(failed) == self.size else f"rank {failed[0]}: "
+            self.close()
+            raise SharedFailure(f"{where}{first}", first.status, first.trace)
+        return outcomes
+
+    def share(self, step: Callable[[], Result]) -> Result:
+        """Return the small result of a step of rank 0 on every rank; see `on_all` for failures."""
+        return self.on_all(profile.step("rank 0")(step), root_only=True)[0]
 
     def on_root(self, step: Callable[[], Result]) -> Result | None:
-        """Return the result of a step on rank 0, and None on the others, which wait for it.
-
-        Raises SharedFailure on every rank where the step fails.
-        """
-        result = None
-        try:
-            if self.rank == 0:
-                with profile.step("rank 0"):
-                    result = step()
-        except Exception as error:
-            self.share(shared(error))  # which raises it
-        else:
-            self.share(None)
-        return result
-
-    def on_all(self, step: Callable[[], Result]) -> Result:
-        """Return the result of a step of this rank, once it has succeeded on every rank.
-
-        Raises SharedFailure, the same on every rank, where the step fails on any.
-        """
-        result: Result | None = None
-        failure: SharedFailure | None = None
-        try:
-            result = step()
-        except Exception as error:
-            failure = shared(error)
-        failures = self.gather(failure)
-
-        def raise_first() -> None:
-            failed = [(rank, one) for rank, one in enumerate(failures) if one]
-            if failed:
-                rank, one = failed[0]
-                where = "" if len(failed) == self.size else f"rank {rank}: "
-                raise SharedFailure(f"{where}{one}", one.status, one.trace)
-
-        self.on_root(raise_first)
-        return result  # type: ignore[return-value]
-
-    def share(self, value: Result | None) -> Result:
-        """Return the small value of rank 0 on every rank; if it is a SharedFailure, raise it."""
-        if self._messages and self.rank:
-            value = self._messages.wait(source=0, step="rank 0").content
-        elif self._messages:
-            for rank in range(1, self.size):
-                self._messages.send(rank, Tag.VALUE, value)
-            self._messages.settle()
-        if isinstance(value, SharedFailure):
-            self.close()
-            raise value
-        return value  # type: ignore[return-value]
-
-    def gather(self, value: Result) -> list[Result]:
-        """Return the small values of all ranks, in order, on rank 0; on others an empty list."""
-        if not self._messages:
-            return [value]
-        if self.rank:
-            self._messages.send(0, Tag.VALUE, value)
-            self._messages.settle()
-            return []
-        others = [self._messages.wait(source=rank) for rank in range(1, self.size)]
-        return [value, *(message.content for message in others)]
+        """Return the result of a step of rank 0 there, and None on others; see `on_all`."""
+        results: list[Result] = []
+        self.share(lambda: results.append(step()))
+        return results[0] if results else None
 
     # --- shared work --------------------------------------------------------------------------
 
     def send(self, file: int, offset: Offset, data: memoryview) -> None:
-        """Pass bytes to the function of that number in `imap_unordered`'s `writes` of rank 0."""
-        assert self._messages
-        self._messages.write(file, offset, data)
+        """Pass bytes to the function of that number in `imap_unordered`'s `writes` of rank 0.
+
+        They must not change before the task is done.
+        """
+        self._farm.send(0, Tag.WRITE, (file, offset, pickle.PickleBuffer(data)), data.nbytes)
 
     def imap_unordered(
         self,
@@ -140,7 +115,6 @@ class Ranks:
         tasks: Sequence[Any],
         prepare: Callable[[Any], Any] = lambda task: task,
         threads: int = 0,
-        max_ahead: float = math.inf,
         writes: Sequence[Write] = (),
     ) -> Generator[Result, None, None]:
         """Yield `function(prepare(task))` for every task, on rank 0 and in any order.
@@ -150,13 +124,11 @@ class Ranks:
         are stopped at once. Raises SharedFailure on every rank, where a function fails on any.
 
         `prepare` is the part of a task that may be done before its turn has come: a serial run does
-        it in so many `threads`. Ranks under MPI use none: each has one core at best. A task is not
-        begun before all but `max_ahead` of those before it are done. What other ranks
+        it in so many `threads`. Several ranks use none: each has one core at best. What other ranks
         `send` for a file is passed to that of `writes` before the result of their task is yielded.
         """
-        if not self._messages:
-            ahead = 0 if self.parallel else threads
-            with contextlib.closing(prefetched(tasks, prepare, ahead)) as prepared:
+        if not self._comm:
+            with contextlib.closing(prefetched(tasks, prepare, threads)) as prepared:
                 yield from map(function, prepared)
             return
 
@@ -165,9 +137,9 @@ class Ranks:
 
         try:
             if self.rank:
-                task_farm.work(self._messages, whole)
+                self._farm.work(whole)
             else:
-                yield from task_farm.coordinate(self._messages, whole, tasks, writes, max_ahead)
+                yield from self._farm.coordinate(whole, tasks, writes)
         except (SharedFailure, GeneratorExit):  # the latter where the consumer fails
             self.close()  # the other ranks have been stopped
             raise
@@ -188,11 +160,11 @@ class Ranks:
             if verbose:
                 print(streams.escaped(failure.trace), end="", file=sys.stderr)
             streams.print_error(f"{failure}{notes}")
-        if alone and self._messages:
+        if alone and self._comm:
             # MPICH's mpiexec was seen to end before it had forwarded the message.
             sys.stdout.flush()
             time.sleep(LAST_WORDS_S)
-            self._messages.comm.Abort(failure.status)
+            self._comm.Abort(failure.status)
         # The same on every rank: MPICH's mpiexec was seen to lose the status of a single one.
         return failure.status
 
@@ -204,7 +176,6 @@ def _unlink_shared_memory() -> None:
     job again on this host, the new ranks choose the same name and would fail on it.
     """
     with contextlib.suppress(OSError):  # another rank was first; or this is not Linux
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            names = re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read(), re.MULTILINE)
-        for name in set(names):
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+        for name in set(re.findall(r"/dev/shm/mpich_shm_\w+$", maps, re.MULTILINE)):
             os.unlink(name)

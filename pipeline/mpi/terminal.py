@@ -70,9 +70,9 @@ class Interruption:
 
     def start(self) -> None:
         """Block the signals and wait for them; to be called before there are other threads."""
-        signals = {signal.SIGINT, signal.SIGTERM}
-        # As for a process that a shell without job control has started in the background.
-        signals = {number for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+        both = signal.SIGINT, signal.SIGTERM
+        # A shell without job control ignores them for a process in the background.
+        signals = {number for number in both if signal.getsignal(number) != signal.SIG_IGN}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
         def restore() -> None:
