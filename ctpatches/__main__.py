@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from ctpatches import __version__, convert_command, stitch_command, streams, verify_command
 from ctpatches.file import overview
-from ctpatches.messages import CallError, ToolError, printable, quoted
+from ctpatches.messages import ToolError, printable, quoted
+from ctpatches.parser import Parser
 
 PROGRAM = "ctpatches"
 COMMANDS = {
@@ -20,14 +19,9 @@ COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CallError(f"{printable(message)} (see --help)")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m ctpatches", description="Reads h5 files of ctpatches.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")

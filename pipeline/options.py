@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -20,15 +21,12 @@ UNDERSCORED = (
     *("random_N", "air_threshold", "rot_augment", "ds_augment", "blurr_n_noise", "mpi_run"),
     "shuffle_patches",
 )
+MAX_INTEGER = 10**18 - 1
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Which values are valid: of a type, in words, and as arguments of `add_argument`.
-
-    The `type` among the arguments converts a word of the command line where it can; any other word
-    stays a string, which is not valid.
-    """
+    """Which values are valid: of a type, in words, and as arguments of `add_argument`."""
 
     type: type
     expected: str
@@ -36,37 +34,26 @@ class Kind:
     default: Any = None
     choices: tuple[str, ...] = ()
     least: float = 0
-    most: float = 10**18 - 1
+    most: float = MAX_INTEGER
+    #: How many values: of two or more, the option has a list.
+    count: int = 1
 
     def is_valid(self, value: Any) -> bool:
         """Return whether Python or JSON may give an option this value."""
-        if self.type is float and "nargs" not in self.arguments:
-            return type(value) in (int, float) and self.least <= value <= self.most
-        if self.type is float:
-            return (
-                isinstance(value, list | tuple)
-                and len(value) == self.arguments["nargs"]
-                and all(type(one) in (int, float) for one in value)
-                # False for NaN, infinity, and integers beyond any float.
-                and all(abs(one) <= sys.float_info.max for one in value)
-            )
-        if self.type is int:
-            return type(value) is int and self.least <= value <= self.most
-        return isinstance(value, self.type) and (not self.choices or value in self.choices)
+        values = value if self.count > 1 and isinstance(value, list | tuple) else [value]
+        return len(values) == self.count and all(map(self._is_valid_item, values))
+
+    def _is_valid_item(self, value: Any) -> bool:
+        if self.type is str:
+            return isinstance(value, str) and (not self.choices or value in self.choices)
+        types = (int, float) if self.type is float else (self.type,)
+        return type(value) in types and self.least <= value <= self.most
 
 
-def _read_integer(word: str) -> int | str:
-    return int(word) if re.fullmatch(r"[+-]?\d{1,18}", word) else word
-
-
-def _read_patch_size(word: str) -> int | str:
-    match = re.fullmatch(r"p?([1-9]\d{0,3})", word)
-    return int(match[1]) if match else word
-
-
-def _read_number(word: str) -> float | str:
+def _read(number: type[float], word: str) -> float | str:
+    """Return the number that a word of the command line is; any other word, which is not valid."""
     try:
-        return float(word)
+        return number(word)
     except ValueError:
         return word
 
@@ -89,23 +76,25 @@ def choice(*words: str) -> Kind:
     return Kind(str, f"one of {', '.join(words)}", {"metavar": metavar}, words[0], words)
 
 
-def integer(least: int, metavar: str, **arguments: Any) -> Kind:
-    """Return the kind of an integer from `least` up."""
-    arguments |= {"type": _read_integer, "metavar": metavar}
-    return Kind(int, f"an integer from {least} up, of at most 18 digits", arguments, least=least)
+def integer(least: int, metavar: str, most: int = MAX_INTEGER, **arguments: Any) -> Kind:
+    """Return the kind of an integer from `least` to `most`."""
+    limit = "up, of at most 18 digits" if most == MAX_INTEGER else f"to {most}"
+    arguments |= {"type": functools.partial(_read, int), "metavar": metavar}
+    return Kind(int, f"an integer from {least} {limit}", arguments, least=least, most=most)
 
 
 def number(least: float, below: float, metavar: str) -> Kind:
     """Return the kind of a number from `least` up, below `below`."""
-    arguments = {"type": _read_number, "metavar": metavar}
+    arguments = {"type": functools.partial(_read, float), "metavar": metavar}
     expected = f"a number from {least:g} up, below {below:g}"
     return Kind(float, expected, arguments, least=least, most=math.nextafter(below, least))
 
 
 def numbers(*metavar: str) -> Kind:
     """Return the kind of a few finite numbers."""
-    arguments = {"type": _read_number, "nargs": len(metavar), "metavar": metavar}
-    return Kind(float, f"a list of {len(metavar)} numbers", arguments)
+    n, most = len(metavar), sys.float_info.max
+    arguments = {"type": functools.partial(_read, float), "nargs": n, "metavar": metavar}
+    return Kind(float, f"a list of {n} numbers", arguments, least=-most, most=most, count=n)
 
 
 @dataclass(frozen=True)
@@ -152,12 +141,16 @@ class Option:
             return str(value).removesuffix(".0")
         return f"p{value}" if self.kind is PATCH_SIZE else str(value)
 
+    def words(self, value: Any) -> str:
+        """Return what a command line that sets a value contains."""
+        return self.flag if value is True else f"{self.flag} {self.text(value)}"
+
     def checked(self, value: Any, where: str = "") -> Any:
         """Return a value as `Config` stores it, or raise CallError naming where it was found."""
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
-        if self.kind is PATCH_SIZE and isinstance(value, str):
-            value = _read_patch_size(value)
+        if self.kind is PATCH_SIZE and (match := re.fullmatch(r"p?([1-9]\d{0,3})", str(value))):
+            value = int(match[1])
         if value is False and "off" in self.kind.choices:  # what YAML reads from `off`
             value = "off"
         if value is None and self.default is None:
@@ -176,8 +169,3 @@ def option(group: str, kind: Kind, description: str, unit: str = "", **default: 
     """Return the field of a dataclass for an option; its default is that of its kind, or given."""
     metadata = {"group": group, "kind": kind, "description": description, "unit": unit}
     return dataclasses.field(metadata=metadata, **{"default": kind.default, **default})
-
-
-def flag(group: str, description: str) -> Any:
-    """Return the field of a dataclass for an option that is off by default."""
-    return option(group, FLAG, description)
