@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import io
 import json
-import os
 import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -17,7 +15,6 @@ from ctpatches.messages import CallError, did_you_mean, join_lines, printable, q
 from ctpatches.parser import Parser
 from pipeline.config import FILE_OPTIONS, GROUPS, OPTIONS, REQUIREMENTS, Config
 from pipeline.errors import reason_of
-from pipeline.options import Option
 
 #: Largest file for `--config`: a report.json on thousands of patients, and a YAML written by hand.
 MAX_CONFIG_BYTES, MAX_YAML_BYTES = 64 << 20, 1 << 16
@@ -131,7 +128,15 @@ def _read_config(path: str) -> dict[str, Any]:
         try:
             if name in values:
                 raise CallError(f"{quoted(key)} occurs twice; expected: once")
-            values[name] = _option_of_file(name, key).checked(value, quoted(key))
+            if name not in OPTIONS:
+                hint = did_you_mean(name, (option.flag[2:] for option in FILE_OPTIONS.values()))
+                expected = f"those of docs/options.md{hint}"
+                raise CallError(f"{quoted(key)} is not an option; expected: {expected}")
+            if name not in FILE_OPTIONS:
+                expected = f"{OPTIONS[name].flag} on the command line"
+                found = f"{quoted(key)} does not determine the content of the file"
+                raise CallError(f"{found}; expected: {expected}")
+            values[name] = OPTIONS[name].checked(value, quoted(key))
         except CallError as error:
             problems.append(str(error))
     if problems:
@@ -145,7 +150,7 @@ def _parsed(path: str, text: bytes) -> Any:
         from ctpatches.validation import opened
 
         with opened(path, complete=False) as file:
-            return json.loads(file.attributes["configuration"])
+            return file.config
     if text.lstrip().startswith(b"{"):
         return json.loads(text)
     if len(text) > MAX_YAML_BYTES:
@@ -153,31 +158,3 @@ def _parsed(path: str, text: bytes) -> Any:
     import yaml
 
     return yaml.safe_load(text)
-
-
-def _option_of_file(name: str, key: object) -> Option:
-    if name in FILE_OPTIONS:
-        return FILE_OPTIONS[name]
-    if name in OPTIONS:
-        raise CallError(
-            f"{quoted(key)} does not determine the content of the file; expected: "
-            f"{OPTIONS[name].flag} on the command line"
-        )
-    hint = did_you_mean(name, (option.flag[2:] for option in FILE_OPTIONS.values()))
-    raise CallError(f"{quoted(key)} is not an option; expected: those of docs/options.md{hint}")
-
-
-def verify(files: Sequence[str], input_folder: str | None) -> int:
-    """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    from ctpatches import verify_command
-
-    if input_folder is None:
-        return verify_command.run(files, "main.py")
-    if not os.path.isdir(input_folder):
-        raise CallError(
-            f"--input-folder {quoted(input_folder)} is not a folder; expected: that of the scans"
-        )
-    from pipeline.verification import check_scans
-
-    check = functools.partial(check_scans, root=input_folder)
-    return verify_command.run(files, "main.py", check)
