@@ -15,10 +15,7 @@ from typing import Any
 from ctpatches.messages import CallError
 from ctpatches.schema import COMPRESSIONS, DTYPES, PATCH_COLUMNS, STORES, check_storage
 from pipeline.options import (
-    FILE,
     FLAG,
-    FOLDER,
-    NAME,
     PATCH_OVERLAPS,
     PATCH_SIZE,
     Option,
@@ -27,6 +24,7 @@ from pipeline.options import (
     number,
     numbers,
     option,
+    text,
 )
 
 NORMALIZATIONS = (
@@ -76,30 +74,26 @@ class Config:
     """
 
     input_folder: str = data_option(
-        FOLDER,
+        text("DIR", MISSING),
         "folder with one sub-folder per patient, each with an input (low-dose) and a target "
         "(full-dose) folder; required",
-        default=MISSING,
     )
     output_fname: str = output_option(
-        FILE,
-        "h5 file to create; missing folders are created",
-        default="results/patched_out.h5",
+        text("FILE", "results/patched_out.h5"), "h5 file to create; missing folders are created"
     )
     input_gen_folder: str | None = data_option(
-        NAME,
+        text("NAME"),
         "name or pattern of each patient's input folder, upper or lower case; default: begins with "
         "quarter or low",
     )
     target_gen_folder: str | None = data_option(
-        NAME,
+        text("NAME"),
         "name or pattern of each patient's target folder, upper or lower case; default: begins "
         "with full or high",
     )
     random_N: int | None = data_option(
-        integer(1, "N", nargs="?", const=7),
+        integer(1, "N", nargs="?", const=7, unit="pairs"),
         "pairs per patient, drawn at random; 7 if no number is given; default: all pairs",
-        "pairs",
     )
     unpaired: str = data_option(
         choice("error", "skip"),
@@ -128,34 +122,30 @@ class Config:
         "file; default: one file",
     )
     split_file: str | None = data_option(
-        FILE,
+        text("FILE"),
         "text file that assigns patients to subsets: per line train, val or test, and the name; "
         "default: one file",
     )
     nsplit: int = data_option(
-        integer(1, "N", 999),
+        integer(1, "N", 999, default=1, unit="files"),
         "number of files, with equal numbers of patches: <name>_1of4.h5 to <name>_4of4.h5 for 4; "
         "with a split, as many for each subset",
-        "files",
-        default=1,
     )
     anonymize: bool = data_option(
         FLAG,
         "replace the names of patients and files by P0001, P0001/in_0001, ..., and save the "
         "original names in <name>_key.csv, readable only by you",
     )
-    seed: int = data_option(integer(0, "S"), "seed for all random draws", default=0)
+    seed: int = data_option(integer(0, "S", default=0), "seed for all random draws")
     patch_size: int = patch_option(
         PATCH_SIZE,
         f"pixels per side, with the overlap of neighbouring windows in pixels: {_SIZES}; any other "
         "pN with --overlap",
-        default=55,
     )
     overlap: int = patch_option(
-        integer(0, "M"),
+        integer(0, "M", unit="pixels"),
         "pixels that neighbouring windows share, fewer than the patch size; default: as listed for "
         "--patch-size",
-        "pixels",
     )
     edge: str = patch_option(
         choice("shift", "pad"),
@@ -177,7 +167,7 @@ class Config:
         "train, if split)",
     )
     hu_window: tuple[float, float] = patch_option(
-        numbers("LO", "HI"), "range of hu_window", "HU", default=(-1024.0, 3072.0)
+        numbers("LO", "HI", default=(-1024.0, 3072.0), unit="HU"), "range of hu_window"
     )
     air_threshold: bool = patch_option(FLAG, "leave out windows of air, judged by --air-rule")
     air_rule: str = patch_option(
@@ -187,21 +177,17 @@ class Config:
         "neither table nor blankets",
     )
     min_body: float = patch_option(
-        number(0, 1, "F"),
+        number(0, 1, "F", default=0.1),
         "with --air-rule body, windows are kept if more than this fraction of them is body",
-        default=0.1,
     )
     air_threshold_hu: float = patch_option(
-        number(-1024, 3072, "HU"),
+        number(-1024, 3072, "HU", default=-824.0, unit="HU"),
         "with --air-rule patch, windows are kept if more than --air-fraction of the target's "
         "pixels lie above this, and the mean above this minus 100 HU",
-        "HU",
-        default=-824.0,
     )
     air_fraction: float = patch_option(
-        number(0, 1, "F"),
+        number(0, 1, "F", default=0.1),
         "with --air-rule patch, the fraction that --air-threshold-hu refers to",
-        default=0.1,
     )
     tensor_format: str = patch_option(
         choice("torch", "tf"), "torch: (N, 1, p, p); tf: (N, p, p, 1)"
@@ -247,11 +233,9 @@ class Config:
         "none; a complete output is left unchanged",
     )
     sheets: int = output_option(
-        integer(0, "N", 100),
+        integer(0, "N", 100, default=4, unit="images"),
         "images for checking, of each kind: sheets of patches, and slices with their windows; 0 "
         "draws none",
-        "images",
-        default=4,
     )
     no_report: bool = output_option(FLAG, "create neither a report nor sanity-check images")
     mpi_run: bool = run_option(FLAG, "distribute the work over the ranks of mpiexec")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import re
@@ -26,22 +25,43 @@ MAX_INTEGER = 10**18 - 1
 
 @dataclass(frozen=True)
 class Kind:
-    """Which values are valid: of a type, in words, and as arguments of `add_argument`."""
+    """Which values are valid, in types and in words, and which one is the default."""
 
     type: type
     expected: str
-    arguments: dict[str, Any]
+    #: The name of the value in `--help`, or of each number of a list.
+    metavar: str | tuple[str, ...] = ""
     default: Any = None
+    #: For the report.
+    unit: str = ""
     choices: tuple[str, ...] = ()
-    least: float = 0
-    most: float = MAX_INTEGER
-    #: How many values: of two or more, the option has a list.
-    count: int = 1
+    least: float = -sys.float_info.max
+    most: float = sys.float_info.max
+    #: As for `add_argument`.
+    nargs: int | str | None = None
+    const: int | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `add_argument`."""
+        if self.type is bool:
+            return {"action": "store_true"}
+        count = {"nargs": self.nargs, "const": self.const}
+        return {"type": self.read, "metavar": self.metavar, **count}
+
+    def read(self, word: str) -> Any:
+        """Return the value of a word of the command line; the word itself if it is not valid."""
+        try:
+            return self.type(word)
+        except ValueError:
+            return word
 
     def is_valid(self, value: Any) -> bool:
         """Return whether Python or JSON may give an option this value."""
-        values = value if self.count > 1 and isinstance(value, list | tuple) else [value]
-        return len(values) == self.count and all(map(self._is_valid_item, values))
+        if isinstance(self.metavar, tuple):
+            is_list = isinstance(value, list | tuple) and len(value) == len(self.metavar)
+            return is_list and all(map(self._is_valid_item, value))
+        return self._is_valid_item(value)
 
     def _is_valid_item(self, value: Any) -> bool:
         if self.type is str:
@@ -50,51 +70,46 @@ class Kind:
         return type(value) in types and self.least <= value <= self.most
 
 
-def _read(number: type[float], word: str) -> float | str:
-    """Return the number that a word of the command line is; any other word, which is not valid."""
-    try:
-        return number(word)
-    except ValueError:
-        return word
-
-
-FLAG = Kind(bool, "true or false", {"action": "store_true"}, False)
-FILE, FOLDER, NAME = (Kind(str, "a string", {"metavar": name}) for name in ("FILE", "DIR", "NAME"))
+FLAG = Kind(bool, "true or false", default=False)
 PATCH_SIZE = Kind(
     int,
     f"{' '.join(f'p{size}' for size in PATCH_OVERLAPS)}, or with --overlap M any other pN up to "
     "p9999",
-    {"metavar": "pN"},
+    "pN",
+    default=55,
     least=1,
     most=9999,
 )
 
 
+def text(metavar: str, default: Any = None) -> Kind:
+    """Return the kind of any string; `FILE` and `DIR` are paths."""
+    return Kind(str, "a string", metavar, default)
+
+
 def choice(*words: str) -> Kind:
     """Return the kind of one of a few words, the first by default."""
-    metavar = f"{{{','.join(words)}}}"
-    return Kind(str, f"one of {', '.join(words)}", {"metavar": metavar}, words[0], words)
+    expected = f"one of {', '.join(words)}"
+    return Kind(str, expected, f"{{{','.join(words)}}}", words[0], choices=words)
 
 
-def integer(least: int, metavar: str, most: int = MAX_INTEGER, **arguments: Any) -> Kind:
+def integer(least: int, metavar: str, most: int = MAX_INTEGER, **more: Any) -> Kind:
     """Return the kind of an integer from `least` to `most`."""
     limit = "up, of at most 18 digits" if most == MAX_INTEGER else f"to {most}"
-    arguments |= {"type": functools.partial(_read, int), "metavar": metavar}
-    return Kind(int, f"an integer from {least} {limit}", arguments, least=least, most=most)
+    expected = f"an integer from {least} {limit}"
+    return Kind(int, expected, metavar, least=least, most=most, **more)
 
 
-def number(least: float, below: float, metavar: str) -> Kind:
+def number(least: float, below: float, metavar: str, **more: Any) -> Kind:
     """Return the kind of a number from `least` up, below `below`."""
-    arguments = {"type": functools.partial(_read, float), "metavar": metavar}
     expected = f"a number from {least:g} up, below {below:g}"
-    return Kind(float, expected, arguments, least=least, most=math.nextafter(below, least))
+    return Kind(float, expected, metavar, least=least, most=math.nextafter(below, least), **more)
 
 
-def numbers(*metavar: str) -> Kind:
-    """Return the kind of a few finite numbers."""
-    n, most = len(metavar), sys.float_info.max
-    arguments = {"type": functools.partial(_read, float), "nargs": n, "metavar": metavar}
-    return Kind(float, f"a list of {n} numbers", arguments, least=-most, most=most, count=n)
+def numbers(*metavar: str, **more: Any) -> Kind:
+    """Return the kind of a list of finite numbers."""
+    expected = f"a list of {len(metavar)} numbers"
+    return Kind(float, expected, metavar, nargs=len(metavar), **more)
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,6 @@ class Option:
     kind: Kind
     #: For `--help` and the report; ends with the default where that is None.
     description: str
-    unit: str = ""
 
     @property
     def flag(self) -> str:
@@ -117,7 +131,7 @@ class Option:
     @property
     def is_path(self) -> bool:
         """Whether it is the path of an input or an output."""
-        return self.kind in (FILE, FOLDER)
+        return self.kind.metavar in ("FILE", "DIR")
 
     @property
     def meaning(self) -> str:
@@ -165,7 +179,7 @@ class Option:
         return float(value) if self.kind.type is float else value
 
 
-def option(group: str, kind: Kind, description: str, unit: str = "", **default: Any) -> Any:
-    """Return the field of a dataclass for an option; its default is that of its kind, or given."""
-    metadata = {"group": group, "kind": kind, "description": description, "unit": unit}
-    return dataclasses.field(metadata=metadata, **{"default": kind.default, **default})
+def option(group: str, kind: Kind, description: str) -> Any:
+    """Return the field of a dataclass for an option."""
+    metadata = {"group": group, "kind": kind, "description": description}
+    return dataclasses.field(default=kind.default, metadata=metadata)

@@ -196,7 +196,7 @@ def test_every_option_is_documented_with_its_choices_and_default(option):
     assert effect
     assert bool(default) == (option not in ("--help", "--version"))
     if known := OPTIONS.get(MAIN_OPTIONS[option].dest):
-        assert known.unit in choices
+        assert known.kind.unit in choices
         if known.default not in (None, dataclasses.MISSING):
             assert default.replace("`", "") == known.text(known.default)
         if known.kind.choices:
