@@ -39,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(FIRST_RANK_S)
         return failure.status
     ranks.interruption = interruption
-    mine: Request | ToolError | None = None
+    verbose = False
     try:
-        mine = _request(words)
-        request: Request = launch.agree(ranks, mine)
+        mine = ranks.on_all(lambda: _request(words))
+        verbose = isinstance(mine, Config) and mine.verbose
+        request = ranks.share(mine)
         status = 0
         if isinstance(request, Config):
             pipeline.make_patches(request, ranks, verbose=True)
@@ -54,28 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             ranks.on_root(lambda: print(request, end=""))
         ranks.close()
     except BaseException as error:
-        return ranks.fail(error, isinstance(mine, Config) and mine.verbose)
+        return ranks.fail(error, verbose)
     return status
 
 
-def _request(words: Sequence[str]) -> Request | ToolError:
-    """Return what the command line of this rank asks for, or why it cannot be done.
+def _request(words: Sequence[str]) -> Request:
+    """Return what the command line of this rank asks for.
 
     All that a run needs is loaded here, so that a rank without a library can tell the others.
     """
-    try:
-        request = parse(words)
-        if isinstance(request, Config):
-            launch.check_mpi_run(request.mpi_run, os.environ)
-            try:
-                importlib.import_module("pipeline.run")
-            except ImportError:
-                raise
-            except Exception as error:  # with too little memory, of any kind
-                raise ImportError from error
-        return request
-    except Exception as error:  # whatever it is, the other ranks have to know
-        return errors.failure_of(error)
+    request = parse(words)
+    if isinstance(request, Config):
+        launch.check_mpi_run(request.mpi_run, os.environ)
+        try:
+            importlib.import_module("pipeline.run")
+        except ImportError:
+            raise
+        except Exception as error:  # with too little memory, of any kind
+            raise ImportError from error
+    return request
 
 
 if __name__ == "__main__":

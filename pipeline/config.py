@@ -41,7 +41,7 @@ NORMALIZATIONS = (
 MAX_HU, MIN_HU_WIDTH = 1e6, 1.0
 #: The groups of `--help`. Options of the first three determine the content of the file.
 GROUPS = ("data", "patches", "augmentation", "output", "run")
-data_option, patch_option, augmentation_option, output_option, run_option = (
+data_option, patch_option, augment_option, output_option, run_option = (
     functools.partial(option, group) for group in GROUPS
 )
 #: Options that are in use only with certain values of others.
@@ -213,15 +213,13 @@ class Config:
         "of every patch by itself; lz4 is the fastest; gzip, which any h5 reader decompresses, the "
         "slowest; readers of lz4 and zstd need the package hdf5plugin",
     )
-    rot_augment: bool = augmentation_option(
+    rot_augment: bool = augment_option(
         FLAG,
         "three patches per window: unchanged, rotated by 90, 180 or 270 degrees, and flipped "
         "up-down or left-right",
     )
-    ds_augment: bool = augmentation_option(
-        FLAG, "add patches of the pair downscaled to 0.8 and 0.6"
-    )
-    blurr_n_noise: bool = augmentation_option(
+    ds_augment: bool = augment_option(FLAG, "add patches of the pair downscaled to 0.8 and 0.6")
+    blurr_n_noise: bool = augment_option(
         FLAG,
         "blur 40 % of the input images with a 3x3 mean, add Gaussian noise of 8 HU to 40 %, and "
         "leave 20 % unchanged",
@@ -262,8 +260,8 @@ class Config:
             values["overlap"] = PATCH_OVERLAPS.get(values["patch_size"])
         vars(self).update(values)  # not by assignment: the dataclass is frozen
         if values["overlap"] is None:
-            names = " ".join(f"p{size}" for size in PATCH_OVERLAPS)
-            raise CallError(f"--patch-size p{self.patch_size} needs --overlap M; without: {names}")
+            found = f"--patch-size p{self.patch_size} needs --overlap M"
+            raise CallError(f"{found}; expected: {PATCH_SIZE.expected}")
         if self.overlap >= self.patch_size:
             raise CallError(
                 f"--overlap {self.overlap} is not below the patch size; expected: 0 to "
@@ -320,10 +318,9 @@ class Config:
 
     def bytes_of(self, patches: int, pixels: int) -> int:
         """Return the bytes of blocks in the file, with the provenance of their patches."""
-        per_pixel, *per_patch = (
-            int(dtype[-1]) for dtype in (DTYPES[self.dtype], *PATCH_COLUMNS.values())
-        )
-        return 2 * per_pixel * pixels + sum(per_patch) * patches
+        per_pixel = 2 * int(DTYPES[self.dtype][-1])
+        per_patch = sum(int(dtype[-1]) for dtype in PATCH_COLUMNS.values())
+        return per_pixel * pixels + per_patch * patches
 
     def as_json(self) -> str:
         """Return the options that determine the content of the file, as JSON with sorted keys."""

@@ -1,4 +1,4 @@
-"""Connecting the processes that a launcher started, and agreeing on one valid call."""
+"""Connecting the processes that a launcher started."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
-from ctpatches.messages import CallError, RunError, ToolError
+from ctpatches.messages import CallError, RunError
 from pipeline.errors import reason_of
 from pipeline.mpi.ranks import Ranks
 
@@ -93,17 +92,3 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> Ranks:
             f"({srun} python main.py ...), or leave out --mpi_run for a serial run"
         )
     return Ranks(MPI.COMM_WORLD)
-
-
-def agree(ranks: Ranks, request: Any) -> Any:
-    """Return rank 0's request on every rank, once each rank has a valid one, and no ToolError.
-
-    Raises SharedFailure, the same on every rank, where the request of any is invalid.
-    """
-
-    def valid_request() -> Any:
-        if isinstance(request, ToolError):
-            raise request
-        return request
-
-    return ranks.share(ranks.on_all(valid_request))
