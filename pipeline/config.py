@@ -27,16 +27,16 @@ from pipeline.options import (
     text,
 )
 
-NORMALIZATIONS = (
-    "None",
-    "unity_independent",
-    "unity_wrt_ld",
-    "std_independent",
-    "std_wrt_ld",
-    "hu_window",
-    "dataset_unity",
-    "dataset_std",
-)
+NORMALIZATIONS = {
+    "None": "pixels unchanged",
+    "unity_independent": "to [0, 1] by its own minimum and maximum",
+    "unity_wrt_ld": "to [0, 1] by minimum and maximum of the low-dose image",
+    "std_independent": "minus its mean, divided by its standard deviation",
+    "std_wrt_ld": "by mean and standard deviation of the low-dose image",
+    "hu_window": "HU clipped to --hu-window and scaled to [0, 1]",
+    "dataset_unity": "HU, by minimum and maximum of all input images (of train, if split)",
+    "dataset_std": "HU, by mean and standard deviation of all input images (of train, if split)",
+}
 #: Limits of --hu-window: no CT value is beyond, and float32 can distinguish its ends.
 MAX_HU, MIN_HU_WIDTH = 1e6, 1.0
 #: The groups of `--help`. Options of the first three determine the content of the file.
@@ -159,12 +159,8 @@ class Config:
     )
     normalization_type: str = patch_option(
         choice(*NORMALIZATIONS),
-        "of each whole image before augmentation. None: pixels unchanged; unity_independent: to "
-        "[0, 1] by its own minimum and maximum; unity_wrt_ld: by those of the low-dose image; "
-        "std_independent: minus its mean, divided by its standard deviation; std_wrt_ld: by those "
-        "of the low-dose image; hu_window: HU clipped to --hu-window and scaled to [0, 1]; "
-        "dataset_unity, dataset_std: HU, by the statistics of all input images of the run (of "
-        "train, if split)",
+        "of each whole image before augmentation. "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in NORMALIZATIONS.items()),
     )
     hu_window: tuple[float, float] = patch_option(
         numbers("LO", "HI", default=(-1024.0, 3072.0), unit="HU"), "range of hu_window"
