@@ -71,14 +71,9 @@ class Kind:
 
 
 FLAG = Kind(bool, "true or false", default=False)
+_SIZES = " ".join(f"p{size}" for size in PATCH_OVERLAPS)
 PATCH_SIZE = Kind(
-    int,
-    f"{' '.join(f'p{size}' for size in PATCH_OVERLAPS)}, or with --overlap M any other pN up to "
-    "p9999",
-    "pN",
-    default=55,
-    least=1,
-    most=9999,
+    int, f"{_SIZES}, or with --overlap M any other pN up to p9999", "pN", 55, least=1, most=9999
 )
 
 
