@@ -14,7 +14,7 @@ import pipeline
 from ctpatches import streams
 from ctpatches.messages import ToolError
 from pipeline import Config, errors
-from pipeline.command_line import FilesToVerify, Request, parse, verify
+from pipeline.command_line import FilesToVerify, Request, parse
 from pipeline.mpi import launch
 from pipeline.mpi.terminal import FIRST_RANK_S, Interruption
 
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(request, Config):
             pipeline.make_patches(request, ranks, verbose=True)
         elif isinstance(request, FilesToVerify):
+            from pipeline.verification import verify  # here: for --help, NumPy is not loaded
+
             status = ranks.share(functools.partial(verify, *request))
         else:
             ranks.on_root(lambda: print(request, end=""))
@@ -66,8 +68,10 @@ def _request(words: Sequence[str]) -> Request:
         launch.check_mpi_run(request.mpi_run, os.environ)
         try:
             importlib.import_module("pipeline.run")
+        except ImportError:
+            raise
         except Exception as error:  # with too little memory, of any kind
-            raise errors.not_loaded(error) from error
+            raise ImportError from error
     return request
 
 

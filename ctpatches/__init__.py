@@ -13,15 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["PatchFile", "convert", "stitch"]
 __version__ = "0.1.0"
 
-_MODULES = {
-    "PatchFile": "ctpatches.file",
-    "convert": "ctpatches.conversion",
-    "stitch": "ctpatches.stitching",
-}
+_MODULES = {"PatchFile": "file", "convert": "conversion", "stitch": "stitching"}
 
 
 def __getattr__(name: str) -> Any:
     # On first use: modules that need neither NumPy nor h5py can be imported where these cannot.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"ctpatches.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

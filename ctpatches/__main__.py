@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from ctpatches import __version__, convert_command, stitch_command, streams, verify_command
-from ctpatches.file import overview
-from ctpatches.messages import CallError, ToolError, printable, quoted
+from ctpatches import __version__, stitch_command, streams, verify_command
+from ctpatches.conversion import convert
+from ctpatches.file import overview, rounding_text, stored_as
+from ctpatches.messages import ToolError, printable, quoted
+from ctpatches.parser import Parser
+from ctpatches.schema import STORAGE
+from ctpatches.validation import ValidatedFile
 
 PROGRAM = "ctpatches"
 COMMANDS = {
@@ -18,30 +22,35 @@ COMMANDS = {
     "stitch": "assemble slices from patches, as DICOM, NumPy array or NIfTI",
     "convert": "store the patches of a file in another way",
 }
+STORAGE_HELP = {
+    "store": "every patch, or the views that patches are cut from",
+    "dtype": "type of the pixels; int16 for files of --normalization-type None alone",
+    "compression": "of the patches",
+}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CallError(f"{printable(message)} (see --help)")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m ctpatches", description="Reads h5 files of ctpatches.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(
+    parsers = {
+        name: commands.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
-        if name == "stitch":
-            stitch_command.add_options(command)
-        elif name == "convert":
-            convert_command.add_options(command)
-        else:
-            command.add_argument("files", nargs="+", metavar="FILE", help="an h5 file")
+        for name, text in COMMANDS.items()
+    }
+    for name in ("verify", "info"):
+        parsers[name].add_argument("files", nargs="+", metavar="FILE", help="an h5 file")
+    stitch_command.add_options(parsers["stitch"])
+    add = parsers["convert"].add_argument
+    add("source", metavar="IN", help="an h5 file of ctpatches")
+    add("target", metavar="OUT", help="the h5 file to create; missing folders are created")
+    for name, text in STORAGE_HELP.items():
+        add(f"--{name}", choices=STORAGE[name], help=f"{text}; default: as in IN")
+    add("--overwrite", action="store_true", help="replace an existing OUT; default: an error")
     return parser
 
 
@@ -54,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "stitch":
             stitch_command.run(options, PROGRAM)
         elif options.command == "convert":
-            convert_command.run(options)
+            _convert(options)
         else:
             for file in options.files:
                 print("\n".join(overview(file)))
@@ -71,6 +80,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"{quoted(error.filename)}: {error.strerror}"
     streams.print_error(message, PROGRAM)
     return status
+
+
+def _convert(options: argparse.Namespace) -> None:
+    """Convert a file; print how both are stored, and by how much pixels were rounded."""
+    given = {name: getattr(options, name) for name in (*STORAGE, "overwrite")}
+    convert(options.source, options.target, **given)
+    for label, path in (("input", options.source), ("output", options.target)):
+        with ValidatedFile(path) as file:
+            size = f"{os.path.getsize(path) / 1e6:.1f} MB"
+            print(f"{label:10} {printable(path)}, {size}: {stored_as(file)}")
+            if label == "output" and (text := rounding_text(file)):
+                print(f"rounded    {text}")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ def run(files: Sequence[str], program: str, check: Callable[[str], str] | None =
     """
     status = 0
     for file in files:
-        results = ["undamaged"]
+        result = "undamaged"
         try:
             damages = verify(file)
             if check and not damages:
-                results.append(check(file))
+                result += f"; {check(file)}"
         except OSError as error:
             damages = [f"cannot be read: {error.strerror or error}"]
         except RunError as error:
@@ -30,5 +30,5 @@ def run(files: Sequence[str], program: str, check: Callable[[str], str] | None =
             print_error(f"{quoted(file)}: {damage}", program)
             status = 1
         if not damages:
-            print(f"{printable(file)}: {'; '.join(results)}")
+            print(f"{printable(file)}: {result}")
     return status

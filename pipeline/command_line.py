@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import io
 import json
-import os
 import reprlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ctpatches import __version__
 from ctpatches.messages import CallError, did_you_mean, join_lines, printable, quoted
-from pipeline.config import AIR_OPTIONS, FILE_OPTIONS, GROUPS, OPTIONS, Config
+from ctpatches.parser import Parser
+from pipeline.config import FILE_OPTIONS, GROUPS, OPTIONS, REQUIREMENTS, Config
 from pipeline.errors import reason_of
-from pipeline.options import Option
 
-_DOCUMENTED = {option.flag.replace("_", "-"): option.flag for option in OPTIONS.values()}
 #: Largest file for `--config`: a report.json on thousands of patients, and a YAML written by hand.
 MAX_CONFIG_BYTES, MAX_YAML_BYTES = 64 << 20, 1 << 16
 _CONFIG_FILE = (
@@ -37,17 +34,9 @@ class FilesToVerify(NamedTuple):
 Request: TypeAlias = Config | FilesToVerify | str
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises an error instead of printing the usage and leaving."""
-
-    def error(self, message: str) -> NoReturn:
-        message = message.replace("ignored explicit argument", "takes no value; found:")
-        raise CallError(f"{printable(message)} (see --help)")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the command line; what it parses has the given options only."""
-    parser = _Parser(
+    parser = Parser(
         prog="main.py",
         description="Turn folders of paired CT scans into one h5 file of training patches.",
         epilog="Every option may be spelled with dashes or with underscores.",
@@ -77,47 +66,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _documented(argument: str) -> str:
-    """Return an argument with the name of its option as it stands in `--help`."""
-    name, equals, value = argument.partition("=")
-    if equals and value == "--":  # argparse would drop it
-        raise CallError(f"{printable(name)} has no value (see --help)")
-    return _DOCUMENTED.get(name.replace("_", "-"), name) + equals + value
-
-
-def _unknown(words: Sequence[str]) -> str:
-    """Return what is wrong with words that argparse found no use for."""
-    for word in words:
-        if word.startswith("-"):
-            name = word.partition("=")[0]
-            known = [*_DOCUMENTED.values(), "--verify", "--config", "--version", "--help"]
-            return f"unknown option {printable(name)}{did_you_mean(name, known)}"
-    return f"{quoted(words[0])} belongs to no option; expected: --option value"
-
-
 def parse(argv: Sequence[str]) -> Request:
     """Return what the command line asks for, or raise CallError."""
     text = io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
-            parsed, unknown = build_parser().parse_known_args([_documented(word) for word in argv])
+            given = vars(build_parser().parse_args(argv))
     except SystemExit:  # --help, --version
         return text.getvalue()
-    if unknown:
-        raise CallError(f"{_unknown(unknown)} (see --help)")
-    given = vars(parsed)
     files, path = given.pop("verify", None), given.pop("config", None)
     given = {name: OPTIONS[name].checked(value) for name, value in given.items()}
     if files:
         return FilesToVerify(files, given.get("input_folder"))
     stored = _read_config(path) if path is not None else {}
     # Options that belong together are not taken from two places.
-    pairs = [("patch_size", "overlap"), ("split_file", "split")]
-    for name, other in pairs + [("air_rule", limit) for limit in AIR_OPTIONS]:
+    for name, other in (("patch_size", "overlap"), ("split_file", "split")):
         if name in given:
             stored.pop(other, None)
-    if given.get("normalization_type", "hu_window") != "hu_window":
-        stored.pop("hu_window", None)
+    for name, needed in REQUIREMENTS.items():
+        if any(given.get(other, value) != value for other, value in needed.items()):
+            stored.pop(name, None)
     if "input_folder" not in given:
         raise CallError("--input-folder is required (see --help)")
     try:
@@ -160,7 +128,15 @@ def _read_config(path: str) -> dict[str, Any]:
         try:
             if name in values:
                 raise CallError(f"{quoted(key)} occurs twice; expected: once")
-            values[name] = _option_of_file(name, key).checked(value, quoted(key))
+            if name not in OPTIONS:
+                hint = did_you_mean(name, (option.flag[2:] for option in FILE_OPTIONS.values()))
+                expected = f"those of docs/options.md{hint}"
+                raise CallError(f"{quoted(key)} is not an option; expected: {expected}")
+            if name not in FILE_OPTIONS:
+                expected = f"{OPTIONS[name].flag} on the command line"
+                found = f"{quoted(key)} does not determine the content of the file"
+                raise CallError(f"{found}; expected: {expected}")
+            values[name] = OPTIONS[name].checked(value, quoted(key))
         except CallError as error:
             problems.append(str(error))
     if problems:
@@ -174,7 +150,7 @@ def _parsed(path: str, text: bytes) -> Any:
         from ctpatches.validation import opened
 
         with opened(path, complete=False) as file:
-            return json.loads(file.attributes["configuration"])
+            return file.config
     if text.lstrip().startswith(b"{"):
         return json.loads(text)
     if len(text) > MAX_YAML_BYTES:
@@ -182,31 +158,3 @@ def _parsed(path: str, text: bytes) -> Any:
     import yaml
 
     return yaml.safe_load(text)
-
-
-def _option_of_file(name: str, key: object) -> Option:
-    if name in FILE_OPTIONS:
-        return FILE_OPTIONS[name]
-    if name in OPTIONS:
-        raise CallError(
-            f"{quoted(key)} does not determine the content of the file; expected: "
-            f"{OPTIONS[name].flag} on the command line"
-        )
-    hint = did_you_mean(name, (option.flag[2:] for option in FILE_OPTIONS.values()))
-    raise CallError(f"{quoted(key)} is not an option; expected: those of docs/options.md{hint}")
-
-
-def verify(files: Sequence[str], input_folder: str | None) -> int:
-    """Check finished files; return 1 if any is damaged, or was not made from the scans."""
-    from ctpatches import verify_command
-
-    if input_folder is None:
-        return verify_command.run(files, "main.py")
-    if not os.path.isdir(input_folder):
-        raise CallError(
-            f"--input-folder {quoted(input_folder)} is not a folder; expected: that of the scans"
-        )
-    from pipeline.verification import check_scans
-
-    check = functools.partial(check_scans, root=input_folder)
-    return verify_command.run(files, "main.py", check)

@@ -32,14 +32,6 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def not_loaded(error: BaseException) -> RunError:
-    """Turn an error while libraries load into one line."""
-    hint = "is there enough memory (ulimit -v)?"
-    if isinstance(error, ModuleNotFoundError):
-        hint = "install requirements.txt"
-    return RunError(f"cannot load a library: {reason_of(error)}; {hint}")
-
-
 def failure_of(error: BaseException) -> ToolError:
     """Turn an unforeseen error into one line."""
     if isinstance(error, ToolError):
@@ -47,7 +39,9 @@ def failure_of(error: BaseException) -> ToolError:
     if isinstance(error, KeyboardInterrupt):
         return RunError("interrupted")
     if isinstance(error, ImportError):
-        return not_loaded(error)
+        missing = isinstance(error, ModuleNotFoundError)
+        hint = "install requirements.txt" if missing else "is there enough memory (ulimit -v)?"
+        return RunError(f"cannot load a library: {reason_of(error)}; {hint}")
     no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
     if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or no_thread:
         return RunError(f"out of memory: {reason_of(error)}")

@@ -20,92 +20,91 @@ UNDERSCORED = (
     *("random_N", "air_threshold", "rot_augment", "ds_augment", "blurr_n_noise", "mpi_run"),
     "shuffle_patches",
 )
+MAX_INTEGER = 10**18 - 1
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Which values are valid: of a type, in words, and as arguments of `add_argument`.
-
-    The `type` among the arguments converts a word of the command line where it can; any other word
-    stays a string, which is not valid.
-    """
+    """Which values are valid, in types and in words, and which one is the default."""
 
     type: type
     expected: str
-    arguments: dict[str, Any]
+    #: The name of the value in `--help`, or of each number of a list.
+    metavar: str | tuple[str, ...] = ""
     default: Any = None
+    #: For the report.
+    unit: str = ""
     choices: tuple[str, ...] = ()
-    least: float = 0
-    most: float = 10**18 - 1
+    least: float = -sys.float_info.max
+    most: float = sys.float_info.max
+    #: As for `add_argument`.
+    nargs: int | str | None = None
+    const: int | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `add_argument`."""
+        if self.type is bool:
+            return {"action": "store_true"}
+        count = {"nargs": self.nargs, "const": self.const}
+        return {"type": self.read, "metavar": self.metavar, **count}
+
+    def read(self, word: str) -> Any:
+        """Return the value of a word of the command line; the word itself if it is not valid."""
+        try:
+            return self.type(word)
+        except ValueError:
+            return word
 
     def is_valid(self, value: Any) -> bool:
         """Return whether Python or JSON may give an option this value."""
-        if self.type is float and "nargs" not in self.arguments:
-            return type(value) in (int, float) and self.least <= value <= self.most
-        if self.type is float:
-            return (
-                isinstance(value, list | tuple)
-                and len(value) == self.arguments["nargs"]
-                and all(type(one) in (int, float) for one in value)
-                # False for NaN, infinity, and integers beyond any float.
-                and all(abs(one) <= sys.float_info.max for one in value)
-            )
-        if self.type is int:
-            return type(value) is int and self.least <= value <= self.most
-        return isinstance(value, self.type) and (not self.choices or value in self.choices)
+        if isinstance(self.metavar, tuple):
+            is_list = isinstance(value, list | tuple) and len(value) == len(self.metavar)
+            return is_list and all(map(self._is_valid_item, value))
+        return self._is_valid_item(value)
+
+    def _is_valid_item(self, value: Any) -> bool:
+        if self.type is str:
+            return isinstance(value, str) and (not self.choices or value in self.choices)
+        types = (int, float) if self.type is float else (self.type,)
+        return type(value) in types and self.least <= value <= self.most
 
 
-def _read_integer(word: str) -> int | str:
-    return int(word) if re.fullmatch(r"[+-]?\d{1,18}", word) else word
-
-
-def _read_patch_size(word: str) -> int | str:
-    match = re.fullmatch(r"p?([1-9]\d{0,3})", word)
-    return int(match[1]) if match else word
-
-
-def _read_number(word: str) -> float | str:
-    try:
-        return float(word)
-    except ValueError:
-        return word
-
-
-FLAG = Kind(bool, "true or false", {"action": "store_true"}, False)
-FILE, FOLDER, NAME = (Kind(str, "a string", {"metavar": name}) for name in ("FILE", "DIR", "NAME"))
+FLAG = Kind(bool, "true or false", default=False)
+_SIZES = " ".join(f"p{size}" for size in PATCH_OVERLAPS)
 PATCH_SIZE = Kind(
-    int,
-    f"{' '.join(f'p{size}' for size in PATCH_OVERLAPS)}, or with --overlap M any other pN up to "
-    "p9999",
-    {"metavar": "pN"},
-    least=1,
-    most=9999,
+    int, f"{_SIZES}, or with --overlap M any other pN up to p9999", "pN", 55, least=1, most=9999
 )
+
+
+def text(metavar: str, default: Any = None) -> Kind:
+    """Return the kind of any string; `FILE` and `DIR` are paths."""
+    return Kind(str, "a string", metavar, default)
 
 
 def choice(*words: str) -> Kind:
     """Return the kind of one of a few words, the first by default."""
-    metavar = f"{{{','.join(words)}}}"
-    return Kind(str, f"one of {', '.join(words)}", {"metavar": metavar}, words[0], words)
+    expected = f"one of {', '.join(words)}"
+    return Kind(str, expected, f"{{{','.join(words)}}}", words[0], choices=words)
 
 
-def integer(least: int, metavar: str, **arguments: Any) -> Kind:
-    """Return the kind of an integer from `least` up."""
-    arguments |= {"type": _read_integer, "metavar": metavar}
-    return Kind(int, f"an integer from {least} up, of at most 18 digits", arguments, least=least)
+def integer(least: int, metavar: str, most: int = MAX_INTEGER, **more: Any) -> Kind:
+    """Return the kind of an integer from `least` to `most`."""
+    limit = "up, of at most 18 digits" if most == MAX_INTEGER else f"to {most}"
+    expected = f"an integer from {least} {limit}"
+    return Kind(int, expected, metavar, least=least, most=most, **more)
 
 
-def number(least: float, below: float, metavar: str) -> Kind:
+def number(least: float, below: float, metavar: str, **more: Any) -> Kind:
     """Return the kind of a number from `least` up, below `below`."""
-    arguments = {"type": _read_number, "metavar": metavar}
     expected = f"a number from {least:g} up, below {below:g}"
-    return Kind(float, expected, arguments, least=least, most=math.nextafter(below, least))
+    return Kind(float, expected, metavar, least=least, most=math.nextafter(below, least), **more)
 
 
-def numbers(*metavar: str) -> Kind:
-    """Return the kind of a few finite numbers."""
-    arguments = {"type": _read_number, "nargs": len(metavar), "metavar": metavar}
-    return Kind(float, f"a list of {len(metavar)} numbers", arguments)
+def numbers(*metavar: str, **more: Any) -> Kind:
+    """Return the kind of a list of finite numbers."""
+    expected = f"a list of {len(metavar)} numbers"
+    return Kind(float, expected, metavar, nargs=len(metavar), **more)
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,6 @@ class Option:
     kind: Kind
     #: For `--help` and the report; ends with the default where that is None.
     description: str
-    unit: str = ""
 
     @property
     def flag(self) -> str:
@@ -128,7 +126,7 @@ class Option:
     @property
     def is_path(self) -> bool:
         """Whether it is the path of an input or an output."""
-        return self.kind in (FILE, FOLDER)
+        return self.kind.metavar in ("FILE", "DIR")
 
     @property
     def meaning(self) -> str:
@@ -152,12 +150,16 @@ class Option:
             return str(value).removesuffix(".0")
         return f"p{value}" if self.kind is PATCH_SIZE else str(value)
 
+    def words(self, value: Any) -> str:
+        """Return what a command line that sets a value contains."""
+        return self.flag if value is True else f"{self.flag} {self.text(value)}"
+
     def checked(self, value: Any, where: str = "") -> Any:
         """Return a value as `Config` stores it, or raise CallError naming where it was found."""
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
-        if self.kind is PATCH_SIZE and isinstance(value, str):
-            value = _read_patch_size(value)
+        if self.kind is PATCH_SIZE and (match := re.fullmatch(r"p?([1-9]\d{0,3})", str(value))):
+            value = int(match[1])
         if value is False and "off" in self.kind.choices:  # what YAML reads from `off`
             value = "off"
         if value is None and self.default is None:
@@ -172,12 +174,7 @@ class Option:
         return float(value) if self.kind.type is float else value
 
 
-def option(group: str, kind: Kind, description: str, unit: str = "", **default: Any) -> Any:
-    """Return the field of a dataclass for an option; its default is that of its kind, or given."""
-    metadata = {"group": group, "kind": kind, "description": description, "unit": unit}
-    return dataclasses.field(metadata=metadata, **{"default": kind.default, **default})
-
-
-def flag(group: str, description: str) -> Any:
-    """Return the field of a dataclass for an option that is off by default."""
-    return option(group, FLAG, description)
+def option(group: str, kind: Kind, description: str) -> Any:
+    """Return the field of a dataclass for an option."""
+    metadata = {"group": group, "kind": kind, "description": description}
+    return dataclasses.field(default=kind.default, metadata=metadata)

@@ -1,13 +1,16 @@
-"""Whether a file was created from the scans in a folder, by the digests of their pixels."""
+"""`--verify`: whether files are undamaged, and were created from the scans in a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ctpatches import verify_command
 from ctpatches.checksums import pixel_digest
 from ctpatches.dicom.header import read_slice
 from ctpatches.dicom.pixels import read_hu
@@ -15,10 +18,21 @@ from ctpatches.dicom.slice_file import BadFile
 from ctpatches.files import Invalid
 from ctpatches.schema import ROLES
 from ctpatches.validation import ValidatedFile, opened
-from utils import RunError, quoted
+from utils import CallError, RunError, quoted
 
 #: One per slice of a file, shape (pairs, roles).
 Digests = NDArray[np.uint64]
+
+
+def verify(files: Sequence[str], input_folder: str | None) -> int:
+    """Check finished files; return 1 if any is damaged, or was not created from the scans."""
+    if input_folder is None:
+        return verify_command.run(files, "main.py")
+    if not os.path.isdir(input_folder):
+        found = f"--input-folder {quoted(input_folder)} is not a folder"
+        raise CallError(f"{found}; expected: that of the scans")
+    check = functools.partial(check_scans, root=input_folder)
+    return verify_command.run(files, "main.py", check)
 
 
 def check_scans(file: str, root: str) -> str:

@@ -130,6 +130,7 @@ def test_options_beside_the_file_win(tmp_path):
     body = {"air_threshold": True, "air_rule": "body", "min_body": 0.3}
     assert config_of(tmp_path, body).min_body == 0.3
     assert config_of(tmp_path, body, "--air-rule", "patch").min_body == 0.1
+    assert config_of(tmp_path, body, "--air-rule", "body").min_body == 0.3
     same = config_of(tmp_path, STORED, "--normalization-type", "hu_window")
     assert same.hu_window == (-160, 240.5)
 

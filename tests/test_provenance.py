@@ -53,7 +53,7 @@ class Sample:
     @property
     def in_hu(self) -> bool:
         """Whether the patches are in HU but for the normalisation."""
-        return self.intensity == "hu" or self.kind not in NORMALIZATIONS[:5]
+        return self.intensity == "hu" or self.kind not in list(NORMALIZATIONS)[:5]
 
     def patches(self, side: str) -> Image:
         """Return the patches of one side as they are in the file."""

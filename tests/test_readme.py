@@ -10,11 +10,10 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from ctpatches import convert_command, stitch_command
+from ctpatches import __main__
 from pipeline.command_line import build_parser
 from pipeline.config import OPTIONS
 from tests.running import REPO, run
@@ -163,17 +162,20 @@ def tables(page: str) -> dict[str, list[str]]:
     return out
 
 
-def parser_of(command: ModuleType) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
-    command.add_options(parser)
-    return parser
+def options_of_command(name: str) -> dict[str, argparse.Action]:
+    """Return the options of a command of `ctpatches` except `--help`."""
+    actions = __main__.build_parser()._actions
+    (commands,) = (a for a in actions if isinstance(a, argparse._SubParsersAction))
+    options = options_of(commands.choices[name])
+    del options["--help"]
+    return options
 
 
 MAIN_OPTIONS = options_of(build_parser())
 #: The options of the commands of `ctpatches`, by the page that documents them.
 COMMANDS = {
-    "loading.md": options_of(parser_of(stitch_command)),
-    "file_format.md": options_of(parser_of(convert_command)),
+    "loading.md": options_of_command("stitch"),
+    "file_format.md": options_of_command("convert"),
 }
 ALL_OPTIONS = {*MAIN_OPTIONS, *(name for options in COMMANDS.values() for name in options)}
 
@@ -194,7 +196,7 @@ def test_every_option_is_documented_with_its_choices_and_default(option):
     assert effect
     assert bool(default) == (option not in ("--help", "--version"))
     if known := OPTIONS.get(MAIN_OPTIONS[option].dest):
-        assert known.unit in choices
+        assert known.kind.unit in choices
         if known.default not in (None, dataclasses.MISSING):
             assert default.replace("`", "") == known.text(known.default)
         if known.kind.choices:

@@ -548,6 +548,12 @@ def test_the_slice_itself_may_be_named_but_not_another(
         (("FILE", "--pair", "0", "--output", "x.dcm"), 2, "DICOM needs --source"),
         (("FILE", "--pair", "x", "--output", "x.npy"), 2, "--pair: invalid int"),
         (
+            ("FILE", "--pair", "0", "--output", "x.npy", "--rol", "input"),
+            2,
+            "unknown option --rol; did you mean --role? (see --help)",
+        ),
+        (("FILE", "--all", "--series_uid", "1", "--source=.", "--output=x"), 2, "--series-uid is"),
+        (
             ("FILE", "--pair", "0", "--scale", "0.8", "--source", ".", "--output", "x.dcm"),
             2,
             "no source slice has --scale 0.8",

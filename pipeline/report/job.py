@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from pipeline.config import FILE_OPTIONS, OPTIONS, Config
-from pipeline.options import NAME, PATCH_OVERLAPS, Option
+from pipeline.options import PATCH_OVERLAPS, Option
 
 HIDDEN = "\u2026"
 #: Parts of warnings that name no patient; with pseudonyms, warnings are counted by them.
@@ -38,7 +38,7 @@ def command(config: Config) -> list[str]:
         text = option.text(value)
         if value is True:
             lines.append(option.flag)
-        elif config.anonymize and (option.is_path or option.kind is NAME):
+        elif config.anonymize and option.kind.type is str and not option.kind.choices:
             lines.append(f"{option.flag} {HIDDEN}")
         elif isinstance(value, tuple):
             lines.append(f"{option.flag} {text}")
