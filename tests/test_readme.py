@@ -265,7 +265,7 @@ def test_every_page_is_in_the_index():
 
 def test_every_module_is_in_the_table_of_modules():
     page = (REPO / "docs" / "development.md").read_text(encoding="utf-8")
-    paths = [*REPO.glob("*.py"), *REPO.glob("pipeline/**/*.py"), *REPO.glob("ctpatches/*.py")]
+    paths = [*REPO.glob("*.py"), *REPO.glob("pipeline/**/*.py"), *REPO.glob("ctpatches/**/*.py")]
     modules = [path for path in paths if path.name != "__init__.py"]
     named = set(re.findall(r"(?<=\[)\w+(?=\.py\])|(?<=`)\w+(?=`)", page))
     assert {path.name for path in modules if path.stem not in named} == set()

@@ -81,10 +81,13 @@ def _parse(file: str, data: bytes, stamp: Stamp) -> Slice:
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
             return _slice_in(*plain, file, data, stamp)
 
-    from ctpatches.dicom.compressed import read_header
+    from ctpatches.dicom.compressed import check_decoder, read_header
 
     with parsing(file, "has a damaged header"):
-        return _slice_in(*read_header(data), file, data, stamp)
+        header, syntax, offset = read_header(data)
+        one = _slice_in(header, syntax, offset, file, data, stamp)
+        check_decoder(syntax)
+        return one
 
 
 def _slice_in(
@@ -103,9 +106,6 @@ def _slice_in(
     there = (group, element) == (0x7FE0, 0x0010) or syntax == DEFLATED
     require(there, "no pixels: the file ends before them", "a CT slice with pixels")
     if syntax not in NATIVE:
-        from ctpatches.dicom.compressed import check_decoder
-
-        check_decoder(syntax)
         return dataclasses.replace(one, stamp=stamp)
     dtype, rest = np.dtype(one.dtype), stamp[0] - start
     expected = one.rows * one.columns * dtype.itemsize
