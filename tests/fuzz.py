@@ -57,6 +57,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ctpatches.messages import ToolError
 from pipeline import command_line
 from pipeline.cohort.pairing import PatientPairs, pair_slices
 from pipeline.config import Config
@@ -64,7 +65,6 @@ from pipeline.dicom import compressed, fast_header, header, pixels
 from pipeline.model import Slice
 from tests.jpeg_lossless import compress
 from tests.scans import phantom, write_slice
-from utils import ToolError
 
 SECONDS = 10
 #: Inputs that are kept when a child dies: a decoder may have spoiled its memory some time before.

@@ -14,12 +14,11 @@ from types import ModuleType
 
 import pytest
 
-from ctpatches import convert_command, stitch_command
+from ctpatches import __version__, convert_command, stitch_command
 from pipeline.command_line import build_parser
 from pipeline.config import OPTIONS
 from tests.running import REPO, run
 from tests.scans import write_tree
-from utils import __version__
 
 README = REPO / "README.md"
 FOLDERS = (REPO, REPO / "docs", REPO / "raw_data")
