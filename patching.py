@@ -228,15 +228,16 @@ def make_block(
     identity : str
         The pair, for random draws.
     """
-    n = sum(int(mask.sum()) for mask in kept) * config.orientations
+    times = config.orientations
+    n = sum(int(mask.sum()) for mask in kept) * times
     scales, codes = np.empty(n, np.float32), np.empty(n, np.uint8)
     rows, cols = np.empty(n, np.int32), np.empty(n, np.int32)
     starts = [0]
     views: dict[str, list[NDArray[Any]]] = {"input": [], "target": []}
-    # A view without a patch need not be created.
-    chosen = [(scale, mask) for scale, mask in zip(config.scales, kept, strict=True) if mask.any()]
     noise_std = augment.NOISE_HU / hu_per_unit if hu_per_unit else 0.0
-    for scale, mask in chosen:
+    for scale, mask in zip(config.scales, kept, strict=True):
+        if not mask.any():  # a view without a patch need not be created
+            continue
         input_view, target_view = (augment.downscale(image, scale) for image in images)
         if degradation:
             rng = generator(config.seed, f"noise {scale:g}", identity)
@@ -246,10 +247,10 @@ def make_block(
         grid = Grid(target_view.shape, config)
         views["input"].append(grid.pad(input_view, fills[0]))
         views["target"].append(grid.pad(target_view, fills[1]))
-        here = slice(starts[-1], starts[-1] + int(mask.sum()) * config.orientations)
+        here = slice(starts[-1], starts[-1] + int(mask.sum()) * times)
         starts.append(here.stop)
         scales[here] = scale
-        rows[here], cols[here] = (np.repeat(v[mask], config.orientations) for v in grid.windows)
+        rows[here], cols[here] = (np.repeat(v[mask], times) for v in grid.windows)
         drawn = draw_orientations(len(grid), config.rot_augment, config.seed, identity, scale)
         codes[here] = drawn[mask].ravel()
     return Block(views, starts, config.patch_size, scales, rows, cols, codes)

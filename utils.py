@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches import __version__
-from ctpatches.files import atomic_write
 from ctpatches.messages import (
     CallError,
     RunError,
-    ToolError,
     did_you_mean,
     join_lines,
     printable,
@@ -29,9 +23,6 @@ __all__ = [
     "Affine",
     "CallError",
     "RunError",
-    "ToolError",
-    "__version__",
-    "atomic_write",
     "did_you_mean",
     "join_lines",
     "printable",
@@ -41,15 +32,6 @@ __all__ = [
 Image = NDArray[np.float32]
 
 SUBSETS = ("train", "val", "test")
-#: Pixels of an image that are summed at once.
-SUM_PIXELS = 512 * 512
-
-
-def sum_of(function: Callable[[Image], NDArray[Any]], image: Image) -> float:
-    """Return the sum of a function of every pixel in float64, in memory of `SUM_PIXELS` pixels."""
-    rows = max(1, SUM_PIXELS // image.shape[1])
-    parts = (image[start : start + rows] for start in range(0, image.shape[0], rows))
-    return math.fsum(float(function(part).sum(dtype=np.float64)) for part in parts)
 
 
 def img_pair_normalization(

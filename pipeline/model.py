@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from ctpatches.blocks import Place
 from ctpatches.dicom.slice_file import Slice
 from utils import Affine, printable
 
+Mask: TypeAlias = NDArray[np.bool_]
 #: Kinds of what cannot be used.
 BAD, UNPAIRED, INCOMPLETE = "bad file", "unpaired", "incomplete"
 
@@ -52,15 +54,22 @@ class Windows(NamedTuple):
     kept_windows: int = 0  # of all views together
     others: tuple[bytes, ...] = ()  # alike, those that are in another file, by `--nsplit`
 
-    def kept_masks(self) -> list[NDArray[np.bool_]]:
+    @classmethod
+    def of(cls, kept: Sequence[Mask], others: Sequence[Mask] = ()) -> Windows:
+        """Return the windows with these masks, one per view."""
+        packed = [tuple(np.packbits(m).tobytes() for m in masks) for masks in (kept, others)]
+        numbers = tuple(map(len, kept))
+        return cls(numbers, packed[0], sum(int(mask.sum()) for mask in kept), packed[1])
+
+    def kept_masks(self) -> list[Mask]:
         """Return which windows of each view are kept, each of shape (windows,)."""
         return self._masks(self.kept)
 
-    def other_masks(self) -> list[NDArray[np.bool_]]:
+    def other_masks(self) -> list[Mask]:
         """Return which windows of each view are in another file, each of shape (windows,)."""
         return self._masks(self.others or tuple(bytes(math.ceil(n / 8)) for n in self.numbers))
 
-    def _masks(self, of_views: tuple[bytes, ...]) -> list[NDArray[np.bool_]]:
+    def _masks(self, of_views: tuple[bytes, ...]) -> list[Mask]:
         bits = [np.frombuffer(mask, np.uint8) for mask in of_views]
         pairs = zip(bits, self.numbers, strict=True)
         return [np.unpackbits(packed, count=count).astype(bool) for packed, count in pairs]

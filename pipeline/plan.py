@@ -135,16 +135,11 @@ def _between(windows: Windows, low: int, high: int) -> Windows:
     """
     if low <= 0 and high >= windows.kept_windows:
         return windows
-    ends = list(itertools.accumulate(windows.numbers))[:-1]
     kept = np.concatenate(windows.kept_masks())
     number = np.cumsum(kept)  # of kept windows, up to and with each
     mine = (number <= high) & ((number > low) | (low <= 0))
-    kept &= mine
-    packed = (
-        tuple(np.packbits(mask).tobytes() for mask in np.split(whole, ends))
-        for whole in (kept, ~mine)
-    )
-    return Windows(windows.numbers, next(packed), int(kept.sum()), next(packed))
+    views = list(itertools.accumulate(windows.numbers))[:-1]
+    return Windows.of(np.split(kept & mine, views), np.split(~mine, views))
 
 
 def _check_anatomy(cohort: Cohort, config: Config) -> None:

@@ -157,12 +157,10 @@ def _write_reports(
         return {}
     # Where the home folder is not writable, matplotlib warns and caches its fonts elsewhere.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from pipeline.report.contents import (
-        write_report,  # here: matplotlib and jinja2 need half a second
-    )
+    from pipeline.report import contents  # here: matplotlib and jinja2 need half a second
 
     return {
-        file: write_report(file, plan, subset, config, warnings)
+        file: contents.write_report(file, plan, subset, config, warnings)
         for subset, files in paths.files_of(config).items()
         for file, plan in zip(files, plans[subset], strict=True)
     }

@@ -49,10 +49,7 @@ def summarise(cohort: Cohort, plans: Mapping[str, Plan], files: Iterable[str]) -
     """Return the summary of a run that has created these files."""
     counts = _counts(cohort, plans)
     return Summary(
-        counts["patients"],
-        counts["pairs"],
-        counts["windows"],
-        counts["patches"],
+        **{name: counts[name] for name in ("patients", "pairs", "windows", "patches")},
         files=tuple(files),
         left_out=tuple(map(str, _left_out(plans))),
         warnings=tuple(cohort.warnings),

@@ -26,7 +26,10 @@ from pipeline.model import BAD, LeftOut, Windows
 from pipeline.mpi.ranks import Ranks
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine, sum_of
+from utils import Affine
+
+#: Pixels of an image that are summed at once, in float64.
+SUM_PIXELS = 512 * 512
 
 
 class Figures(NamedTuple):
@@ -143,18 +146,16 @@ def plan_pair(
             masks.append(patching.kept_windows(augment.downscale(image, scale), grid, config))
         else:
             masks.append(np.ones(len(grid), bool))
-    return Windows(
-        tuple(map(len, masks)),
-        tuple(np.packbits(mask).tobytes() for mask in masks),
-        sum(int(mask.sum()) for mask in masks),
-    )
+    return Windows.of(masks)
 
 
 def figures_of(image: NDArray[np.float32]) -> Figures:
-    """Return the statistics of an image."""
-    mean = sum_of(np.asarray, image) / image.size
-    squares = sum_of(lambda part: np.square(np.subtract(part, mean, dtype=np.float64)), image)
-    return Figures(image.size, float(image.min()), float(image.max()), mean, squares)
+    """Return the statistics of an image, summed in memory of `SUM_PIXELS` pixels."""
+    rows = max(1, SUM_PIXELS // image.shape[1])
+    parts = [image[start : start + rows] for start in range(0, image.shape[0], rows)]
+    mean = math.fsum(part.sum(dtype=np.float64) for part in parts) / image.size
+    squares = (np.square(np.subtract(part, mean, dtype=np.float64)).sum() for part in parts)
+    return Figures(image.size, float(image.min()), float(image.max()), mean, math.fsum(squares))
 
 
 def fixed_affine(figures: Sequence[Figures], config: Config) -> Affine | None:

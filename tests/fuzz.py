@@ -59,13 +59,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ctpatches.dicom import compressed, fast_header, header, pixels
 from ctpatches.dicom.slice_file import Slice
+from ctpatches.messages import ToolError
 from pipeline import command_line
 from pipeline.cohort.pairing import pair_slices
 from pipeline.cohort.patients import Patient
 from pipeline.config import Config
 from tests.jpeg_lossless import compress
 from tests.scans import phantom, write_slice
-from utils import ToolError
 
 SECONDS = 10
 #: Inputs that are kept when a child dies: a decoder may have spoiled its memory some time before.

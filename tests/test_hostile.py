@@ -29,13 +29,13 @@ from pydicom.uid import (
 )
 
 from ctpatches.dicom import header, pixels
+from ctpatches.messages import ToolError
 from pipeline import command_line
 from pipeline.report import figures
 from tests.faults import EARLIER, argv, command, kept, left, one_error
 from tests.jpeg_lossless import compress
 from tests.running import Ended, called, environment
 from tests.scans import SHAPE, phantom, write_patient, write_slice, write_tree
-from utils import ToolError
 
 #: Bytes of memory that no file may make a run take.
 MOST_BYTES = 1 << 30

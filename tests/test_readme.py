@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ctpatches import __main__
+from ctpatches import __main__, __version__
 from pipeline.command_line import build_parser
 from pipeline.config import OPTIONS
 from tests.running import REPO, run
 from tests.scans import write_tree
-from utils import __version__
 
 README = REPO / "README.md"
 FOLDERS = (REPO, REPO / "docs", REPO / "raw_data")

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import patching
+from ctpatches import __version__
 from ctpatches.file import rounding
-from ctpatches.files import Invalid
+from ctpatches.files import Invalid, atomic_write
 from ctpatches.schema import REST
 from ctpatches.validation import ValidatedFile, opened
 from pipeline.config import FILE_OPTIONS, Config
 from pipeline.model import Plan
 from pipeline.report import figures, job, page, sanity, spectrum, statistics
-from utils import RunError, __version__, atomic_write, quoted
+from utils import RunError, quoted
 
 FOLDER = "sanity_check"
 
