@@ -365,7 +365,7 @@ def test_the_page_shows_the_first_sheet(whole):
 def test_the_page_shows_the_charts_of_its_own_numbers(large):
     facts = large.facts
     with figures.style():
-        expected = [figures.noise([one["noise"] for one in facts["patients"]])]
+        expected = [figures.noise(facts["patients"])]
         if facts["noise_power"]:
             expected.append(figures.spectrum(facts["noise_power"]))
         for one in facts["histograms"]:

@@ -160,10 +160,10 @@ def _chart(x_label: str, y_label: str, above: float = 0.15) -> tuple[Figure, Axe
     return figure, axes
 
 
-def noise(patients: Sequence[Mapping[str, Any] | None]) -> Figure:
-    """Draw the noise of all patients, each of `statistics.measure_noise`."""
+def noise(patients: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the noise of patients, as `statistics.by_patient_and_dose` returns them."""
     figure, axes = _chart("patient, by its number in the table", "SD of input minus target, HU")
-    known = {i: one for i, one in enumerate(patients, 1) if one}
+    known = {i: one["noise"] for i, one in enumerate(patients, 1) if one["noise"]}
     values, errors = ([one[name] for one in known.values()] for name in ("sd_hu", "sd_error_hu"))
     size = 4 if len(values) < 200 else 2
     axes.errorbar([*known], values, errors, fmt="o", ms=size, capsize=2)

@@ -13,9 +13,8 @@ import numpy as np
 
 from ctpatches.schema import ORIENTATIONS
 from pipeline.config import FILE_OPTIONS
-from pipeline.report import figures
-from pipeline.report.spectrum import SIZE
-from pipeline.report.statistics import GRAIN_PIXELS, MAX_ERROR, Facts
+from pipeline.report import figures, spectrum, statistics
+from pipeline.report.statistics import Facts
 from utils import printable
 
 #: Rows of a table of the page; the JSON has all.
@@ -58,6 +57,8 @@ def render(
     return environment.get_template("page.html.j2").render(
         **all_printable(facts),
         figures=figures,
+        statistics=statistics,
+        spectrum=spectrum,
         images={"sheets": sheets, "coverage": coverage},
         defaults=defaults,
         style=(here / "page.css").read_text("utf-8"),
@@ -66,8 +67,5 @@ def render(
         verify=shlex.join(["python", "main.py", "--verify", printable(facts["file"])]),
         options=FILE_OPTIONS,
         orientations="; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
-        GRAIN_PIXELS=GRAIN_PIXELS,
-        MAX_ERROR=MAX_ERROR,
-        SPECTRUM_SIZE=SIZE,
         max_rows=MAX_TABLE_ROWS,
     )

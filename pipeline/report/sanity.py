@@ -65,8 +65,7 @@ def sheets(source: PatchFile, config: Config) -> Iterator[tuple[str, Facts, byte
     scale = min(1.0, MAX_DRAWN_SIZE / source.patch_size)
     for start in range(0, len(chosen), SHEET_ROWS):
         number = start // SHEET_ROWS + 1
-        patches = []
-        images = []
+        patches, images = [], []
         for i in chosen[start : start + SHEET_ROWS]:
             facts: Facts = {"patch": int(drawn[i]), **vars(origins[i])}
             if math.isnan(facts["position_mm"]):
@@ -118,11 +117,14 @@ def coverage(source: PatchFile, plan: Plan, config: Config) -> Iterator[tuple[st
             views.append(figures.WindowedView(scale, view, grid, kept, left_out))
         names = plan.names[index]
         patient = printable(names.patient).encode()[:100].decode(errors="ignore")
-        counts = []
-        for one in views:
-            kept_windows = int(one.kept.sum())
-            windows = kept_windows + int(one.left_out.sum())
-            counts.append({"scale": one.scale, "windows": windows, "kept": kept_windows})
+        counts = [
+            {
+                "scale": v.scale,
+                "windows": int((v.kept | v.left_out).sum()),
+                "kept": int(v.kept.sum()),
+            }
+            for v in views
+        ]
         yield (
             f"coverage_{patient}_{index}.png",
             {"target_file": names.target_file, "scales": counts},

@@ -62,21 +62,17 @@ def count_windows(plan: Plan) -> NDArray[np.int64]:
 def totals(windows: NDArray[np.int64], config: Config) -> Facts:
     """Return windows and patches of some rows of `count_windows`."""
     _, here, kept = windows.reshape(-1, 3).sum(axis=0).tolist()
-    return {
-        "windows": here,
-        "kept": kept,
-        "air": here - kept,
-        "patches": kept * config.orientations,
-    }
+    patches = kept * config.orientations
+    return {"windows": here, "kept": kept, "air": here - kept, "patches": patches}
 
 
 def by_scale(windows: NDArray[np.int64], config: Config) -> list[Facts]:
     """Return windows and patches per scale."""
     found = []
     for view, scale in enumerate(config.scales):
-        too_small = int((windows[:, view, 0] == 0).sum())
-        counts = totals(windows[:, view], config)
-        found.append({"scale": scale, **counts, "views_too_small": too_small})
+        of_view = windows[:, view]
+        too_small = int((of_view[:, 0] == 0).sum())
+        found.append({"scale": scale, **totals(of_view, config), "views_too_small": too_small})
     return found
 
 
