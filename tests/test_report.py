@@ -32,7 +32,8 @@ from pipeline import command_line
 from pipeline.config import FILE_OPTIONS, NORMALIZATIONS, OPTIONS, Config
 from pipeline.difference import measure
 from pipeline.model import Difference, Names, PairPlan, Plan
-from pipeline.report import figures, job, page, sanity, spectrum, statistics
+from pipeline.report import figures, page, sanity, spectrum, statistics
+from pipeline.report.contents import command
 from tests.editing import edit
 from tests.faults import mounted, one_error
 from tests.provenance import squeezed
@@ -369,7 +370,7 @@ def test_the_page_shows_the_first_sheet(whole):
 def test_the_page_shows_the_charts_of_its_own_numbers(large):
     facts = large.facts
     with figures.style():
-        expected = [figures.noise([one["noise"] for one in facts["patients"]])]
+        expected = [figures.noise(facts["patients"])]
         if facts["noise_power"]:
             expected.append(figures.spectrum(facts["noise_power"]))
         for one in facts["histograms"]:
@@ -585,7 +586,7 @@ def test_the_command_of_the_report_makes_the_same_file(options):
     argv = ["--input_folder=/x/scans/", "--output-fname", "y/o.h5", *shlex.split(options)]
     config = command_line.parse(argv)
     assert isinstance(config, Config)
-    words = shlex.split(" ".join(job.command(config)))
+    words = shlex.split(" ".join(command(config)))
     assert words[:2] == ["python", "main.py"]
     again = command_line.parse(words[2:])
     assert isinstance(again, Config)
@@ -604,7 +605,7 @@ def test_every_option_that_affects_the_file_is_explained(whole):
 
 def test_every_option_with_a_path_is_hidden_with_pseudonyms():
     config = Config("/x/in", "/x/out.h5", split_file="/x/split", anonymize=True)
-    assert "x" not in "".join(job.command(config)).replace("python main.py", "")
+    assert "x" not in "".join(command(config)).replace("python main.py", "")
     assert {o.name for o in OPTIONS.values() if o.is_path} == {
         *("input_folder", "output_fname", "split_file")
     }

@@ -20,6 +20,8 @@ from matplotlib.font_manager import findfont
 
 from ctpatches.file import PatchFile
 from ctpatches.schema import ORIENTATIONS
+from patching import Grid
+from pipeline.config import Config
 from pipeline.report import figures, sanity
 from tests import naive
 from tests.conftest import Tree
@@ -229,11 +231,9 @@ def naive_views(tree: Tree, index: int, size: int, overlap: int) -> list[figures
             [naive.is_kept(view[r : r + size, c : c + size].astype(float)) for c in cols]
             for r in rows
         ]
-        views.append(
-            figures.WindowedView(
-                scale, view, np.array(rows), np.array(cols), size, np.array(kept, bool)
-            )
-        )
+        grid = Grid(view.shape, Config("x", patch_size=size, overlap=overlap))
+        mask = np.array(kept, bool)
+        views.append(figures.WindowedView(scale, view, grid, mask, ~mask))
     return views
 
 
@@ -273,9 +273,9 @@ def test_every_window_is_outlined_at_its_place_kept_and_rejected_ones_apart(tree
         for lines, chosen in ((rejected, ~view.kept), (kept, view.kept)):
             centres = [[*(line[:4].mean(axis=0) + 0.5)] for line in lines]
             expected = [
-                [col + view.size / 2, row + view.size / 2]
-                for i, row in enumerate(view.rows)
-                for j, col in enumerate(view.cols)
+                [col + 12, row + 12]
+                for i, row in enumerate(view.grid.rows)
+                for j, col in enumerate(view.grid.cols)
                 if chosen[i, j]
             ]
             np.testing.assert_allclose(centres, expected)
@@ -283,16 +283,23 @@ def test_every_window_is_outlined_at_its_place_kept_and_rejected_ones_apart(tree
         np.testing.assert_array_equal(image, view.image_hu)
 
 
-def test_windows_in_another_file_are_neither_drawn_nor_counted(tree):
-    view = naive_views(tree, 0, 24, 4)[0]
-    others = np.zeros(view.kept.shape, bool)
-    others[1:] = True
-    here = view._replace(kept=view.kept & ~others, others=others)
-    figure = figures.coverage([here], "")
-    ((rejected, kept),) = outlines(figure)
-    assert (len(kept), len(rejected)) == (view.kept[0].sum(), (~view.kept[0]).sum())
-    counts = f"windows: {len(kept)} kept, {len(rejected)} left out"
-    assert figure.axes[0].get_title("left").endswith(counts)
+def test_windows_in_another_file_are_neither_drawn_nor_counted(tmp_path):
+    write_patient(tmp_path / "scans", "P1", 1)
+    whole = facts(run(tmp_path / "whole", tmp_path / "scans"))["coverage"]
+    first = run(tmp_path, tmp_path / "scans", "--nsplit", "2").parent
+    parts = [facts(first / f"out_{part}of2") for part in (1, 2)]
+    for part in parts:
+        ((counts,),) = (one["scales"] for one in part["coverage"])
+        assert counts["windows"] == counts["kept"] == part["totals"]["patches"]
+    assert sum(part["totals"]["patches"] for part in parts) == whole[0]["scales"][0]["windows"]
+    grid = Grid((72, 72), Config("x", patch_size=24, overlap=0))
+    kept, left_out = np.zeros((3, 3), bool), np.zeros((3, 3), bool)
+    kept[0], left_out[1, :2] = True, True
+    view = figures.WindowedView(1.0, np.zeros((72, 72), np.float32), grid, kept, left_out)
+    figure = figures.coverage([view], "")
+    ((drawn_left_out, drawn_kept),) = outlines(figure)
+    assert (len(drawn_kept), len(drawn_left_out)) == (3, 2)
+    assert figure.axes[0].get_title("left").endswith("windows: 3 kept, 2 left out")
 
 
 def test_the_outline_of_the_body_is_drawn_at_every_scale(tree):
@@ -310,9 +317,9 @@ def test_the_outline_of_the_body_is_drawn_at_every_scale(tree):
 
 @pytest.mark.parametrize("shape", [(30, 400), (400, 30)])
 def test_the_axes_of_narrow_slices_have_labels_that_do_not_overlap(shape):
-    rows, cols = (np.arange(0, length - 23, 20) for length in shape)
-    kept = np.ones((len(rows), len(cols)), bool)
-    view = figures.WindowedView(1.0, np.zeros(shape, np.float32), rows, cols, 24, kept)
+    grid = Grid(shape, Config("x", patch_size=24, overlap=4))
+    kept = np.ones((len(grid.rows), len(grid.cols)), bool)
+    view = figures.WindowedView(1.0, np.zeros(shape, np.float32), grid, kept, ~kept)
     with figures.style():
         figure = figures.coverage([view], "")
         figures.png(figure)
@@ -326,10 +333,9 @@ def test_the_axes_of_narrow_slices_have_labels_that_do_not_overlap(shape):
 
 
 def test_of_many_windows_only_some_are_drawn(tree):
-    starts = np.arange(500)
-    view = figures.WindowedView(
-        1.0, np.zeros((511, 511), np.float32), starts, starts, 12, np.ones((500, 500), bool)
-    )
+    image, kept = np.zeros((511, 511), np.float32), np.ones((500, 500), bool)
+    grid = Grid(image.shape, Config("x", patch_size=12, overlap=11))
+    view = figures.WindowedView(1.0, image, grid, kept, ~kept)
     ((_, kept),) = outlines(figures.coverage([view], ""))
     assert 500 < len(kept) <= figures.MAX_DRAWN_WINDOWS
 
@@ -378,7 +384,7 @@ def test_the_font_is_the_one_that_comes_with_matplotlib():
     ],
 )
 def test_any_text_is_one_plain_line(text, expected):
-    assert figures.label(text) == expected
+    assert figures.label(text, 100) == expected
     with figures.style():
         patch = np.zeros((1, 4, 4), np.float32)
         figure = figures.patch_rows(patch, patch, [[text, "b"]], text)

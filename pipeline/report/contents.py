@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import patching
 from ctpatches import __version__
-from ctpatches.file import rounding
+from ctpatches.file import PatchFile, rounding
 from ctpatches.files import Invalid, atomic_write
-from ctpatches.schema import REST
-from ctpatches.validation import ValidatedFile, opened
-from pipeline.config import FILE_OPTIONS, Config
+from ctpatches.schema import DIFFERENCE_COLUMNS, REST
+from pipeline.config import FILE_OPTIONS, OPTIONS, Config
 from pipeline.model import Plan
-from pipeline.report import figures, job, page, sanity, spectrum, statistics
+from pipeline.options import PATCH_OVERLAPS, Option
+from pipeline.report import figures, page, sanity, spectrum, statistics
 from utils import RunError, quoted
 
 FOLDER = "sanity_check"
+#: In place of paths and names, with `--anonymize`.
+HIDDEN = "\u2026"
+#: Parts of warnings that name no patient; with pseudonyms, warnings are counted by them.
+WARNING_KINDS = ("not the same anatomy", "paired by InstanceNumber", "fewer than --random_N")
 
 
 def write_report(
@@ -39,7 +43,7 @@ def write_report(
     stem = name.removesuffix(".h5")
     folder = Path(FOLDER, stem if stem.strip(".") else name)
     try:
-        with opened(file) as source, figures.style():
+        with PatchFile(file) as source, figures.style():
             contents = _contents(source, plan, subset, config, warnings)
         # Nothing else there is deleted; earlier versions drew sheet_*.png.
         for pattern in ("patches_*.png", "coverage_*.png", "sheet_*.png"):
@@ -59,62 +63,98 @@ def write_report(
 
 
 def _contents(
-    source: ValidatedFile, plan: Plan, subset: str, config: Config, warnings: Sequence[str]
+    source: PatchFile, plan: Plan, subset: str, config: Config, warnings: Sequence[str]
 ) -> dict[str, bytes]:
     """Return all files of the report by name."""
     sheets = list(sanity.sheets(source, config))
     coverage = list(sanity.coverage(source, plan, config))
-    sample = statistics.read_sample(source, plan, config)
-    differences = statistics.read_differences(source)
-    patients, doses = statistics.by_patient_and_dose(plan, differences, config)
-    power = spectrum.measure(plan, config)
-    histograms = statistics.histograms(sample, plan, config)
-    unit, unit_map = statistics.unit_of(config), statistics.unit_map(plan, config)
-    windows = [planned.windows for planned in plan.pairs]
+    index, hu = statistics.read_sample(source, plan, config)
+    pairs = source.pair_of(index).tolist()
+    windows = statistics.count_windows(plan)
+    differences = {name: source.values(f"pair/{name}") for name in DIFFERENCE_COLUMNS}
+    patients, doses = statistics.by_patient_and_dose(plan, windows, differences, config)
+    counts = {"patients": len(patients), "pairs": len(windows)}
     facts = {
         "file": os.path.basename(source.path),
         "bytes": os.path.getsize(source.path),
         "format_version": source.version,
         "fingerprint": source.values(REST).tobytes().hex(),
-        "unit": unit,
+        "unit": statistics.unit_of(config),
         "rounding": rounding(source),
         "patch_size": config.patch_size,
-        "totals": {"patients": len(patients), **statistics.count_pairs(windows, config)},
-        "scales": statistics.count_scales(windows, config),
+        "totals": {**counts, **statistics.totals(windows, config)},
+        "scales": statistics.by_scale(windows, config),
         "patients": patients,
         "doses": doses,
-        "noise_power": power,
+        "noise_power": spectrum.measure(plan, config),
         "clipped": statistics.count_clipped(differences, config),
-        "histograms": histograms,
-        "unit_map": unit_map,
+        "histograms": statistics.histograms(hu, pairs, plan, config),
+        "unit_map": statistics.unit_map(plan, config),
         "sample": {
-            "index": sample.index.tolist(),
-            "patches": len(sample.index),
-            "patients": len({plan.pairs[i].names.patient for i in sample.pair}),
+            "index": index.tolist(),
+            "patches": len(index),
+            "patients": len({plan.pairs[i].names.patient for i in pairs}),
         },
-        "sheets": [{"file": name, "patches": patches} for name, patches, _ in sheets],
+        "sheets": [one for _, one, _ in sheets],
         "coverage": [one for _, one, _ in coverage],
         "subset": subset,
         "tool_version": __version__,
-        "command": job.command(config),
-        "configuration": json.loads(config.as_json()),
+        "command": command(config),
+        "configuration": source.config,
         "air_rule": patching.air_rule(config),
         "left_out": [{**vars(one), "files": list(one.files)} for one in plan.left_out],
-        "warnings": job.warnings(warnings, config),
+        "warnings": safe_warnings(warnings, config),
     }
-    images: dict[str, Any] = {
-        "noise": None,
-        "sheet": sheets[0][2] if sheets else None,
-        "noise_power": figures.png(figures.spectrum(power)) if power else None,
-        "coverage": [png for _, _, png in coverage],
-        "histograms": [figures.png(figures.histogram(h, unit, unit_map)) for h in histograms],
-    }
-    if any(one["noise"] for one in patients):
-        images["noise"] = figures.png(figures.noise([one["noise"] for one in patients]))
-    defaults = [name for name, option in FILE_OPTIONS.items() if job.is_default(config, option)]
+    defaults = [name for name, option in FILE_OPTIONS.items() if is_default(config, option)]
+    images = [png for _, _, png in sheets], [png for _, _, png in coverage]
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {
         **{name: png for name, _, png in [*sheets, *coverage]},
         "report.json": text.encode(),
-        "report.html": page.render(facts, images, defaults).encode(),
+        "report.html": page.render(facts, *images, defaults).encode(),
     }
+
+
+def is_default(config: Config, option: Option) -> bool:
+    """Return whether an option has the value that it has when it is not given."""
+    default = option.default
+    if option.name == "overlap":
+        default = PATCH_OVERLAPS.get(config.patch_size)
+    return bool(getattr(config, option.name) == default)
+
+
+def command(config: Config) -> list[str]:
+    """Return the command that writes the same file: a line per option, quoted as for a shell.
+
+    It follows from the configuration alone, so options that do not affect the file are not in it.
+    Of paths it has the last name; with `--anonymize` neither paths nor names.
+    """
+    lines = ["python main.py"]
+    for option in OPTIONS.values():
+        value = getattr(config, option.name)
+        if option.is_path and value is not None:
+            value = os.path.basename(os.path.abspath(value))
+        elif option.is_path or option.name not in FILE_OPTIONS or is_default(config, option):
+            continue
+        text = option.text(value)
+        if value is True:
+            lines.append(option.flag)
+        elif config.anonymize and (option.is_path or option.kind.metavar == "NAME"):
+            lines.append(f"{option.flag} {HIDDEN}")
+        elif isinstance(value, tuple):
+            lines.append(f"{option.flag} {text}")
+        else:
+            join = "=" if text.startswith("-") else " "
+            lines.append(f"{option.flag}{join}{shlex.quote(text)}")
+    return lines
+
+
+def safe_warnings(found: Sequence[str], config: Config) -> list[str]:
+    """Return the warnings of the run; with `--anonymize`, the number of each kind.
+
+    Their text names patients and files, also those of pairs that are not in this file.
+    """
+    if not config.anonymize:
+        return list(found)
+    kinds = [next((k for k in WARNING_KINDS if k in text), "other warnings") for text in found]
+    return [f"{kind}: {kinds.count(kind)}" for kind in dict.fromkeys(kinds)]

@@ -13,18 +13,17 @@ from typing import Any, NamedTuple
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 import augment
-from utils import printable
-
-Floats = NDArray[np.float32]
+from patching import Grid
+from utils import Image, printable
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -71,134 +70,103 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def label(text: object) -> str:
-    """Return text on one line, with characters escaped that the font does not have."""
+def label(text: object, most: int) -> str:
+    """Return text on one line, with characters escaped that the font does not have.
+
+    Of a long text, the first and the last characters.
+    """
     font = get_font(findfont("DejaVu Sans"))
-    return "".join(
+    line = "".join(
         c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode()
         for c in printable(text)
     )
-
-
-def shortened(text: object, most: int) -> str:
-    """Return the label of a text, of a long one its first and last characters."""
-    line = label(text)
     half = (most - 3) // 2
     return line if len(line) <= most else f"{line[:half]} \u2026 {line[-half:]}"
 
 
-def _row(
-    sizes: Sequence[tuple[float, float]],
-    margins: Sequence[float],
-    gap: float = 0,
-    title: str = "",
-    min_width: float = 0,
-) -> Figure:
-    """Return a figure with axes in a row, aligned at the top; a title is shortened to fit.
-
-    In inches: width and height of each of the axes, the margins left, right, below and above them,
-    the gap between them, and the room for one that is narrower.
-    """
-    left, right, below, above = margins
-    lefts = np.cumsum([left, *(max(wide, min_width) + gap for wide, _ in sizes)])
-    width, height = lefts[-1] - gap + right, below + max(high for _, high in sizes) + above
+def _figure(width: float, height: float, title: str) -> Figure:
+    """Return a figure of a size in inches; its title is shortened to fit."""
     figure = Figure((width, height), dpi=DPI)
-    for x, (wide, high) in zip(lefts[:-1], sizes, strict=True):
-        figure.add_axes((x / width, 1 - (above + high) / height, wide / width, high / height))
-    if text := shortened(title, int(8 * width)):
-        place = 0.15 / width, 1 - 0.2 / height
-        figure.text(*place, text, va="center", fontsize=10, fontweight="bold")
+    text, how = label(title, int(8 * width)), {"fontsize": 10, "fontweight": "bold"}
+    figure.text(0.15, height - 0.2, text, how, va="center", transform=figure.dpi_scale_trans)
     return figure
 
 
-def _image(axes: Axes, image: Floats, title: str, **limits: Any) -> ScalarMappable:
-    """Draw patches, every pixel a square."""
-    axes.set_axis_off()
-    axes.set_title(title)
-    return axes.imshow(image, interpolation="nearest", **limits)
+def _axes(figure: Figure, left: float, above: float, width: float, height: float) -> Axes:
+    """Add axes of a size in inches, so far from the left and the upper edge of a figure."""
+    all_wide, all_high = figure.get_size_inches()
+    corner = left / all_wide, 1 - (above + height) / all_high
+    return figure.add_axes((*corner, width / all_wide, height / all_high))
 
 
-def _colour_bar(
-    figure: Figure,
-    image: ScalarMappable,
-    unit: str,
-    place: Sequence[float],
-    ticks: Sequence[float] | None = None,
-) -> None:
-    """Add a colour bar; its place is left, lower edge, width and height, inches."""
-    left, below, width, height = np.divide(place, np.tile(figure.get_size_inches(), 2))
-    axes = figure.add_axes((left, below, width, height))
-    figure.colorbar(
-        image,
-        axes,
-        orientation="horizontal",
-        extend="both",
-        ticks=MaxNLocator(4) if ticks is None else ticks,
-        label=unit,
-    )
+def _colour_bar(image: AxesImage, axes: Axes, unit: str, ticks: Any = None) -> None:
+    """Fill axes with the colour bar of an image."""
+    how: Any = {"ticks": ticks or MaxNLocator(4), "orientation": "horizontal", "extend": "both"}
+    axes.figure.colorbar(image, axes, label=unit, **how)
 
 
 def patch_rows(
-    input_hu: Floats, target_hu: Floats, labels: Sequence[Sequence[str]], title: str
+    input_hu: Image, target_hu: Image, labels: Sequence[Sequence[str]], title: str
 ) -> Figure:
     """Draw patches, shape (n, p, p), HU: a row of input, target and input minus target for each.
 
     All have one grey range, and all differences one range of colours. The lines of a label stand
     beside their row.
     """
-    size = input_hu.shape[1]
+    n, size, _ = input_hu.shape
     gap = max(1, size // 24)
-    columns = {
-        name: np.pad(patches, ((0, 0), (0, gap), (0, 0)), constant_values=np.nan).reshape(-1, size)[
-            :-gap
-        ]
-        for name, patches in (
-            ("Input", input_hu),
-            ("Target", target_hu),
-            ("Input minus target", input_hu - target_hu),
-        )
-    }
-    low, high = np.nanquantile([*columns.values()][:2], (CLIPPED_PART, 1 - CLIPPED_PART))
+    difference_hu = input_hu - target_hu
+    low, high = np.quantile([input_hu, target_hu], (CLIPPED_PART, 1 - CLIPPED_PART))
     # A round number that 98 % of the differences do not exceed by much.
-    most = float(f"{np.nanquantile(np.abs(columns['Input minus target']), 0.98):.0e}") or 1.0
+    most = float(f"{np.quantile(np.abs(difference_hu), 0.98):.0e}") or 1.0
     grey = {"vmin": low, "vmax": max(high, low + 1)}
-    limits = [grey, grey, {"vmin": -most, "vmax": most, "cmap": "PuOr_r"}]
+    colours = {"vmin": -most, "vmax": most, "cmap": "PuOr_r"}
     # A whole number of pixels per pixel of a patch, or some would be wider than others.
     pixel = max(1, round(PATCH_PIXELS / size)) / DPI
-    side, left, between = pixel * size, LABEL_INCHES, 0.08
-    axes_size = side, pixel * len(columns["Input"])
-    figure = _row([axes_size] * 3, (left, 0.16, 0.76, 0.66), between, title)
-    drawn = [
-        _image(axes, column, name, **limit)
-        for axes, (name, column), limit in zip(figure.axes, columns.items(), limits, strict=True)
-    ]
-    width, height = figure.get_size_inches()
+    side, height = pixel * size, pixel * (n * (size + gap) - gap)
+    left, between, below, above = LABEL_INCHES, 0.08, 0.76, 0.66
+    lefts = np.cumsum([left, *[side + between] * 3])
+    figure = _figure(lefts[3] - between + 0.16, below + height + above, title)
+    drawn: list[AxesImage] = []
+    for name, patches, limits in (
+        ("Input", input_hu, grey),
+        ("Target", target_hu, grey),
+        ("Input minus target", difference_hu, colours),
+    ):
+        column = np.pad(patches, ((0, 0), (0, gap), (0, 0)), constant_values=np.nan)
+        axes = _axes(figure, lefts[len(drawn)], above, side, height)
+        axes.set_axis_off()
+        axes.set_title(name)
+        image = column.reshape(-1, size)[:-gap]
+        drawn.append(axes.imshow(image, interpolation="nearest", **limits))
     for row, lines in enumerate(labels):
-        text = "\n".join(shortened(line, MAX_LABEL) for line in lines)
-        top = height - 0.66 - row * (size + gap) * pixel
+        text = "\n".join(label(line, MAX_LABEL) for line in lines)
+        y = below + height - row * (size + gap) * pixel
         # Below the images, which hide the end of a line of the widest letters.
-        figure.text(0.15 / width, top / height, text, va="top", fontsize=8, zorder=-1)
-    _colour_bar(figure, drawn[0], "HU", (left + 0.2, 0.48, 2 * side + between - 0.4, 0.1))
-    place = left + 2 * (side + between) + 0.15, 0.48, side - 0.3, 0.1
-    _colour_bar(figure, drawn[2], "input minus target, HU", place, [-most, 0, most])
+        how = {"va": "top", "fontsize": 8, "zorder": -1}
+        figure.text(0.15, y, text, how, transform=figure.dpi_scale_trans)
+    bar = _axes(figure, left + 0.2, above + height + 0.18, 2 * side + between - 0.4, 0.1)
+    _colour_bar(drawn[0], bar, "HU")
+    bar = _axes(figure, left + 2 * (side + between) + 0.15, above + height + 0.18, side - 0.3, 0.1)
+    _colour_bar(drawn[2], bar, "input minus target, HU", [-most, 0, most])
     return figure
 
 
 def _chart(x_label: str, y_label: str, above: float = 0.15) -> tuple[Figure, Axes]:
-    figure = _row([(4.55, 2.4)], (0.8, 0.15, 0.55, above))
-    (axes,) = figure.axes
+    figure = Figure((5.5, 2.95 + above), dpi=DPI)
+    axes = _axes(figure, 0.8, above, 4.55, 2.4)
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(axis="y")
     return figure, axes
 
 
-def noise(patients: Sequence[Mapping[str, Any] | None]) -> Figure:
-    """Draw the noise of all patients, each of `statistics.measure_noise`."""
+def noise(patients: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the noise of patients, as `statistics.by_patient_and_dose` returns them."""
     figure, axes = _chart("patient, by its number in the table", "SD of input minus target, HU")
-    known = [(i, one) for i, one in enumerate(patients, 1) if one]
-    numbers = [i for i, _ in known]
-    values, errors = ([one[name] for _, one in known] for name in ("sd_hu", "sd_error_hu"))
-    axes.errorbar(numbers, values, errors, fmt="o", ms=4 if len(values) < 200 else 2, capsize=2)
+    known = {i: one["noise"] for i, one in enumerate(patients, 1) if one["noise"]}
+    values, errors = ([one[name] for one in known.values()] for name in ("sd_hu", "sd_error_hu"))
+    size = 4 if len(values) < 200 else 2
+    axes.errorbar([*known], values, errors, fmt="o", ms=size, capsize=2)
     median = float(np.median(values))
     axes.axhline(median, color="black", lw=1, ls="--", zorder=3, label=f"median: {median:.1f} HU")
     axes.set_ylim(0, max(1.25 * max(values), 1e-3))
@@ -242,29 +210,23 @@ def histogram(panel: Mapping[str, Any], unit: str, unit_map: Sequence[float] | N
     if unit_map:
         offset, divisor = unit_map
         functions = (lambda hu: (hu - offset) / divisor, lambda value: value * divisor + offset)
-        axes.secondary_xaxis("top", functions=functions).set_xlabel(label(unit))
+        axes.secondary_xaxis("top", functions=functions).set_xlabel(unit)
     axes.legend(loc="upper right")
     return figure
 
 
 class WindowedView(NamedTuple):
-    """A view of a target, HU, with its windows: their first rows and columns, and which are kept.
+    """A view of a target, HU, and which of its windows are kept and left out.
 
-    Windows that are neither in `kept`, of shape (len(rows), len(cols)), nor in another file of
-    `--nsplit` were left out.
+    The masks have the shape (rows, columns) of the grid; with `--nsplit`, windows in another file
+    are in neither.
     """
 
     scale: float
-    image_hu: Floats
-    rows: NDArray[np.integer]
-    cols: NDArray[np.integer]
-    size: int
+    image_hu: Image
+    grid: Grid
     kept: NDArray[np.bool_]
-    others: NDArray[np.bool_] | np.bool_ = np.False_  # in another file
-
-    @property
-    def left_out(self) -> NDArray[np.bool_]:
-        return ~(self.kept | self.others)
+    left_out: NDArray[np.bool_]
 
 
 def coverage(
@@ -277,18 +239,23 @@ def coverage(
     views = [view for view in views if view.image_hu.size]
     inch = 3.4 / max(views[0].image_hu.shape)
     sizes = [(inch * v.image_hu.shape[1], inch * v.image_hu.shape[0]) for v in views]
-    figure = _row(sizes, (0.65, 0.35, 1.1, 0.95), 0.75, title, MIN_WIDTH)
-    for axes, view in zip(figure.axes, views, strict=True):
-        drawn = _draw_view(axes, view, inch)
+    left, between, right, below, above = 0.65, 0.75, 0.35, 1.1, 0.95
+    lefts = np.cumsum([left, *(max(wide, MIN_WIDTH) + between for wide, _ in sizes)])
+    width = lefts[-1] - between + right
+    height = below + max(high for _, high in sizes) + above
+    figure = _figure(width, height, title)
+    for x, (wide, high), view in zip(lefts[:-1], sizes, views, strict=True):
+        axes = _axes(figure, x, above, wide, high)
+        image = _draw_view(axes, view, inch)
         if body is not None:
             _outline(axes, body, view.scale)
-    _colour_bar(figure, drawn, "HU", (0.65, 0.42, 2.0, 0.1))
+    _colour_bar(image, _axes(figure, left, height - 0.52, 2.0, 0.1), "HU")
     keys = [Line2D([], [], color=KEPT_COLOUR, lw=2, label="kept")]
     if any(view.left_out.any() for view in views):
         keys.append(Line2D([], [], color=AIR_COLOUR, lw=2, ls=(0, (2, 1)), label="left out"))
     if body is not None:
         keys.append(Line2D([], [], color=BODY_COLOUR, lw=1.5, ls=":", label="body"))
-    figure.legend(handles=keys, loc="lower left", bbox_to_anchor=(2.9 / figure.get_figwidth(), 0))
+    figure.legend(handles=keys, loc="lower left", bbox_to_anchor=(2.9 / width, 0))
     return figure
 
 
@@ -308,9 +275,9 @@ def _outline(axes: Axes, mask: NDArray[np.bool_], scale: float) -> None:
     )
 
 
-def _draw_view(axes: Axes, view: WindowedView, inch: float) -> ScalarMappable:
+def _draw_view(axes: Axes, view: WindowedView, inch: float) -> AxesImage:
     """Draw one view; a pixel of it is `inch` wide."""
-    rows, columns = view.image_hu.shape
+    size, (rows, columns) = view.grid.size, view.image_hu.shape
     reduced = augment.downscale(view.image_hu, min(1.0, MAX_DRAWN_SIZE / max(rows, columns)))
     extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
     image = axes.imshow(reduced, vmin=MIN_SLICE_HU, vmax=MAX_SLICE_HU, extent=extent)
@@ -319,12 +286,13 @@ def _draw_view(axes: Axes, view: WindowedView, inch: float) -> ScalarMappable:
         every += 1
     # The rejected ones lie further in: where two windows meet, both lines are visible.
     for windows, inset, colour, dashes in (
-        (view.left_out, 0.09 * view.size, AIR_COLOUR, (0, (3, 2))),
-        (view.kept, 0.03 * view.size, KEPT_COLOUR, "solid"),
+        (view.left_out, 0.09 * size, AIR_COLOUR, (0, (3, 2))),
+        (view.kept, 0.03 * size, KEPT_COLOUR, "solid"),
     ):
         i, j = np.nonzero(windows[::every, ::every])
-        corners = np.stack([view.cols[::every][j], view.rows[::every][i]], axis=1) + inset - 0.5
-        outline = (view.size - 2 * inset) * np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
+        places = view.grid.cols[::every][j], view.grid.rows[::every][i]
+        corners = np.stack(places, axis=1) + inset - 0.5
+        outline = (size - 2 * inset) * np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
         squares = [*(corners[:, None] + outline)]
         axes.add_collection(LineCollection(squares, colors=colour, lw=1.0, linestyles=[dashes]))
     counts = f"windows: {view.kept.sum()} kept, {view.left_out.sum()} left out"

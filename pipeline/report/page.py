@@ -13,8 +13,8 @@ import numpy as np
 
 from ctpatches.schema import ORIENTATIONS
 from pipeline.config import FILE_OPTIONS
-from pipeline.report.spectrum import SIZE
-from pipeline.report.statistics import GRAIN_PIXELS, MAX_ERROR, Facts
+from pipeline.report import figures, spectrum, statistics
+from pipeline.report.statistics import Facts
 from utils import printable
 
 #: Rows of a table of the page; the JSON has all.
@@ -36,11 +36,13 @@ def all_printable(value: Any) -> Any:
     return [all_printable(one) for one in value] if isinstance(value, list) else value
 
 
-def render(facts: Facts, images: dict[str, Any], defaults: Sequence[str]) -> str:
+def render(
+    facts: Facts, sheets: Sequence[bytes], coverage: Sequence[bytes], defaults: Sequence[str]
+) -> str:
     """Return the whole page.
 
-    The facts are those of the JSON; `images` has PNG by name, those of histograms and coverage
-    in the order of the facts; `defaults` are the options that have their default.
+    The facts are those of the JSON, of which the charts are drawn here; `sheets` and `coverage` are
+    the other images, as PNG; `defaults` are the options that have their default.
     """
     here = Path(__file__).parent
     environment = jinja2.Environment(
@@ -50,11 +52,14 @@ def render(facts: Facts, images: dict[str, Any], defaults: Sequence[str]) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "base64": base64.b64encode}
+    environment.filters |= {"number": number, "png": figures.png, "base64": base64.b64encode}
     noise = [one["noise"]["sd_hu"] for one in facts["patients"] if one["noise"]]
     return environment.get_template("page.html.j2").render(
         **all_printable(facts),
-        images=images,
+        figures=figures,
+        statistics=statistics,
+        spectrum=spectrum,
+        images={"sheets": sheets, "coverage": coverage},
         defaults=defaults,
         style=(here / "page.css").read_text("utf-8"),
         median_noise=float(np.median(noise)) if noise else None,
@@ -62,8 +67,5 @@ def render(facts: Facts, images: dict[str, Any], defaults: Sequence[str]) -> str
         verify=shlex.join(["python", "main.py", "--verify", printable(facts["file"])]),
         options=FILE_OPTIONS,
         orientations="; ".join(f"{code}: {name}" for code, name in enumerate(ORIENTATIONS)),
-        GRAIN_PIXELS=GRAIN_PIXELS,
-        MAX_ERROR=MAX_ERROR,
-        SPECTRUM_SIZE=SIZE,
         max_rows=MAX_TABLE_ROWS,
     )

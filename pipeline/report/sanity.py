@@ -8,13 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 import augment
 from ctpatches.dicom.pixels import read_hu
-from ctpatches.file import Provenance, denormalise, provenances, read_patches
-from ctpatches.schema import ORIENTATIONS, ROLES
-from ctpatches.validation import ValidatedFile
+from ctpatches.file import PatchFile, provenances
+from ctpatches.schema import ORIENTATIONS
 from patching import Grid, body_mask
 from pipeline.config import Config
 from pipeline.model import Plan
@@ -25,7 +23,7 @@ from utils import AIR_HU, generator, printable
 #: Patches of a sheet, and their rows and columns there: more would not be visible.
 SHEET_ROWS, MAX_DRAWN_SIZE = 6, 256
 DEGRADATIONS = {"blur": "input blurred", "noise": "noise added to input"}
-#: Patches and pairs among which those that are drawn are chosen.
+#: Patches or pairs that are drawn at random, among which the shown ones are chosen.
 CANDIDATES = 1000
 
 
@@ -45,42 +43,41 @@ def spread(groups: Sequence[tuple[object, ...]], count: int) -> list[int]:
     return chosen
 
 
-def candidates(total: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw positions among which to choose `count`, in random order."""
-    return rng.choice(total, min(total, max(CANDIDATES, count)), replace=False)
+def choose_pairs(
+    plan: Plan, among: Sequence[int], count: int, rng: np.random.Generator
+) -> list[int]:
+    """Choose pairs of as many patients as possible, in ascending order."""
+    drawn = rng.choice(among, min(len(among), CANDIDATES), replace=False).tolist()
+    chosen = spread([(plan.pairs[i].names.patient,) for i in drawn], count)
+    return sorted(drawn[i] for i in chosen)
 
 
-def sheets(source: ValidatedFile, config: Config) -> Iterator[tuple[str, list[Facts], bytes]]:
+def sheets(source: PatchFile, config: Config) -> Iterator[tuple[str, Facts, bytes]]:
     """Yield sheets of patches of as many patients and scales as possible, drawn by the seed.
 
-    Each as name of the image, provenance of its patches, and PNG.
+    Each as name of the image, the provenance of its patches, and PNG.
     """
-    count = SHEET_ROWS * config.sheets
-    drawn = candidates(source.patches, count, generator(config.seed, "sheets"))
+    rng = generator(config.seed, "sheets")
+    drawn = rng.choice(source.patches, min(source.patches, CANDIDATES), replace=False)
     origins = provenances(source, drawn)
-    chosen = spread([(one.patient, one.scale) for one in origins], count)
+    groups = [(one.patient, one.scale) for one in origins]
+    chosen = spread(groups, SHEET_ROWS * config.sheets)
+    scale = min(1.0, MAX_DRAWN_SIZE / source.patch_size)
     for start in range(0, len(chosen), SHEET_ROWS):
         number = start // SHEET_ROWS + 1
-        rows = chosen[start : start + SHEET_ROWS]
-        facts = [_facts(int(drawn[i]), origins[i]) for i in rows]
-        low, full = np.stack([_read_hu(source, one["patch"]) for one in facts], axis=1)
+        patches, images = [], []
+        for i in chosen[start : start + SHEET_ROWS]:
+            facts: Facts = {"patch": int(drawn[i]), **vars(origins[i])}
+            if math.isnan(facts["position_mm"]):
+                facts["position_mm"] = None  # JSON has no NaN
+            patches.append(facts)
+            pair = source.read(facts["patch"], unit="hu")
+            images.append([augment.downscale(image, scale) for (image,) in pair])
+        low, full = np.stack(images, axis=1)
         title = f"Patches of {os.path.basename(source.path)}, sheet {number}"
-        sheet = figures.patch_rows(low, full, [label(one) for one in facts], title)
-        yield f"patches_{number}.png", facts, figures.png(sheet)
-
-
-def _facts(patch: int, origin: Provenance) -> Facts:
-    """Return the number and the provenance of a patch; JSON has no NaN."""
-    position = None if math.isnan(origin.position_mm) else origin.position_mm
-    return {"patch": patch, **vars(origin), "position_mm": position}
-
-
-def _read_hu(source: ValidatedFile, patch: int) -> NDArray[np.float32]:
-    """Read input and target of a patch, HU, as large as they are drawn."""
-    both = zip(read_patches(source, patch), ROLES, strict=True)
-    images = [denormalise(values, source, patch, role)[0] for values, role in both]
-    scale = min(1.0, MAX_DRAWN_SIZE / source.patch_size)
-    return np.stack([augment.downscale(image, scale) for image in images])
+        sheet = figures.patch_rows(low, full, [label(one) for one in patches], title)
+        name = f"patches_{number}.png"
+        yield name, {"file": name, "patches": patches}, figures.png(sheet)
 
 
 def label(facts: Facts) -> list[str]:
@@ -96,21 +93,17 @@ def label(facts: Facts) -> list[str]:
     return lines
 
 
-def coverage(
-    source: ValidatedFile, plan: Plan, config: Config
-) -> Iterator[tuple[str, Facts, bytes]]:
+def coverage(source: PatchFile, plan: Plan, config: Config) -> Iterator[tuple[str, Facts, bytes]]:
     """Yield targets at every scale with the windows that patches were cut from.
 
     Each as name of the image, name of the slice with the counts of its windows, and PNG.
     """
     rng = generator(config.seed, "coverage")
-    drawn = candidates(len(plan.pairs), config.sheets, rng).tolist()
-    chosen = spread([(plan.pairs[i].names.patient,) for i in drawn], config.sheets)
-    for index in sorted(drawn[i] for i in chosen):
+    for index in choose_pairs(plan, range(len(plan.pairs)), config.sheets, rng):
         planned = plan.pairs[index]
-        columns = source.columns(source.rows_of(index))
         image = read_hu(config.input_folder, planned.pair.target)
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
+        columns = source.columns(source.rows_of(index))
         views = []
         for scale, others in zip(config.scales, planned.windows.other_masks(), strict=True):
             view = augment.downscale(image, scale)
@@ -120,14 +113,17 @@ def coverage(
             cols = np.searchsorted(grid.cols, columns["col"][here])
             kept = np.zeros((len(grid.rows), len(grid.cols)), bool)
             kept[rows, cols] = True
+            left_out = ~(kept | others.reshape(kept.shape))
             view = grid.pad(view, AIR_HU)
-            grid_of = (grid.rows, grid.cols, grid.size)
-            other = others.reshape(kept.shape)
-            views.append(figures.WindowedView(scale, view, *grid_of, kept, other))
+            views.append(figures.WindowedView(scale, view, grid, kept, left_out))
         names = planned.names
         patient = printable(names.patient).encode()[:100].decode(errors="ignore")
         counts = [
-            {"scale": v.scale, "windows": int((~v.others).sum()), "kept": int(v.kept.sum())}
+            {
+                "scale": v.scale,
+                "windows": int((v.kept | v.left_out).sum()),
+                "kept": int(v.kept.sum()),
+            }
             for v in views
         ]
         yield (

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ctpatches.dicom.pixels import read_hu
 from pipeline.config import Config
 from pipeline.model import Plan
-from pipeline.report.sanity import candidates, spread
+from pipeline.report.sanity import choose_pairs
 from pipeline.report.statistics import Facts
 from utils import Image, generator
 
@@ -22,9 +22,8 @@ BODY_HU = -500.0
 
 def regions(input_hu: Image, target_hu: Image) -> list[Image]:
     """Return input minus target in every region of a pair that lies in the body."""
-    corners = (range(0, length - SIZE + 1, SIZE // 2) for length in target_hu.shape)
-    rows, cols = corners
-    parts = ((slice(r, r + SIZE), slice(c, c + SIZE)) for r in rows for c in cols)
+    rows, cols = (range(0, length - SIZE + 1, SIZE // 2) for length in target_hu.shape)
+    parts = [np.s_[r : r + SIZE, c : c + SIZE] for r in rows for c in cols]
     return [input_hu[p] - target_hu[p] for p in parts if target_hu[p].min() > BODY_HU]
 
 
@@ -48,9 +47,7 @@ def measure(plan: Plan, config: Config) -> Facts | None:
     """Return the spectrum averaged over directions and regions; None without spacing or regions."""
     known = [one.index for one in plan.pairs if one.pair.target.spacing_mm]
     rng = generator(config.seed, "noise power spectrum")
-    drawn = [known[i] for i in candidates(len(known), MAX_PAIRS, rng)]
-    patients = [(plan.pairs[i].names.patient,) for i in drawn]
-    chosen = sorted(drawn[i] for i in spread(patients, MAX_PAIRS))
+    chosen = choose_pairs(plan, known, MAX_PAIRS, rng)
     spacings = [plan.pairs[i].pair.target.spacing_mm for i in chosen]
     if not spacings:
         return None
@@ -61,15 +58,13 @@ def measure(plan: Plan, config: Config) -> Facts | None:
     for i, spacing in zip(chosen, spacings, strict=True):
         pair = plan.pairs[i].pair
         found = regions(*(read_hu(config.input_folder, one) for one in (pair.input, pair.target)))
-        frequencies = np.hypot(
-            *np.meshgrid(*(np.fft.fftfreq(SIZE, d) for d in spacing), indexing="ij")
-        )
-        places = np.rint(frequencies / step).astype(np.int64)
-        inside = places <= bins
+        of_axes = (np.fft.fftfreq(SIZE, d) for d in spacing)
+        frequencies = np.hypot(*np.meshgrid(*of_axes, indexing="ij"))
+        places = np.rint(frequencies / step).astype(np.int64).ravel()
         for region in found:
-            values = power(region, spacing)[inside]
-            sums += np.bincount(places[inside], values, bins + 1)
-            counts += np.bincount(places[inside], minlength=bins + 1)
+            values = power(region, spacing).ravel()
+            sums += np.bincount(places, values, bins + 1)[: bins + 1]
+        counts += len(found) * np.bincount(places, minlength=bins + 1)[: bins + 1]
         number += len(found)
     if not number:
         return None

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.file import denormalise, read_patches
-from ctpatches.schema import DIFFERENCE_COLUMNS
-from ctpatches.validation import ValidatedFile
+from ctpatches.file import PatchFile, denormalise
+from ctpatches.schema import ROLES
 from pipeline.config import Config
-from pipeline.model import Difference, Pair, Plan, Windows
+from pipeline.model import Pair, Plan
 from utils import generator
 
 Facts = dict[str, Any]
-Floats = NDArray[np.float32]
+#: The columns `ctpatches.schema.DIFFERENCE_COLUMNS` of `pair/`, a value per pair.
+Differences = dict[str, NDArray[Any]]
 
-ROLES = ("input", "target")
 #: Limits of the sample, whatever the size of the data set: windows per patient, windows in all, and
 #: pixels of each role in all.
 MAX_PATIENT_WINDOWS, MAX_WINDOWS, MAX_PIXELS = 200, 2000, 2_000_000
@@ -49,132 +47,72 @@ def rows_by_patient(plan: Plan) -> dict[str, list[int]]:
     return rows
 
 
-def _counts(windows: int, kept: int, config: Config) -> Facts:
+def count_windows(plan: Plan) -> NDArray[np.int64]:
+    """Count the windows of every view of every pair: all, those of this file, and kept ones.
+
+    The shape is (pairs, views, 3); with `--nsplit`, a pair may have windows in another file.
+    """
+    counts = []
+    for planned in plan.pairs:
+        windows = planned.windows
+        masks = zip(windows.other_masks(), windows.kept_masks(), strict=True)
+        counts.append([(len(o), np.count_nonzero(~o), np.count_nonzero(k)) for o, k in masks])
+    return np.array(counts)
+
+
+def totals(windows: NDArray[np.int64], config: Config) -> Facts:
+    """Return windows and patches of some rows of `count_windows`."""
+    _, here, kept = windows.reshape(-1, 3).sum(axis=0).tolist()
     patches = kept * config.orientations
-    return {"windows": windows, "kept": kept, "air": windows - kept, "patches": patches}
+    return {"windows": here, "kept": kept, "air": here - kept, "patches": patches}
 
 
-def _number(masks: Iterable[bytes]) -> int:
-    """Return how many windows are marked, one bit each."""
-    return sum(int.from_bytes(mask, "big").bit_count() for mask in masks)
-
-
-def count_pairs(parts: Sequence[Windows], config: Config) -> Facts:
-    """Return windows and patches of some pairs."""
-    windows = sum(sum(part.numbers) - _number(part.others) for part in parts)
-    kept = sum(part.kept_windows for part in parts)
-    return {"pairs": len(parts), **_counts(windows, kept, config)}
-
-
-def count_scales(parts: Sequence[Windows], config: Config) -> list[Facts]:
+def by_scale(windows: NDArray[np.int64], config: Config) -> list[Facts]:
     """Return windows and patches per scale."""
     found = []
     for view, scale in enumerate(config.scales):
-        windows = [part.numbers[view] for part in parts]
-        others = _number(part.others[view] for part in parts if part.others)
-        kept = _number(part.kept[view] for part in parts)
-        counts = _counts(sum(windows) - others, kept, config)
-        found.append({"scale": scale, **counts, "views_too_small": windows.count(0)})
+        of_view = windows[:, view]
+        too_small = int((of_view[:, 0] == 0).sum())
+        found.append({"scale": scale, **totals(of_view, config), "views_too_small": too_small})
     return found
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Patches drawn at random; of each window the first, which is neither rotated nor flipped."""
-
-    index: NDArray[np.int64]  #: in the file, ascending
-    pair: NDArray[np.int64]
-    scale: Floats
-    hu: Floats  #: input and target in HU, shape (2, n, p, p); see `spread`
-
-
-def read_sample(source: ValidatedFile, plan: Plan, config: Config) -> Sample:
-    """Draw the sample and read its patches."""
-    index = draw_sample(plan, config)
-    if source.shuffle:
-        index = np.sort(source.shuffle.forward(index))
-    rng = generator(config.seed, "spread")
-    values = [spread(one, rng) for one in read_patches(source, index, dtype="file")]
-    hu = [denormalise(v, source, index, role) for v, role in zip(values, ROLES, strict=True)]
-    pair = source.pair_of(index)
-    scale = np.array([source["patch/scale"][i] for i in index])
-    return Sample(index, pair, scale, np.stack(hu))
-
-
-def spread(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Return rounded values anywhere in their intervals: the curve of a histogram would be a comb.
-
-    Float16 0 and 1 stay: they may be clipped values.
-    """
-    if values.dtype == np.float32:
-        return values
-    whole = values.dtype.kind == "i"
-    steps = 1 if whole else np.where((values == 0) | (values == 1), 0, np.spacing(values))
-    return values + rng.uniform(-0.5, 0.5, values.shape) * steps
-
-
-def draw_sample(plan: Plan, config: Config) -> NDArray[np.int64]:
-    """Draw patches of as many patients as the limits allow, the same number of each."""
-    rng = generator(config.seed, "report")
-    limit = max(4, min(MAX_WINDOWS, MAX_PIXELS // config.patch_size**2))
-    starts = plan.starts
-    blocks = [
-        range(starts[rows[0]], starts[rows[-1] + 1], config.orientations)
-        for rows in rows_by_patient(plan).values()
-    ]
-    blocks = [block for block in blocks if block]
-    chosen = [blocks[i] for i in rng.permutation(len(blocks))[:limit]]
-    count = min(MAX_PATIENT_WINDOWS, limit // len(chosen))
-    drawn: list[int] = []
-    for block in chosen:
-        numbers = rng.choice(len(block), min(len(block), count), replace=False)
-        drawn += [block[i] for i in numbers]
-    return np.sort(drawn)
-
-
-def read_differences(source: ValidatedFile) -> list[Difference]:
-    """Return what the file records of the differences of its pairs."""
-    columns = [source.values(f"pair/{name}").tolist() for name in DIFFERENCE_COLUMNS]
-    return [Difference(*row) for row in zip(*columns, strict=True)]
-
-
 def by_patient_and_dose(
-    plan: Plan, differences: Sequence[Difference], config: Config
+    plan: Plan, windows: NDArray[np.int64], differences: Differences, config: Config
 ) -> tuple[list[Facts], list[Facts]]:
     """Return counts and noise per patient, and the noise per dose level."""
     patients: list[Facts] = []
-    of_dose: dict[str, list[Difference]] = {}
+    rows_of_dose: dict[str, list[int]] = {}
     for name, rows in rows_by_patient(plan).items():
-        counts = count_pairs([plan.pairs[i].windows for i in rows], config)
-        found = [differences[i] for i in rows]
         dose = dose_level([plan.pairs[i].pair for i in rows])
-        of_dose.setdefault(dose, []).extend(found)
-        noise = measure_noise(found, config)
+        rows_of_dose.setdefault(dose, []).extend(rows)
+        noise = measure_noise(differences, rows, config)
+        counts = {"pairs": len(rows), **totals(windows[rows], config)}
         patients.append({"patient": name, **counts, "dose": dose, "noise": noise})
     doses = [
         {
             "dose": dose,
             "patients": sum(one["dose"] == dose for one in patients),
-            "noise": measure_noise(found, config),
+            "noise": measure_noise(differences, rows, config),
         }
-        for dose, found in sorted(of_dose.items())
+        for dose, rows in sorted(rows_of_dose.items())
     ]
     return patients, doses
 
 
-def measure_noise(differences: Sequence[Difference], config: Config) -> Facts | None:
+def measure_noise(differences: Differences, rows: Sequence[int], config: Config) -> Facts | None:
     """Return standard deviation and mean of input minus target, and their standard errors, HU.
 
     None where there are too few pixels. With n pixels, n_eff = n (1 - overlap / size)^2 / GRAIN are
     taken as independent: overlapping windows repeat pixels, and neighbours are correlated. The
     error of the standard deviation s is s / sqrt(2 n_eff), that of the mean s / sqrt(n_eff).
     """
-    pixels = sum(one.difference_pixels for one in differences)
+    pixels = int(differences["difference_pixels"][rows].sum())
     independent = pixels * (1 - config.overlap / config.patch_size) ** 2 / GRAIN_PIXELS
     if 2 * independent * MAX_ERROR**2 < 1:
         return None
-    mean = math.fsum(one.difference_sum for one in differences) / pixels
-    squares = math.fsum(one.difference_squares for one in differences)
+    mean = math.fsum(differences["difference_sum"][rows]) / pixels
+    squares = math.fsum(differences["difference_squares"][rows])
     sd = math.sqrt(max(0.0, squares / pixels - mean**2))
     return {
         "pixels": pixels,
@@ -197,13 +135,61 @@ def dose_level(pairs: Sequence[Pair]) -> str:
     return "not recorded"
 
 
-def count_clipped(differences: Sequence[Difference], config: Config) -> Facts | None:
+def count_clipped(differences: Differences, config: Config) -> Facts | None:
     """Return how many pixels of each role lie outside of the window of `hu_window`."""
     if config.normalization_type != "hu_window":
         return None
-    sums = Difference(*map(sum, zip(*differences, strict=True)))
-    sides = {r: {s: getattr(sums, f"{r}_{s}") for s in ("below", "above")} for r in ROLES}
-    return {"pixels": sums.difference_pixels, **sides}
+    clipped: Facts = {"pixels": int(differences["difference_pixels"].sum())}
+    for role in ROLES:
+        sides = ("below", "above")
+        clipped[role] = {side: int(differences[f"{role}_{side}"].sum()) for side in sides}
+    return clipped
+
+
+def draw_sample(plan: Plan, config: Config) -> NDArray[np.int64]:
+    """Draw patches of as many patients as the limits allow, the same number of each.
+
+    Of each window only the first patch, which is neither rotated nor flipped.
+    """
+    rng = generator(config.seed, "report")
+    limit = max(4, min(MAX_WINDOWS, MAX_PIXELS // config.patch_size**2))
+    blocks = [
+        range(plan.starts[rows[0]], plan.starts[rows[-1] + 1], config.orientations)
+        for rows in rows_by_patient(plan).values()
+    ]
+    blocks = [block for block in blocks if block]
+    chosen = [blocks[i] for i in rng.permutation(len(blocks))[:limit]]
+    count = min(MAX_PATIENT_WINDOWS, limit // len(chosen))
+    drawn: list[int] = []
+    for block in chosen:
+        numbers = rng.choice(len(block), min(len(block), count), replace=False)
+        drawn += [block[i] for i in numbers]
+    return np.sort(drawn)
+
+
+def read_sample(
+    source: PatchFile, plan: Plan, config: Config
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the indices of the sample in the file, and its patches, HU, shape (2, n, p, p)."""
+    index = draw_sample(plan, config)
+    if source.shuffle:
+        index = np.sort(source.shuffle.forward(index))
+    rng = generator(config.seed, "spread")
+    values = [spread(one, rng) for one in source.read(index, dtype="file")]
+    hu = [denormalise(v, source, index, role) for v, role in zip(values, ROLES, strict=True)]
+    return index, np.stack(hu)
+
+
+def spread(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Return rounded values anywhere in their intervals: the curve of a histogram would be a comb.
+
+    Float16 0 and 1 stay: they may be clipped values.
+    """
+    if values.dtype == np.float32:
+        return values
+    whole = values.dtype.kind == "i"
+    steps = 1 if whole else np.where((values == 0) | (values == 1), 0, np.spacing(values))
+    return values + rng.uniform(-0.5, 0.5, values.shape) * steps
 
 
 def levels(plan: Plan) -> tuple[float, float]:
@@ -224,8 +210,10 @@ def unit_map(plan: Plan, config: Config) -> tuple[float, float] | None:
     return target.intercept, target.slope
 
 
-def histograms(sample: Sample, plan: Plan, config: Config) -> list[Facts]:
-    """Count the sampled pixels by HU: over their range, and in the range of soft tissue.
+def histograms(
+    hu: NDArray[np.float32], pairs: Sequence[int], plan: Plan, config: Config
+) -> list[Facts]:
+    """Count the pixels of patches of some pairs by HU: over their range, and that of soft tissue.
 
     A bin has the same number of the values that can occur, or the curve would be a comb: its edges
     lie between them. Clipped values are in no bin; with clipping, pairs whose input was degraded
@@ -233,11 +221,11 @@ def histograms(sample: Sample, plan: Plan, config: Config) -> list[Facts]:
     """
     zero, step = levels(plan)
     clipping = config.normalization_type == "hu_window"
-    plain = np.array([not (clipping and plan.pairs[i].degradation) for i in sample.pair.tolist()])
-    numbers = (sample.hu[:, plain if plain.any() else slice(None)] - zero) / step
+    plain = np.array([not (clipping and plan.pairs[i].degradation) for i in pairs])
+    numbers = (hu[:, plain if plain.any() else slice(None)] - zero) / step
     found: list[Facts] = []
     ranges = {
-        "all values": np.quantile(sample.hu, (1e-4, 1 - 1e-4)).tolist(),
+        "all values": np.quantile(hu, (1e-4, 1 - 1e-4)).tolist(),
         "soft tissue": SOFT_TISSUE_HU,
     }
     for name, limits in ranges.items():
@@ -249,14 +237,14 @@ def histograms(sample: Sample, plan: Plan, config: Config) -> list[Facts]:
         bins = (last - first + 1) // width
         if bins < 1:
             continue
-        places = np.floor((numbers - first + 0.5) / width)
-        inside = [one[(one >= 0) & (one < bins)].astype(np.int64) for one in places]
-        counts = [np.bincount(one, minlength=bins).tolist() for one in inside]
-        outside = [one.size - len(kept) for one, kept in zip(places, inside, strict=True)]
-        edges = zero + step * (first - 0.5 + width * np.arange(bins + 1))
-        panel: Facts = {"name": name, "edges": edges.tolist()}
-        panel["counts"] = dict(zip(ROLES, counts, strict=True))
-        panel["outside"] = dict(zip(ROLES, outside, strict=True))
-        if sum(outside) < 0.99 * places.size and panel["edges"] not in [p["edges"] for p in found]:
-            found.append(panel)
+        counts, outside = {}, {}
+        for role, values in zip(ROLES, numbers, strict=True):
+            places = np.floor((values - first + 0.5) / width)
+            inside = places[(places >= 0) & (places < bins)].astype(np.int64)
+            counts[role] = np.bincount(inside, minlength=bins).tolist()
+            outside[role] = places.size - inside.size
+        edges = (zero + step * (first - 0.5 + width * np.arange(bins + 1))).tolist()
+        empty = sum(outside.values()) >= 0.99 * numbers.size
+        if not empty and edges not in [panel["edges"] for panel in found]:
+            found.append({"name": name, "edges": edges, "counts": counts, "outside": outside})
     return found
