@@ -15,7 +15,7 @@ import numpy as np
 import patching
 from ctpatches.blocks import Place
 from ctpatches.checksums import pixel_digest
-from ctpatches.dicom import pixels
+from ctpatches.dicom.pixels import read_pixels, to_hu
 from ctpatches.dtypes import cast
 from ctpatches.normalisation import normalised_air
 from pipeline import difference, prefetch
@@ -152,8 +152,8 @@ def prepare_block(task: PairTask, config: Config) -> PreparedBlock:
     with naming(task.pair.input.file):
         slices = task.pair.input, task.pair.target
         with step("read"):
-            stored = [pixels.read_pixels(config.input_folder, one) for one in slices]
-            in_hu = [pixels.to_hu(image, one) for image, one in zip(stored, slices, strict=True)]
+            stored = [read_pixels(config.input_folder, one) for one in slices]
+            in_hu = [to_hu(image, one) for image, one in zip(stored, slices, strict=True)]
             digests = pixel_digest(in_hu[0]), pixel_digest(in_hu[1])
         with step("noise"):
             measured = measure_pair(task, in_hu[0], in_hu[1], config)
