@@ -11,7 +11,7 @@ import numpy as np
 
 import patching
 from ctpatches.checksums import pixel_digest
-from ctpatches.dicom import pixels
+from ctpatches.dicom.pixels import read_pixels, to_hu
 from ctpatches.dtypes import cast
 from ctpatches.files import Write
 from ctpatches.normalisation import normalised_air
@@ -97,8 +97,8 @@ def prepare_block(planned: PairPlan, config: Config) -> tuple[patching.Block, Bl
     with naming(planned.pair.input.file):
         slices = planned.pair.input, planned.pair.target
         with step("read"):
-            stored = [pixels.read_pixels(config.input_folder, one) for one in slices]
-            in_hu = [pixels.to_hu(image, one) for image, one in zip(stored, slices, strict=True)]
+            stored = [read_pixels(config.input_folder, one) for one in slices]
+            in_hu = [to_hu(image, one) for image, one in zip(stored, slices, strict=True)]
             digests = pixel_digest(in_hu[0]), pixel_digest(in_hu[1])
         with step("noise"):
             kept = planned.windows.kept_masks()[0]

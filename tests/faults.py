@@ -36,7 +36,7 @@ EARLIER = b"weeks of work"
 STEPS = {
     "finding": ("pipeline.cohort.patients", "read_headers"),
     "planning": ("ctpatches.dicom.pixels", "Reader.sample"),
-    "reading": ("ctpatches.dicom.pixels", "read_pixels"),
+    "reading": ("pipeline.filling", "read_pixels"),
     "patching": ("patching", "make_block"),
     "writing": ("ctpatches.blocks", "Block.write"),
     "handing over": ("pipeline.mpi.ranks", "Ranks.send"),
