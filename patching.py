@@ -238,7 +238,7 @@ def make_block(
     for scale, mask in zip(config.scales, kept, strict=True):
         if not mask.any():  # a view without a patch need not be created
             continue
-        input_view, target_view = (augment.downscale(image, scale) for image in images)
+        input_view, target_view = augment.downscale_pair(images, scale)
         if degradation:
             rng = generator(config.seed, f"noise {scale:g}", identity)
             input_view = augment.degrade(input_view, degradation, rng, noise_std)
