@@ -1,4 +1,4 @@
-"""The normalisation of an image, and what air becomes in it."""
+"""Applying a normalisation, and air in it. Its kinds are in `utils.img_pair_normalization`."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import functools
 import io
 import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ from utils import RunError, quoted
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 #: Longer lists of files are abbreviated in messages.
 MAX_NAMES = 8
+#: How long an interrupted run waits until the block that is being recorded is in the checkpoint.
+RECORD_S = 1.0
 
 
 @dataclass
@@ -198,6 +201,9 @@ class Output:
         self._owned = False
         #: Whether some files may have their final names already.
         self._committing = False
+        #: Held while a block is recorded, and for good by `release`, perhaps of another thread: what
+        #: an interrupted run counts is what is resumed.
+        self._recording = threading.Lock()
         self._may_replace = config.overwrite
         parents = Path(config.output_fname).absolute().parents
         missing = [folder for folder in parents if not os.path.lexists(folder)]
@@ -289,9 +295,9 @@ class Output:
     def add(self, number: int, index: int, record: BlockRecord) -> None:
         """Record a block, all bytes of which were passed to the file of that number."""
         assert self._checkpoint
-        self.files[number].check()
-        for block in self.files[number].add(index, record):
-            with named_errors(self._checkpoint.path):
+        with self._recording, named_errors(self._checkpoint.path):
+            self.files[number].check()
+            for block in self.files[number].add(index, record):
                 self._checkpoint.add(number, *block)
 
     def finish(self) -> None:
@@ -340,6 +346,7 @@ class Output:
 
         Where no block is finished everything is removed: there is nothing to resume.
         """
+        self._recording.acquire(timeout=RECORD_S)
         if not self._checkpoint:
             return ""
         intact = [file for file in self.files if file.layout and not file.problem()]
