@@ -201,8 +201,8 @@ class Output:
         self._owned = False
         #: Whether some files may have their final names already.
         self._committing = False
-        #: Held while a block is recorded, and for good by `release`, perhaps of another thread: what
-        #: an interrupted run counts is what is resumed.
+        #: Held while a block is recorded, and for good by `release`, perhaps in another thread:
+        #: what an interrupted run counts is what is resumed.
         self._recording = threading.Lock()
         self._may_replace = config.overwrite
         parents = Path(config.output_fname).absolute().parents
