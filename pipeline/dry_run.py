@@ -12,7 +12,6 @@ from ctpatches.file import abbreviated
 from pipeline import filling, prefetch
 from pipeline.config import Config
 from pipeline.model import Plan
-from pipeline.mpi.task_farm import MAX_AHEAD
 from pipeline.output import paths
 from pipeline.output.commit import MAX_NAMES
 from utils import quoted
@@ -52,7 +51,7 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     held += largest * config.orientations * PLACE_BYTES * (1 + threads)
     if config.compression != "none" and ranks > 1:  # blocks that wait on rank 0
         pixels = largest * config.orientations * config.patch_size**2
-        held += MAX_AHEAD * ranks * kept * config.bytes_of(0, pixels)
+        held += filling.MAX_AHEAD * ranks * kept * config.bytes_of(0, pixels)
     memory = BASE_MB + REPORT_MB * (not config.no_report) + held / 1e6
     seconds = len(pairs) * seconds_per_pair / ranks
     in_total = " in total" if len(paths.all_files(config)) > 1 else ""

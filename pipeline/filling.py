@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -27,6 +28,8 @@ from pipeline.profile import laps, step
 from pipeline.progress import Progress
 from utils import Affine, Image, RunError, img_pair_normalization, printable
 
+#: With compression, blocks per rank that may be begun before the oldest one is finished.
+MAX_AHEAD = 4
 #: Number of an output file, and a pair of it.
 Task: TypeAlias = tuple[int, PairPlan]
 #: What `prepare_block` returns for a task.
@@ -67,7 +70,7 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
                 stack.callback(partial[-1].close)
 
     def sync() -> None:
-        for file in filter(None, partial):
+        for file in filter(None, () if ranks.one_host else partial):
             file.sync()
 
     with contextlib.ExitStack() as stack:
@@ -78,7 +81,10 @@ def fill(output: Output | None, config: Config, ranks: Ranks) -> None:
             writes.append(own.write if own else functools.partial(ranks.send, number))
         progress = Progress("filling", len(tasks), config.quiet)
         stack.callback(progress.close)
-        results = ranks.imap_unordered(write, tasks, prepare, threads, writes)
+        max_ahead = math.inf
+        if config.compression != "none":  # blocks that are finished early wait for the others
+            max_ahead = MAX_AHEAD * ranks.size
+        results = ranks.imap_unordered(write, tasks, prepare, threads, max_ahead, writes)
         for file, index, record in stack.enter_context(contextlib.closing(results)):
             assert output
             output.add(file, index, record)

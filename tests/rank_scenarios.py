@@ -95,6 +95,25 @@ class Bell:
             os.read(pipe, 1)
 
 
+def stop(ranks: Ranks) -> None:
+    """Fail on rank 0 while another is at its first task of many; print what that one begins."""
+    bell = Bell(ranks)
+
+    def work(task: int) -> int:
+        if ranks.rank == 0:
+            bell.wait()
+            raise RunError("this slice is bad")
+        print(json.dumps({"begun": task}))
+        bell.ring()
+        latest = time.monotonic() + PATIENCE_S
+        while not ranks._farm.is_stopped() and time.monotonic() < latest:
+            pass
+        return task
+
+    for _ in ranks.imap_unordered(work, range(TASKS)):
+        pass
+
+
 def stuck(ranks: Ranks) -> None:
     """Fail on rank 0 while another hangs in a task."""
     task_farm.PATIENCE_S = 0.5
@@ -160,6 +179,8 @@ def main(scenario: str, at: int) -> int:
             every_task_once(ranks)
         elif scenario == "bytes":
             large_bytes(ranks)
+        elif scenario == "stop":
+            stop(ranks)
         elif scenario == "stuck":
             stuck(ranks)
         else:

@@ -129,6 +129,12 @@ def test_a_failure_of_rank_0_in_between_ends_all(tmp_path, scenario):
     failed_once(ranks_of(3, "rank_scenarios.py", tmp_path, scenario), "this slice is bad")
 
 
+def test_tasks_that_were_handed_out_before_a_failure_are_not_begun(tmp_path):
+    ended = ranks_of(2, "rank_scenarios.py", tmp_path, "stop")
+    failed_once(ended, "this slice is bad")
+    assert len(ended.out.splitlines()) == 1, ended.out
+
+
 def test_a_rank_that_hangs_does_not_hold_up_the_end_of_a_failed_run(tmp_path):
     begin = time.monotonic()
     ended = ranks_of(2, "rank_scenarios.py", tmp_path, "stuck")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import pickle
 import re
@@ -105,7 +106,7 @@ class Ranks:
     def send(self, file: int, offset: Offset, data: memoryview) -> None:
         """Pass bytes to the function of that number in `imap_unordered`'s `writes` of rank 0.
 
-        They must not change before the task is done.
+        They must not change afterwards.
         """
         self._farm.send(0, Tag.WRITE, (file, offset, pickle.PickleBuffer(data)), data.nbytes)
 
@@ -115,6 +116,7 @@ class Ranks:
         tasks: Sequence[Any],
         prepare: Callable[[Any], Any] = lambda task: task,
         threads: int = 0,
+        max_ahead: float = math.inf,
         writes: Sequence[Write] = (),
     ) -> Generator[Result, None, None]:
         """Yield `function(prepare(task))` for every task, on rank 0 and in any order.
@@ -124,8 +126,9 @@ class Ranks:
         are stopped at once. Raises SharedFailure on every rank, where a function fails on any.
 
         `prepare` is the part of a task that may be done before its turn has come: a serial run does
-        it in so many `threads`. Several ranks use none: each has one core at best. What other ranks
-        `send` for a file is passed to that of `writes` before the result of their task is yielded.
+        it in so many `threads`. Several ranks use none: each has one core at best. A task is not
+        begun before all but `max_ahead` of those before it are done. What other ranks `send` for a
+        file is passed to that of `writes` before the result of their task is yielded.
         """
         if not self._comm:
             with contextlib.closing(prefetched(tasks, prepare, threads)) as prepared:
@@ -139,7 +142,7 @@ class Ranks:
             if self.rank:
                 self._farm.work(whole)
             else:
-                yield from self._farm.coordinate(whole, tasks, writes)
+                yield from self._farm.coordinate(whole, tasks, writes, max_ahead)
         except (SharedFailure, GeneratorExit):  # the latter where the consumer fails
             self.close()  # the other ranks have been stopped
             raise

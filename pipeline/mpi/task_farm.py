@@ -30,9 +30,6 @@ MAX_PENDING_BYTES = 64 << 20
 #: Tasks that a worker may hold: one in work, and others so that it need not wait for rank 0, which
 #: polls for messages between two tasks of its own.
 MAX_HELD_TASKS = 3
-#: Tasks per rank that may be begun before the oldest one is done: results out of order may need
-#: memory.
-MAX_AHEAD = 4
 #: How long rank 0 waits for the next message of the workers that have to leave a farm that failed.
 PATIENCE_S = 5.0
 
@@ -108,10 +105,15 @@ class TaskFarm:
     # --- rank 0 -------------------------------------------------------------------------------
 
     def coordinate(
-        self, function: Callable[[Any], Any], tasks: Iterable[Any], writes: Sequence[Write]
+        self,
+        function: Callable[[Any], Any],
+        tasks: Iterable[Any],
+        writes: Sequence[Write],
+        max_ahead: float,
     ) -> Iterator[Any]:
         """Yield the result of every task, and pass on to `writes` the bytes that workers send.
 
+        A task is not begun before all but `max_ahead` of those before it are done.
         Raises SharedFailure, on every rank, where `function` or one of `writes` fails on any.
         """
         waiting = deque(enumerate(tasks))
@@ -121,7 +123,7 @@ class TaskFarm:
         def may_begin() -> bool:
             """Return whether there is a task, and it may be begun."""
             oldest = min((numbers[0] for numbers in held.values() if numbers), default=math.inf)
-            return bool(waiting) and waiting[0][0] <= oldest + MAX_AHEAD * self._comm.size
+            return bool(waiting) and waiting[0][0] <= oldest + max_ahead
 
         def hand_out() -> None:
             """Hand a task to every worker that holds few, and less than its share of the rest."""
@@ -155,7 +157,7 @@ class TaskFarm:
             failure = None
         except Exception as error:
             failure = shared(error, "rank 0: ")
-            raise failure from error
+            raise failure from (None if failure is error else error)
         finally:
             self._stop(held, failure)
 
@@ -177,17 +179,24 @@ class TaskFarm:
 
     # --- other ranks --------------------------------------------------------------------------
 
+    def is_stopped(self) -> bool:
+        """Return whether rank 0 has stopped this worker, perhaps behind tasks (see `_poll`)."""
+        return any(self._comm.iprobe(0, Tag.STOP) for _ in range(2))
+
     def work(self, function: Callable[[Any], Any]) -> None:
         """Do the tasks that rank 0 hands out, until it stops the farm.
 
         Raises SharedFailure where the farm failed, on this rank or on another.
         """
+        result: Any = None
         while True:
             _, tag, content = wait_until(self._poll, "wait")
             if tag == Tag.STOP:
                 break
             try:
-                result = function(content)
+                # Of a farm that failed rank 0 still expects an answer to every task, but no work.
+                if not isinstance(result, SharedFailure) and not self.is_stopped():
+                    result = function(content)
             except Exception as error:
                 result = shared(error, f"rank {self._comm.rank}: ")
             self.send(0, Tag.RESULT, result)
