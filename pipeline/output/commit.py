@@ -271,7 +271,7 @@ class Output:
                     found = file_header.difference(file.final, file.plan, self.config)
                     changes[file.final] = found
                 file.complete = not changes[file.final]
-        if self._key and os.path.lexists(self._key_path):
+        if self._key and not self._may_replace and os.path.lexists(self._key_path):
             same = Path(self._key_path).read_bytes() == self._key
             changes[self._key_path] = "" if same else "it contains other names"
         for path, changed in changes.items():
@@ -313,6 +313,7 @@ class Output:
                 file.check()
                 records = [file.done[i] for i in range(len(file.plan.pairs))]
                 header = file_header.header(file.plan, self.config, records)
+                os.ftruncate(file.descriptor, file.size)  # if another process has appended to it
                 header.write(file.descriptor, file.plan.starts)
                 os.fsync(file.descriptor)
         if self._key:
