@@ -72,7 +72,6 @@ class Header:
     writes: list[tuple[int, bytes]]
     #: Of the rows of patches, in a shuffled file.
     shuffle: Permutation | None
-    compression: str
     #: By role, where the index of a compressed dataset begins.
     roots: dict[str, int]
 
@@ -161,7 +160,7 @@ def build_header(
     shuffle = None
     if config["shuffle_patches"]:
         shuffle = Permutation(patches, config["seed"], bytes(tables["pair/input_file"][0]))
-    return Header(memory.size, rows, extents, memory.writes, shuffle, config["compression"], roots)
+    return Header(memory.size, rows, extents, memory.writes, shuffle, roots)
 
 
 def _create_compressed(

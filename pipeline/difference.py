@@ -21,8 +21,8 @@ def measure(
 
     The sums do not depend on the processor: numbers are added one after the other, in float64.
 
-    The images are those of the pair before any normalisation, in HU; `kept` says of each of its
-    windows at scale 1 whether it is kept.
+    The images are those of the pair before any normalisation, in HU; `kept` is True for
+    each of its windows at scale 1 that is kept.
     """
     grid = Grid(target_hu.shape, config)
     window = config.hu_window if config.normalization_type == "hu_window" else None

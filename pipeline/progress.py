@@ -24,15 +24,16 @@ class Progress:
         self.begin = time.monotonic()
         self.due = self.begin + FIRST_S
         terminal = open_terminal() if total and not quiet else None
-        self.bar = tqdm(
-            total=total,
-            desc=what,
-            unit=f" {unit}",
-            file=terminal,
-            dynamic_ncols=True,
-            mininterval=0.2,
-            disable=terminal is None,
-        )
+        self.bar: tqdm | None = None
+        if terminal:  # even a disabled bar would start a thread
+            self.bar = tqdm(
+                total=total,
+                desc=what,
+                unit=f" {unit}",
+                file=terminal,
+                dynamic_ncols=True,
+                mininterval=0.2,
+            )
 
     def advance(self, count: int = 1, size: int = 0) -> None:
         """Count what was done, and the bytes of its patches."""
@@ -41,7 +42,7 @@ class Progress:
         now = time.monotonic()
         seconds = max(now - self.begin, 1e-9)
         rate = f"{self.bytes / 1e6 / seconds:.0f} MB/s" if self.bytes else ""
-        if not self.bar.disable:
+        if self.bar:
             self.bar.set_postfix_str(rate, refresh=False)
             self.bar.update(count)
         elif not self.quiet and now >= self.due:
@@ -55,4 +56,5 @@ class Progress:
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        self.bar.close()
+        if self.bar:
+            self.bar.close()

@@ -66,16 +66,16 @@ def _patients(plans: Iterable[Plan]) -> set[str]:
 
 
 def _counts(cohort: Cohort, plans: Mapping[str, Plan]) -> dict[str, int]:
-    parts = [planned.windows for plan in plans.values() for planned in plan.pairs]
-    windows = sum(sum(part.numbers) for part in parts)
+    windows = [planned.windows for plan in plans.values() for planned in plan.pairs]
+    total = sum(sum(one.numbers) for one in windows)
     return {
         "patients": len(_patients(plans.values())),
         "incomplete patients left out": sum(o.kind == INCOMPLETE for o in _left_out(plans)),
         "stray files ignored": cohort.strays,
-        "pairs": len(parts),
-        "windows": windows,
-        "windows of air left out": windows - sum(part.kept_windows for part in parts),
-        "views smaller than a patch": sum(part.numbers.count(0) for part in parts),
+        "pairs": len(windows),
+        "windows": total,
+        "windows of air left out": total - sum(one.kept_windows for one in windows),
+        "views smaller than a patch": sum(one.numbers.count(0) for one in windows),
         "patches": sum(plan.patches for plan in plans.values()),
     }
 

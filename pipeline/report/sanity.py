@@ -23,7 +23,7 @@ from utils import AIR_HU, generator, printable
 #: Patches of a sheet, and their rows and columns there: more would not be visible.
 SHEET_ROWS, MAX_DRAWN_SIZE = 6, 256
 DEGRADATIONS = {"blur": "input blurred", "noise": "noise added to input"}
-#: Patches or pairs that are drawn at random, among which the shown ones are chosen.
+#: Patches or pairs that are drawn at random, of which the displayed ones are chosen.
 CANDIDATES = 1000
 
 
