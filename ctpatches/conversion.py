@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -161,7 +162,7 @@ def _write(file: ValidatedFile, config: dict[str, Any], descriptor: int, target:
         files.reserve(descriptor, empty.size)
     for pair in range(file.pairs):
         _check(next(problems), file)
-        of_pair = views[views["pair"] == pair]
+        of_pair = views[slice(*np.searchsorted(views["pair"], [pair, pair + 1]).tolist())]
         block = _block(file, pair, of_pair)
         for role in ROLES:
             block.views[role], largest = _images(file, pair, role, of_pair, block, config["dtype"])
@@ -236,29 +237,30 @@ def _images(
     Where a file stores patches, the views that they were cut from are air between them.
     """
     rows, p = np.r_[file.rows_of(pair)], file.patch_size
-    places = views[["offset", "rows", "columns"]].tolist()
     out, largest = [], 0.0
-    for number, (offset, height, width) in enumerate(places):
-        size = height, width
-        part = slice(*block.starts[number : number + 2])
-        if file.store == "views":
-            stored = file.values(f"views/{role}", slice(offset, offset + height * width))
-            pixels = from_strips(stored, size)
-        else:
-            pixels = upright(file.images(role, rows[part]), block.orientation[part])
+
+    def cast(pixels: NDArray[Any]) -> NDArray[Any]:
+        nonlocal largest
         try:
-            pixels, difference = dtypes.cast(pixels.astype(np.float32, copy=False), dtype)
+            converted, difference = dtypes.cast(pixels.astype(np.float32, copy=False), dtype)
         except ValueError as error:
             name = printable(file.slice_file(role, pair))
             raise RunError(f"{name}: {error}; choose another --dtype") from error
         largest = max(largest, difference)
-        if file.store == "patches":
-            patches, pixels = pixels, np.full(size, _air(file, role, pair, dtype))
-            for row, col, patch in zip(
-                block.row[part].tolist(), block.col[part].tolist(), patches, strict=True
-            ):
-                pixels[row : row + p, col : col + p] = patch
-        out.append(pixels)
+        return converted
+
+    for offset, *size in views[["offset", "rows", "columns"]].tolist():
+        if file.store == "views":
+            stored = file.values(f"views/{role}", slice(offset, offset + math.prod(size)))
+            out.append(cast(from_strips(stored, tuple(size))))
+        else:
+            out.append(np.full(size, _air(file, role, pair, dtype)))
+    for piece in block.pieces() if file.store == "patches" else ():
+        part = slice(piece.start, piece.stop)
+        patches = cast(upright(file.images(role, rows[part]), block.orientation[part]))
+        places = zip(block.row[part].tolist(), block.col[part].tolist(), patches, strict=True)
+        for row, col, patch in places:
+            out[piece.view][row : row + p, col : col + p] = patch
     return out, largest
 
 

@@ -1,4 +1,4 @@
-"""Source slices, and DICOM files of new pixels derived from them."""
+"""DICOM files of new pixels, derived from source slices."""
 
 from __future__ import annotations
 

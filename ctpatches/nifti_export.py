@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
 
 from ctpatches.files import atomic_write
 from ctpatches.messages import RunError, errors_naming, quoted
 from ctpatches.stitching import Image
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 #: Elements that give the geometry of a slice, and their numbers of values.
 NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}

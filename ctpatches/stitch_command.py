@@ -196,7 +196,7 @@ def _mapped(name: str) -> Any:
         found = file.get(dataset or "/")
         has_views = dataset in ROLES and f"views/{dataset}" in file
         known = [quoted(key) for key, item in file.items() if isinstance(item, h5py.Dataset)]
-    if isinstance(found, h5py.Dataset):
+    if isinstance(found, h5py.Dataset) and found.shape is not None:
         return found
     expected = f"--values {printable(path)}:DATASET, one of: {abbreviated(known)}"
     if has_views:

@@ -150,18 +150,21 @@ def _of_rows(values: Any, source: ValidatedFile, pair: int, rows: NDArray[np.int
     """
     if not isinstance(values, h5py.Dataset):
         values = np.asarray(values)
-    patients = source.values("pair/patient")
-    of_patient = np.flatnonzero(patients == patients[pair]).tolist()
-    of_pairs = (
-        np.sort(np.concatenate([np.r_[source.rows_of(one)] for one in pairs]))
-        for pairs in (of_patient, [pair])
-    )
-    for known in (np.arange(source.patches), *of_pairs, np.sort(rows)):
-        if values.shape[:1] == known.shape:
-            # h5py requires ascending indices.
-            ascending, order = np.unique(np.searchsorted(known, rows), return_inverse=True)
-            return np.asarray(values[ascending])[order]
-    return values
+    patients, counts = source.values("pair/patient"), source.blocks[1]
+    of_patient = np.flatnonzero(patients == patients[pair])
+    if values.shape[:1] == (source.patches,):
+        known = np.arange(source.patches)
+    elif values.shape[:1] == (counts[of_patient].sum(),):
+        known = np.sort(np.concatenate([np.r_[source.rows_of(one)] for one in of_patient.tolist()]))
+    elif values.shape[:1] == (counts[pair],):
+        known = np.sort(np.r_[source.rows_of(pair)])
+    elif values.shape[:1] == rows.shape:
+        known = np.sort(rows)
+    else:
+        return values
+    # h5py requires ascending indices.
+    ascending, order = np.unique(np.searchsorted(known, rows), return_inverse=True)
+    return np.asarray(values[ascending])[order]
 
 
 def _checked(values: NDArray[Any], source: ValidatedFile, of_pair: int, n: int) -> Image:

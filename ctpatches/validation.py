@@ -148,12 +148,13 @@ class ValidatedFile:
         `windows` are those of the rows, where a caller has them; `dtype` is a key of `DTYPES`.
         """
         size, stored_type = self.patch_size, self._pixel_type
-        if self.chunks and decompressor(self.config["compression"]):
+        compression = self.config["compression"]
+        if self.chunks and (compression == "gzip" or decompressor(compression)):
             rows = self._indices(rows)
             images = np.empty((len(rows), size, size), stored_type)
             try:
                 chunks = self.chunks.read(self.descriptor, role, rows)
-                decompress(chunks, self.config["compression"], images)
+                decompress(chunks, compression, images)
             except OSError as error:
                 raise OSError(f"{self.path!r}: {role} cannot be read: {error}") from error
         elif self.store == "patches":
@@ -174,7 +175,7 @@ class ValidatedFile:
             return
         # The whole view at its first use: a cold disk has fewer, larger requests to serve. If not
         # all views fit into memory, pixels would often be dropped before they are used.
-        if direct.fits_in_memory(os.path.getsize(self.path)):
+        if direct.fits_in_memory(os.fstat(self.descriptor).st_size):
             first, lengths = self.views.first_uses(name, spans)
             ahead = (offset + first * width).tolist(), (lengths * width).tolist()
             direct.request(self.descriptor, *ahead)
@@ -207,7 +208,8 @@ class ValidatedFile:
             starts = [*self.blocks[0].tolist(), self.patches]
             chunks = Chunks(sizes, starts, found[0][0] or 0, self.shuffle)
             valid = found == [chunks.places[role][ends].tolist() for role in schema.ROLES]
-        except (OSError, RuntimeError, ValueError, TypeError):  # not chunked, or a damaged index
+        # Not chunked, or a damaged index.
+        except (OSError, RuntimeError, ValueError, TypeError, OverflowError):
             valid = False
         if not valid:
             reason = "is damaged or was rewritten: its patches are not at their places"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+import zlib
 from pathlib import Path
 
 import h5py
@@ -225,6 +226,19 @@ def test_a_chunk_that_claims_another_size_is_an_error_that_names_the_file(copy, 
     with pytest.raises(OSError, match=r"copy\.h5': input cannot be read: a chunk is damaged"):
         dataset.read([4, 5])
     dataset.read([4, 6])
+
+
+def test_a_gzip_chunk_that_is_not_a_patch_is_an_error_that_names_the_file(scans, tmp_path):
+    file = created(scans, tmp_path / "x.h5", "--compression", "gzip", "--random_N", "1")
+    dataset, (place, _) = PatchReader(file), chunk(file, "input", 5)
+    patch = 12 * 12 * 4
+    for content in (bytes(9), zlib.compress(bytes(patch - 1)), zlib.compress(bytes(patch + 1))):
+        with open(file, "r+b") as raw:
+            raw.seek(place)
+            raw.write(content)
+        with pytest.raises(OSError, match=r"x\.h5': input cannot be read: a chunk is damaged"):
+            dataset.read([4, 5])
+        dataset.read([4, 6])
 
 
 def test_sizes_that_no_chunk_can_have_are_refused(copy):

@@ -576,6 +576,11 @@ def test_the_slice_itself_may_be_named_but_not_another(
             1,
             ":DATASET, one of: 'checksum', 'input', 'target'",
         ),
+        (
+            ("FILE", "--pair", "0", "--values", "EMPTY:x", "--output", "x.npy"),
+            1,
+            "has no dataset 'x'",
+        ),
         (("none.h5", "--pair", "0", "--output", "x.npy"), 1, "'none.h5': No such file"),
         (("TEXT", "--pair", "0", "--output", "x.npy"), 1, "is not an HDF5 file"),
         (("FILE", "--pair", "0", "--output", "/dev/null/x.npy"), 1, "cannot be written"),
@@ -593,7 +598,10 @@ def test_a_wrong_call_ends_in_one_line(
     monkeypatch.chdir(tmp_path)
     file = make("--patch-size", "p42")
     (tmp_path / "text").write_text("text")
-    meant = {"FILE": file.path, "TEXT": tmp_path / "text"}
+    with h5py.File(tmp_path / "empty.h5", "w") as empty:
+        empty["x"] = h5py.Empty("f4")
+    values = f"{tmp_path / 'empty.h5'}:x"
+    meant = {"FILE": file.path, "TEXT": tmp_path / "text", "EMPTY:x": values}
     found, _, error = call(capsys, *(meant.get(word, word) for word in words))
     assert found == status
     assert error.startswith("ctpatches: error: ")

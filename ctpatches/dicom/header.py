@@ -26,6 +26,7 @@ from ctpatches.dicom.slice_file import (
 )
 from ctpatches.messages import quoted
 from ctpatches.normalisation import AIR_HU
+from ctpatches.schema import MAX_IMAGE_SIDE
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     #: The elements of a header by keyword.
     Header: TypeAlias = Mapping[str, Any] | Dataset
 
-#: Larger images, and larger files, are refused before any of their pixels is decoded.
-MAX_EDGE_PIXELS = 4096
 #: Longest value of VR CS (PS3.5 6.2): in a damaged file what comes next may pass for a part of it.
 MAX_CS_LETTERS = 16
 #: No scanner writes a slope or an intercept beyond, nor a slope below its inverse.
@@ -167,9 +166,9 @@ def _image(header: Header, syntax: str) -> tuple[int, int, np.dtype[Any], int]:
     found = f"PhotometricInterpretation {quoted(str(photometric)[:MAX_CS_LETTERS])}"
     require(known, found, "MONOCHROME2")
     rows, columns = _integer(header, "Rows"), _integer(header, "Columns")
-    fits = 0 < rows <= MAX_EDGE_PIXELS and 0 < columns <= MAX_EDGE_PIXELS
+    fits = 0 < rows <= MAX_IMAGE_SIDE and 0 < columns <= MAX_IMAGE_SIDE
     found = f"{rows} x {columns} pixels exceeds the limit"
-    require(fits, found, f"1 to {MAX_EDGE_PIXELS} along each edge")
+    require(fits, found, f"1 to {MAX_IMAGE_SIDE} along each edge")
     allocated, signed = _integer(header, "BitsAllocated"), _integer(header, "PixelRepresentation")
     require(signed in (0, 1), f"PixelRepresentation {signed}", "0 or 1")
     bits = _integer(header, "BitsStored")
