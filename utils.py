@@ -15,7 +15,7 @@ from ctpatches.messages import (
     printable,
     quoted,
 )
-from ctpatches.normalisation import AIR_HU, Affine
+from ctpatches.normalisation import AIR_HU, Affine, affine_of
 
 #: What both packages use is defined in `ctpatches`, which imports nothing from here.
 __all__ = [
@@ -63,22 +63,11 @@ def img_pair_normalization(
             low, high = fixed.offset, fixed.offset + fixed.divisor
             input_image, target_image = input_image.clip(low, high), target_image.clip(low, high)
     else:
-        input_affine = target_affine = _affine_of(input_image, kind)
+        input_affine = target_affine = affine_of(input_image, kind)
         if kind.endswith("_independent"):
-            target_affine = _affine_of(target_image, kind)
+            target_affine = affine_of(target_image, kind)
     images = input_affine.apply(input_image), target_affine.apply(target_image)
     return *images, input_affine, target_affine
-
-
-def _affine_of(image: Image, kind: str) -> Affine:
-    """Return the normalisation of an image by its own statistics."""
-    low, high = float(image.min()), float(image.max())
-    if kind.startswith("unity"):
-        return Affine(low, high - low)
-    mean = image.mean(dtype=np.float64)
-    # The deviation of a constant image is rounding errors, not always exactly 0.
-    deviation = 0.0 if low == high else image.std(dtype=np.float64)
-    return Affine(float(np.float32(mean)), float(np.float32(deviation)))
 
 
 def key(seed: int, purpose: str, identity: str = "") -> int:

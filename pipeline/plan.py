@@ -12,13 +12,14 @@ import numpy as np
 
 import augment
 import patching
+from ctpatches.normalisation import fixed_affine
 from pipeline.cohort import splitting
 from pipeline.cohort.selection import Cohort
 from pipeline.config import Config
 from pipeline.model import LeftOut, Names, Pair, PairPlan, Plan, View, Windows
 from pipeline.mpi.ranks import Ranks
 from pipeline.output import paths
-from pipeline.survey import Survey, fixed_affine, survey_pairs
+from pipeline.survey import Survey, survey_pairs
 from utils import RunError, join_lines, printable
 
 
@@ -47,8 +48,10 @@ def plan_files(cohort: Cohort, surveys: Mapping[int, Survey], config: Config) ->
     cohort.ranges = [survey.ranges for _, survey in planned]
     pairs = [pair for pair, _ in planned]
     subsets = _choose_subsets(cohort, pairs, config)
-    training = [s.figures for p, s in planned if s.figures and subsets[p.patient] in ("", "train")]
-    fixed = fixed_affine(training, config)
+    training = [
+        s.statistics for p, s in planned if s.statistics and subsets[p.patient] in ("", "train")
+    ]
+    fixed = fixed_affine(config.normalization_type, config.hu_window, training)
     degradations = [""] * len(pairs)
     if config.blurr_n_noise:
         degradations = augment.draw_degradations([pair.identity for pair in pairs], config.seed)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +15,7 @@ import patching
 from ctpatches.checksums import pixel_digest
 from ctpatches.dicom.pixels import Reader, Sample
 from ctpatches.dicom.slice_file import BadFile
+from ctpatches.normalisation import Statistics, statistics_of
 from pipeline import prefetch
 from pipeline.cohort import anatomy
 from pipeline.cohort.selection import Cohort, SurveyTask
@@ -26,20 +24,6 @@ from pipeline.model import BAD, LeftOut, Windows
 from pipeline.mpi.ranks import Ranks
 from pipeline.profile import step
 from pipeline.progress import Progress
-from utils import Affine
-
-#: Pixels of an image that are summed at once, in float64.
-SUM_PIXELS = 512 * 512
-
-
-class Figures(NamedTuple):
-    """Statistics of one input image for the normalisations by data set, HU."""
-
-    pixels: int
-    low: float
-    high: float
-    mean: float
-    squares: float  # of the deviations from the mean
 
 
 @dataclass
@@ -49,7 +33,7 @@ class Survey:
     index: int  # of its task
     windows: Windows = field(default_factory=Windows)
     samples: tuple[Sample, ...] = ()  # of the input, the target, and `SurveyTask.others`
-    figures: Figures | None = None
+    statistics: Statistics | None = None
     digests: tuple[int, ...] = ()  # of the input and the target
     persons: frozenset[str] = frozenset()  # what identifies the person
     ranges: tuple[tuple[float, float], ...] = ()  # lowest and highest HU of input and target
@@ -118,7 +102,7 @@ def survey_pair(task: SurveyTask, config: Config) -> Survey:
                 images = [reader.hu(one) for one in slices]
                 out.ranges = tuple((float(image.min()), float(image.max())) for image in images)
             if config.normalization_type.startswith("dataset"):
-                out.figures = figures_of(reader.hu(pair.input))
+                out.statistics = statistics_of(reader.hu(pair.input))
             target = reader.hu(pair.target) if config.air_threshold else None
             if config.anatomy_check != "off":
                 out.samples = tuple(map(reader.sample, (*slices, *task.others)))
@@ -147,36 +131,3 @@ def plan_pair(
         else:
             masks.append(np.ones(len(grid), bool))
     return Windows.of(masks)
-
-
-def figures_of(image: NDArray[np.float32]) -> Figures:
-    """Return the statistics of an image, summed in memory of `SUM_PIXELS` pixels."""
-    rows = max(1, SUM_PIXELS // image.shape[1])
-    parts = [image[start : start + rows] for start in range(0, image.shape[0], rows)]
-    mean = math.fsum(part.sum(dtype=np.float64) for part in parts) / image.size
-    squares = (np.square(np.subtract(part, mean, dtype=np.float64)).sum() for part in parts)
-    return Figures(image.size, float(image.min()), float(image.max()), mean, math.fsum(squares))
-
-
-def fixed_affine(figures: Sequence[Figures], config: Config) -> Affine | None:
-    """Return the normalisation that is the same for every image, or None.
-
-    Means and deviations of the images are combined as by Chan, Golub and LeVeque, 1979, in the
-    order of the pairs: the result does not depend on the rank that surveyed a pair.
-    """
-    if config.normalization_type == "hu_window":
-        low, high = config.hu_window
-        return Affine(low, high - low)
-    if config.normalization_type == "dataset_unity":
-        low = min(f.low for f in figures)
-        return Affine(low, max(f.high for f in figures) - low)
-    if config.normalization_type == "dataset_std":
-        pixels, mean, squares = 0, 0.0, 0.0
-        for one in figures:
-            delta = one.mean - mean
-            both = pixels + one.pixels
-            squares += one.squares + delta * delta * (pixels / both) * one.pixels
-            mean += delta * one.pixels / both
-            pixels = both
-        return Affine(mean, math.sqrt(squares / pixels))
-    return None

@@ -18,8 +18,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from ctpatches.file import denormalise, provenance, read_patches
-from pipeline.config import Config
-from pipeline.survey import figures_of, fixed_affine
+from ctpatches.normalisation import fixed_affine, statistics_of
 from tests.editing import edit
 from tests.running import called, ranks_of
 from tests.scans import write_patient, write_slice, write_tree
@@ -128,6 +127,7 @@ def test_two_ranks_find_the_same_figures_and_make_the_same_bytes(scans, tmp_path
         assert serial.read_bytes() == parallel.read_bytes()
 
 
+HU_WINDOW = (-1024.0, 3072.0)
 images = arrays.arrays(
     np.float32,
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -136,8 +136,8 @@ images = arrays.arrays(
 
 
 @given(st.lists(images, min_size=1, max_size=5), st.sampled_from(["dataset_unity", "dataset_std"]))
-def test_figures_of_images_combine_to_those_of_all_pixels(several, kind):
-    found = fixed_affine([figures_of(i) for i in several], Config("", normalization_type=kind))
+def test_statistics_of_images_combine_to_those_of_all_pixels(several, kind):
+    found = fixed_affine(kind, HU_WINDOW, [statistics_of(i) for i in several])
     assert found is not None
     offset, divisor = naive_figures(several, kind)
     assert found.offset == pytest.approx(offset, rel=1e-12, abs=1e-9)
@@ -147,8 +147,7 @@ def test_figures_of_images_combine_to_those_of_all_pixels(several, kind):
 def test_figures_far_from_zero_lose_nothing():
     rng = np.random.default_rng(0)
     several = [(30000 + rng.integers(0, 2, (32, 32))).astype(np.float32) for _ in range(9)]
-    config = Config("", normalization_type="dataset_std")
-    found = fixed_affine([figures_of(i) for i in several], config)
+    found = fixed_affine("dataset_std", HU_WINDOW, [statistics_of(i) for i in several])
     assert found is not None
     expected = naive_figures(several, "dataset_std")
     assert (found.offset, found.divisor) == pytest.approx(expected, rel=1e-12)
@@ -187,7 +186,7 @@ def test_hu_window_clips_and_scales_to_0_and_1(scans, tmp_path, window, options)
 
 
 @pytest.mark.parametrize("kind", ["dataset_unity", "dataset_std"])
-def test_both_images_are_normalised_by_the_figures_of_the_data_set(scans, tmp_path, kind):
+def test_both_images_are_normalised_by_the_statistics_of_the_data_set(scans, tmp_path, kind):
     path = made(scans, tmp_path, "--normalization-type", kind)
     pairs = views(scans, path)
     by = [np.float32(f) for f in naive_figures([low for low, _ in pairs], kind)]
@@ -202,16 +201,14 @@ def test_both_images_are_normalised_by_the_figures_of_the_data_set(scans, tmp_pa
 
 def test_dataset_unity_reaches_0_and_1_over_all_inputs(scans):
     several = [hu_of(p).astype(np.float32) for p in sorted(scans.glob("*/quarter_3mm/*"))]
-    config = Config("", normalization_type="dataset_unity")
-    fixed = fixed_affine([figures_of(i) for i in several], config)
+    fixed = fixed_affine("dataset_unity", HU_WINDOW, [statistics_of(i) for i in several])
     done = [img_pair_normalization(i, i, "dataset_unity", fixed)[0] for i in several]
     assert (min(i.min() for i in done), max(i.max() for i in done)) == (0, 1)
 
 
 def test_dataset_std_gives_all_inputs_together_mean_0_and_deviation_1(scans):
     several = [hu_of(p).astype(np.float32) for p in sorted(scans.glob("*/quarter_3mm/*"))]
-    config = Config("", normalization_type="dataset_std")
-    fixed = fixed_affine([figures_of(i) for i in several], config)
+    fixed = fixed_affine("dataset_std", HU_WINDOW, [statistics_of(i) for i in several])
     done = [img_pair_normalization(i, i, "dataset_std", fixed)[0] for i in several]
     together = np.concatenate([i.ravel() for i in done]).astype(np.float64)
     assert together.mean() == pytest.approx(0, abs=1e-6)
@@ -270,7 +267,7 @@ def truth(path: Path, root: Path, side: str) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("side", ["input", "target"])
 @pytest.mark.parametrize("unit", ["hu", "stored"])
-def test_denormalise_takes_the_figures_of_each_pair(scans, by_own_figures, side, unit):
+def test_denormalise_takes_the_statistics_of_each_pair(scans, by_own_figures, side, unit):
     with h5py.File(by_own_figures) as file:
         values = file[side][...]
         pairs = file["patch/pair"][...]
