@@ -361,8 +361,9 @@ def test_a_slope_that_would_make_infinity_or_nan_is_refused_with_the_file(tmp_pa
 @pytest.mark.parametrize("kind", ["None", "unity_independent", "std_wrt_ld"])
 def test_a_block_with_nan_is_refused_with_the_file(tmp_path, tree, output, kind):
     arguments = argv(tree.root, output, "--overwrite", "--normalization-type", kind)
-    # One rank: the threads of a serial run would read in any order.
-    ended = run(command(1, arguments, Fault("spoil", "reading", call=3)), tmp_path)
+    # On one core, or threads would read in any order.
+    core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
+    ended = run([*core, *command(0, arguments, Fault("spoil", "reading", call=3))], tmp_path)
     one_error(ended, tree.pairs[1].input_file, "NaN", status=1)
     assert output.read_bytes() == EARLIER
 
