@@ -284,7 +284,7 @@ class _Slices:
 
         path, position_mm = self.source(pair, "input")
         hu = read_hu(path, shape, position_mm)
-        digest = "pair/input_digest"  # since version 2
+        digest = "pair/input_digest"  # since format version 2
         if self.file.version > 1 and pixel_digest(hu) != int(self.file.values(digest, pair)):
             raise RunError(f"{quoted(path)} has other pixels than the patches were cut from")
         return hu

@@ -52,7 +52,7 @@ class Windows(NamedTuple):
     numbers: tuple[int, ...] = ()  # how many; 0 where the view is smaller than a patch
     kept: tuple[bytes, ...] = ()  # those that are not air, one bit each (`numpy.packbits`)
     kept_windows: int = 0  # of all views together
-    others: tuple[bytes, ...] = ()  # alike, those that are in another file, by `--nsplit`
+    others: tuple[bytes, ...] = ()  # those that are in another file, by `--nsplit`, likewise
 
     @classmethod
     def of(cls, kept: Sequence[Mask], others: Sequence[Mask] = ()) -> Windows:
@@ -123,7 +123,7 @@ class PairPlan:
     digests: tuple[int, ...]
     index: int = 0  # in the file
     patches: tuple[int, int] = (0, 0)  # the first in the file, and the end
-    pixels: tuple[int, int] = (0, 0)  # of all patches or stored views: alike
+    pixels: tuple[int, int] = (0, 0)  # the same of the pixels of all patches or stored views
     views: tuple[View, ...] = ()  # those that are stored; empty with `--store patches`
 
     @property

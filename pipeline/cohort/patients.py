@@ -182,7 +182,7 @@ def _folders_below(root: Path, folder: str, depth: int, patient: Patient) -> lis
 
 
 def _list_below(root: Path, folder: str, patient: Patient) -> tuple[list[str], list[str]]:
-    """List a folder of a patient; one that cannot be listed is added to what is bad of it."""
+    """List a folder of a patient; one that cannot be listed is recorded as bad."""
     try:
         return _list(root / folder)
     except OSError as error:

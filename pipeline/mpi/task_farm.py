@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-#: Sleep between two looks at what is waited for.
+#: Sleep between two polls.
 NAP_S = 0.001
 #: Bytes for files that may be on their way from a worker: more only in one message, of one view.
 MAX_PENDING_BYTES = 64 << 20
