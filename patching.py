@@ -154,20 +154,28 @@ def kept_windows(view: Image, grid: Grid, config: Config) -> NDArray[np.bool_]:
     area = grid.size**2
     if config.air_rule == "body":
         in_body = grid.pad(view, 0) >= 0.5
-        return _sums(in_body.view(np.uint8), grid) / area > config.min_body
+        return window_sums(in_body, grid) / area > config.min_body
     view = grid.pad(view, AIR_HU)
     tissue = view > np.float32(config.air_threshold_hu)
-    kept = _sums(tissue.view(np.uint8), grid) > int(config.air_fraction * area)
-    return kept & (_sums(view, grid) / area > config.air_threshold_hu - MEAN_BELOW_HU)
+    kept = window_sums(tissue, grid) > int(config.air_fraction * area)
+    return kept & (window_sums(view, grid) / area > config.air_threshold_hu - MEAN_BELOW_HU)
 
 
-def _sums(image: NDArray[Any], grid: Grid) -> NDArray[Any]:
-    """Return the sum of the pixels in every window, shape (n,): of float32 in float64."""
-    # Summed-area table (Crow, 1984): four values give the sum of a window.
-    table = cv2.integral(image)
-    upper, lower = table[grid.rows], table[grid.rows + grid.size]
-    left, right = grid.cols, grid.cols + grid.size
-    return np.ravel(lower[:, right] - lower[:, left] - upper[:, right] + upper[:, left])
+def window_sums(image: Image | NDArray[np.bool_], grid: Grid) -> NDArray[np.float64]:
+    """Return the sum of the pixels in every window, shape (n,); beyond the image nothing is added.
+
+    The sums do not depend on the processor: numbers are added one after the other, in float64.
+    """
+    values: Any = image.view(np.uint8) if image.dtype == np.bool_ else image
+    depth = cv2.CV_32S if image.dtype == np.bool_ else cv2.CV_64F
+    columns = image.shape[1]
+    table = np.zeros((len(grid.rows), columns + 1))  # of every strip, sums from the left edge on
+    for row, sums in zip(grid.rows.tolist(), table, strict=True):
+        strip = values[row : row + grid.size]
+        sums[1:] = cv2.reduce(strip, 0, cv2.REDUCE_SUM, dtype=depth)[0]
+    np.cumsum(table, axis=1, out=table)
+    right = np.minimum(grid.cols + grid.size, columns)
+    return np.ravel(table[:, right] - table[:, grid.cols])
 
 
 def air_rule(config: Config) -> str:

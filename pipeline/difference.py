@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from patching import Grid
+from patching import Grid, window_sums
 from pipeline.config import Config
 from pipeline.model import Difference
 from utils import Image
@@ -19,33 +18,19 @@ def measure(
 ) -> Difference:
     """Measure a pair over the pixels of its kept windows; pixels beyond the image do not count.
 
-    The sums do not depend on the processor: numbers are added one after the other, in float64.
-
     The images are those of the pair before any normalisation, in HU; `kept` is True for
     each of its windows at scale 1 that is kept.
     """
     grid = Grid(target_hu.shape, config)
-    window = config.hu_window if config.normalization_type == "hu_window" else None
-    pixels, sums = 0, []
-    columns = input_hu.shape[1]
-    table = np.zeros((6 if window else 2, columns + 1))  # sums from the left edge on
-    kept = kept.reshape(len(grid.rows), len(grid.cols))
-    for row, keep in zip(grid.rows.tolist(), kept, strict=True):
-        left = grid.cols[keep]
-        if not len(left):
-            continue
-        right = np.minimum(left + grid.size, columns)
-        low, full = (image[row : row + grid.size] for image in (input_hu, target_hu))
-        difference = low - full
-        terms = [difference, difference * difference]
-        of_columns = [cv2.reduce(term, 0, cv2.REDUCE_SUM, dtype=cv2.CV_64F)[0] for term in terms]
-        if window:
-            outside = (test for hu in (low, full) for test in (hu < window[0], hu > window[1]))
-            of_columns += [np.add.reduce(test, axis=0, dtype=np.uint16) for test in outside]
-        np.cumsum(of_columns, axis=1, out=table[:, 1:])
-        sums.append((table[:, right] - table[:, left]).sum(axis=1).tolist())
-        pixels += len(low) * int((right - left).sum())
-    if not sums:
-        return Difference()
-    total, squares, *counts = map(math.fsum, zip(*sums, strict=True))
-    return Difference(pixels, total, squares, *map(int, counts))
+
+    def total(term: Image | NDArray[np.bool_]) -> float:
+        return math.fsum(window_sums(term, grid)[kept])
+
+    difference = input_hu - target_hu
+    sums = total(difference), total(np.square(difference, out=difference))
+    outside = []
+    if config.normalization_type == "hu_window":
+        low, high = config.hu_window
+        outside = [test for hu in (input_hu, target_hu) for test in (hu < low, hu > high)]
+    pixels = total(np.ones_like(difference, np.bool_))
+    return Difference(int(pixels), *sums, *(int(total(test)) for test in outside))
