@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -14,7 +14,8 @@ from utils import Image, key
 TURNS = (1, 2, 3)
 FLIPS = (4, 5)
 #: By code: a call of OpenCV, and its second argument.
-OPERATIONS: dict[int, tuple[Callable[..., Any], int]] = {
+OPERATIONS: dict[int, tuple[Callable[..., Any], int | None]] = {
+    0: (cv2.copyTo, None),
     1: (cv2.rotate, cv2.ROTATE_90_COUNTERCLOCKWISE),
     2: (cv2.rotate, cv2.ROTATE_180),
     3: (cv2.rotate, cv2.ROTATE_90_CLOCKWISE),
@@ -56,15 +57,14 @@ def downscale(image: Image, scale: float) -> Image:
     return np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def downscale_pair(images: Sequence[Image], scale: float) -> Sequence[Any]:
-    """Return two images of one shape at a scale, bit for bit as `downscale` returns each.
+def downscale_all(images: Sequence[Image], scales: Sequence[float]) -> Iterator[Sequence[Any]]:
+    """Yield images of one shape at every scale, bit for bit as `downscale` returns each.
 
-    OpenCV scales them interleaved in two thirds of the time: 4 % of the time of a pair.
+    OpenCV scales two interleaved images in two thirds of the time: 6 % of the time of a run.
     """
-    if scale == 1:
-        return images
-    both: Any = cv2.merge(images)
-    return cv2.split(downscale(both, scale))
+    interleaved: Any = cv2.merge(images) if min(scales, default=1) < 1 else None
+    for scale in scales:
+        yield images if scale == 1 else cv2.split(downscale(interleaved, scale))
 
 
 def orient(image: Image, code: int, out: Image) -> Image:
@@ -78,11 +78,8 @@ def orient(image: Image, code: int, out: Image) -> Image:
     out : ndarray of float32
         Contiguous: into anything else OpenCV does not write, without an error.
     """
-    if code:
-        call, argument = OPERATIONS[code]
-        call(image, argument, out)
-    else:
-        out[:] = image
+    call, argument = OPERATIONS[code]
+    call(image, argument, out)
     return out
 
 

@@ -243,13 +243,14 @@ def make_block(
     starts = [0]
     views: dict[str, list[NDArray[Any]]] = {"input": [], "target": []}
     noise_std = augment.NOISE_HU / hu_per_unit if hu_per_unit else 0.0
-    for scale, mask in zip(config.scales, kept, strict=True):
-        if not mask.any():  # a view without a patch need not be created
-            continue
-        input_view, target_view = augment.downscale_pair(images, scale)
+    # A view without a patch need not be created.
+    chosen = [(scale, mask) for scale, mask in zip(config.scales, kept, strict=True) if mask.any()]
+    scaled = augment.downscale_all(images, [scale for scale, _ in chosen])
+    for (scale, mask), (scaled_input, target_view) in zip(chosen, scaled, strict=True):
+        input_view = scaled_input
         if degradation:
             rng = generator(config.seed, f"noise {scale:g}", identity)
-            input_view = augment.degrade(input_view, degradation, rng, noise_std)
+            input_view = augment.degrade(scaled_input, degradation, rng, noise_std)
             if config.normalization_type == "hu_window":
                 np.clip(input_view, 0, 1, out=input_view)
         grid = Grid(target_view.shape, config)

@@ -31,7 +31,7 @@ from pipeline.cohort.selection import Cohort, choose_pairs
 from pipeline.config import Config
 from pipeline.model import Plan, Windows
 from pipeline.output import file_header
-from pipeline.survey import Survey, plan_pair
+from pipeline.survey import Survey, plan_pairs
 
 #: As in the larger series of TCIA.
 SLICES_A_PATIENT = 400
@@ -80,7 +80,7 @@ def find(pairs: int) -> list[Patient]:
 
 def survey(cohort: Cohort) -> dict[int, Survey]:
     """Return a made-up survey of every pair, in which one window is kept."""
-    whole = plan_pair((512, 512), CONFIG)
+    (whole,) = plan_pairs((512, 512), CONFIG, [None])
     first = bytes([128])
     surveys = {}
     for task in cohort.tasks:

@@ -84,8 +84,12 @@ class Block:
         part = slice(piece.start, piece.stop)
         rows, cols = self.row[part].tolist(), self.col[part].tolist()
         codes = self.orientation[part].tolist()
+        place = None
         for row, col, code, patch in zip(rows, cols, codes, out.view(bits), strict=True):
-            self.orient(view[row : row + size, col : col + size], code, patch)
+            if place != (row, col):  # the orientations of a window follow one another
+                place = row, col
+                window = view[row : row + size, col : col + size]
+            self.orient(window, code, patch)
         return out
 
     def write(

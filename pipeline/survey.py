@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 import augment
 import patching
@@ -24,6 +25,7 @@ from pipeline.model import BAD, LeftOut, Windows
 from pipeline.mpi.ranks import Ranks
 from pipeline.profile import step
 from pipeline.progress import Progress
+from utils import Image
 
 
 @dataclass
@@ -49,13 +51,17 @@ def survey_pairs(cohort: Cohort, config: Config, ranks: Ranks) -> dict[int, Surv
     of_patient: defaultdict[str, list[Survey]] = defaultdict(list)
     expected = Counter(task.pair.patient for task in cohort.tasks if task.chosen)
     threads = prefetch.threads_for(task.pair for task in cohort.tasks)
-    survey = functools.partial(survey_pair, config=config)
-    results = ranks.imap_unordered(lambda surveyed: surveyed, cohort.tasks, survey, threads)
+    batches: list[list[SurveyTask]] = []  # two targets are downscaled in less time together
+    for _, same_shape in itertools.groupby(cohort.tasks, _target_shape):
+        while batch := list(itertools.islice(same_shape, 2)):
+            batches.append(batch)
+    survey = functools.partial(survey_batch, config=config)
+    results = ranks.imap_unordered(lambda surveyed: surveyed, batches, survey, threads)
     with (
         contextlib.closing(results),
         contextlib.closing(Progress("planning", len(cohort.tasks), config.quiet)) as progress,
     ):
-        for found in results:
+        for found in itertools.chain.from_iterable(results):
             progress.advance()
             task = cohort.tasks[found.index]
             patient = task.pair.patient
@@ -83,51 +89,72 @@ def _misfits(cohort: Cohort, surveys: list[Survey]) -> list[str]:
     return out
 
 
-def survey_pair(task: SurveyTask, config: Config) -> Survey:
-    """Survey one pair; every problem of its files is found here, and nothing is raised for it."""
+def _target_shape(task: SurveyTask) -> tuple[int, int]:
+    return task.pair.target.rows, task.pair.target.columns
+
+
+def survey_batch(tasks: Sequence[SurveyTask], config: Config) -> list[Survey]:
+    """Survey pairs with targets of one shape; what is wrong with files is found, not raised."""
+    surveys, targets = [], []
+    with step("plan"):
+        for task in tasks:
+            survey, target = survey_pixels(task, config)
+            surveys.append(survey)
+            if task.chosen and not survey.problem:
+                targets.append(target)
+        windows = iter(plan_pairs(_target_shape(tasks[0]), config, targets))
+        for task, survey in zip(tasks, surveys, strict=True):
+            if task.chosen and not survey.problem:
+                survey.windows = next(windows)
+    return surveys
+
+
+def survey_pixels(task: SurveyTask, config: Config) -> tuple[Survey, Image | None]:
+    """Survey one pair but for its windows; also return its target, HU, if these depend on it."""
     out, reader = Survey(task.index), Reader(config.input_folder)
     pair, slices = task.pair, (task.pair.input, task.pair.target)
-    with step("plan"):
-        try:
-            if task.identify:
-                images = [reader.hu(one) for one in slices]
-                out.digests = tuple(map(pixel_digest, images))
-                both = zip(images, out.digests, strict=True)
-                # A constant image identifies nobody.
-                varied = [digest for hu, digest in both if hu.min() != hu.max()]
-                out.persons = frozenset(f"identical pixels {digest:016x}" for digest in varied)
-            if not task.chosen:
-                return out
-            if config.dry_run:
-                images = [reader.hu(one) for one in slices]
-                out.ranges = tuple((float(image.min()), float(image.max())) for image in images)
-            if config.normalization_type.startswith("dataset"):
-                out.statistics = statistics_of(reader.hu(pair.input))
-            target = reader.hu(pair.target) if config.air_threshold else None
-            if config.anatomy_check != "off":
-                out.samples = tuple(map(reader.sample, (*slices, *task.others)))
-            elif any(one.pixel_offset is None for one in slices):  # whether they decode
-                for one in slices:
-                    reader.hu(one)
-        except BadFile as error:
-            out.problem = LeftOut(pair.patient, (error.file,), error.reason, BAD)
-            return out
-        out.windows = plan_pair((pair.target.rows, pair.target.columns), config, target)
-        return out
+    target = None
+    try:
+        if task.identify:
+            images = [reader.hu(one) for one in slices]
+            out.digests = tuple(map(pixel_digest, images))
+            both = zip(images, out.digests, strict=True)
+            # A constant image identifies nobody.
+            varied = [digest for hu, digest in both if hu.min() != hu.max()]
+            out.persons = frozenset(f"identical pixels {digest:016x}" for digest in varied)
+        if not task.chosen:
+            return out, None
+        if config.dry_run:
+            images = [reader.hu(one) for one in slices]
+            out.ranges = tuple((float(image.min()), float(image.max())) for image in images)
+        if config.normalization_type.startswith("dataset"):
+            out.statistics = statistics_of(reader.hu(pair.input))
+        if config.air_threshold:
+            target = reader.hu(pair.target)
+        if config.anatomy_check != "off":
+            out.samples = tuple(map(reader.sample, (*slices, *task.others)))
+        elif any(one.pixel_offset is None for one in slices):  # whether they decode
+            for one in slices:
+                reader.hu(one)
+    except BadFile as error:
+        out.problem = LeftOut(pair.patient, (error.file,), error.reason, BAD)
+    return out, target
 
 
-def plan_pair(
-    shape: tuple[int, int], config: Config, target_hu: NDArray[np.float32] | None = None
-) -> Windows:
-    """Find the windows of a pair of images of that shape; with its target none of air is kept."""
-    image = target_hu
-    if image is not None and config.air_rule == "body":
-        image = patching.body_mask(image).astype(np.float32)
+def plan_pairs(
+    shape: tuple[int, int], config: Config, targets_hu: Sequence[Image | None]
+) -> list[Windows]:
+    """Find the windows of pairs of images of that shape; given their targets, none of air."""
+    images = [image for image in targets_hu if image is not None]
+    if config.air_rule == "body":
+        images = [patching.body_mask(image).astype(np.float32) for image in images]
+    grids = [patching.Grid(augment.view_shape(shape, scale), config) for scale in config.scales]
+    scales = [scale for scale, grid in zip(config.scales, grids, strict=True) if len(grid)]
+    scaled = augment.downscale_all(images, scales if images else ())
     masks = []
-    for scale in config.scales:
-        grid = patching.Grid(augment.view_shape(shape, scale), config)
-        if image is not None and len(grid):
-            masks.append(patching.kept_windows(augment.downscale(image, scale), grid, config))
+    for grid in grids:
+        if len(grid) and images:
+            masks.append([patching.kept_windows(view, grid, config) for view in next(scaled)])
         else:
-            masks.append(np.ones(len(grid), bool))
-    return Windows.of(masks)
+            masks.append([np.ones(len(grid), bool)] * len(targets_hu))
+    return [Windows.of(of_pair) for of_pair in zip(*masks, strict=True)]

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 import patching
 from patching import Grid, body_mask
 from pipeline.config import Config
-from pipeline.survey import plan_pair
+from pipeline.survey import plan_pairs
 from tests import naive
 from tests.faults import one_error
 from tests.running import called
@@ -287,7 +287,7 @@ def test_at_every_scale_a_pixel_is_body_if_at_least_half_of_it_is(edge):
     draw_chest(image)
     config = config_of(ds_augment=True, edge=edge)
     mask = body_mask(image).astype(np.float32)
-    part = plan_pair(image.shape, config, image)
+    (part,) = plan_pairs(image.shape, config, [image])
     for kept, scale in zip(part.kept_masks(), config.scales, strict=True):
         view = naive.downscale(mask, scale) >= 0.5
         grid = Grid(view.shape, config)

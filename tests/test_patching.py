@@ -20,7 +20,7 @@ from pipeline.config import NORMALIZATIONS, Config
 from pipeline.filling import make_block
 from pipeline.model import Names, Pair, PairPlan
 from pipeline.options import PATCH_OVERLAPS
-from pipeline.survey import plan_pair
+from pipeline.survey import plan_pairs
 from tests import naive
 from tests.cutting import patches_of
 from tests.scans import phantom, write_slice
@@ -208,7 +208,7 @@ def config_of(**options: Any) -> Config:
 def test_the_kept_mask_survives_packing(edge):
     config = config_of(patch_size=12, ds_augment=True, air_threshold=True, edge=edge)
     target = phantom((64, 80), 1)[1].astype(np.float32) - 1024
-    part = plan_pair(target.shape, config, target)
+    (part,) = plan_pairs(target.shape, config, [target])
     for view, scale in enumerate(config.scales):
         small = naive.downscale(target, scale)
         grid = grid_of(small.shape, 12, 4, edge)
@@ -219,13 +219,13 @@ def test_the_kept_mask_survives_packing(edge):
 
 
 def test_without_the_target_every_window_is_kept():
-    part = plan_pair((64, 80), config_of(ds_augment=True))
+    (part,) = plan_pairs((64, 80), config_of(ds_augment=True), [None])
     assert part.numbers == (3 * 4, 3 * 3, 2 * 3)
     assert part.kept_windows == 12 + 9 + 6
 
 
 def test_views_smaller_than_a_patch_count_no_windows():
-    part = plan_pair((64, 80), config_of(patch_size=50, ds_augment=True))
+    (part,) = plan_pairs((64, 80), config_of(patch_size=50, ds_augment=True), [None])
     assert part.numbers == (4, 4, 0)
 
 
@@ -299,7 +299,7 @@ def made_of(
     fixed: Affine | None = None,
 ) -> Any:
     hu = (full * pair.target.slope + pair.target.intercept).astype(np.float32)
-    windows = plan_pair(full.shape, config, hu if config.air_threshold else None)
+    (windows,) = plan_pairs(full.shape, config, [hu if config.air_threshold else None])
     planned = PairPlan(pair, Names("", "", ""), windows, degradation, fixed, ())
     return make_block(planned, low.copy(), full.copy(), config)
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-#: Sleep between two polls.
-NAP_S = 0.001
+#: Sleep between two polls: after a long wait longer, a twentieth of it.
+MIN_NAP_S, MAX_NAP_S = 0.001, 0.02
 #: Bytes for files that may be on their way from a worker: more only in one message, of one view.
 MAX_PENDING_BYTES = 64 << 20
 #: Tasks that a worker may hold: one in work, and others so that it need not wait for rank 0, which
@@ -42,12 +42,13 @@ def wait_until(
     MPI itself would spin: with more ranks than cores, waiting ranks would occupy the cores of
     working ones.
     """
-    latest = time.monotonic() + seconds
+    begin = time.monotonic()
     while not (found := condition()):
-        if time.monotonic() > latest:
+        waited = time.monotonic() - begin
+        if waited > seconds:
             raise TimeoutError
         with profile.step(step):
-            time.sleep(NAP_S)
+            time.sleep(min(max(MIN_NAP_S, waited / 20), MAX_NAP_S))
     return found
 
 
