@@ -21,14 +21,16 @@ STEPS = (
 
 
 def laps() -> Callable[[str], None]:
-    """Return a function that adds the time since it was last called, or made, to a step."""
+    """Return a function that adds the time since it was last called, or made, to a step.
+
+    It is for the thread that makes it.
+    """
+    times = spent if threading.current_thread() is threading.main_thread() else spent_ahead
     begin = time.perf_counter()
 
     def lap(name: str) -> None:
         nonlocal begin
         now = time.perf_counter()
-        main = threading.current_thread() is threading.main_thread()
-        times = spent if main else spent_ahead
         with _LOCK:
             times[name] = times.get(name, 0.0) + now - begin
         begin = now
