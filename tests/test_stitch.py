@@ -29,7 +29,8 @@ from pydicom.uid import (
 
 from ctpatches import __main__ as command
 from ctpatches import stitch
-from ctpatches.dicom_export import Derived, check_texts, write_dicom
+from ctpatches.dicom_export import write_dicom
+from ctpatches.stitch_command import check_texts
 from ctpatches.stitching import blend
 from pipeline.options import PATCH_OVERLAPS
 from tests.editing import edit
@@ -328,8 +329,11 @@ KEPT = (
 )
 
 
-def derive(image: NDArray[np.float32], source: Path, out: Path, **options: Any) -> Derived:
-    return write_dicom(image, str(source), str(out), **{"description": "test", **options})
+def derive(
+    image: NDArray[np.float32], source: Path, out: Path, description: str = "test"
+) -> dict[tuple[float, float], int]:
+    """Write a slice of the series 2.25.7; return the pixels that were clipped, by range."""
+    return write_dicom(image, str(source), math.nan, str(out), "2.25.7", description)
 
 
 def stored_image(dtype: type = np.uint16, shape: tuple[int, int] = (7, 9)) -> NDArray[Any]:
@@ -349,15 +353,15 @@ def test_a_derived_slice_is_the_source_with_new_pixels(syntax: Any, tmp_path: Pa
     path = write_slice(tmp_path / "source.dcm", stored, z=12.5, syntax=syntax, **TAGS)
     before = path.read_bytes()
     image = np.linspace(-1024, 3071, stored.size, dtype=np.float32).round().reshape(64, 72)
-    written = derive(image, path, tmp_path / "new" / "out.dcm", description="denoised")
-    assert written[1:] == (0, -1024, 3071)
+    clipped = derive(image, path, tmp_path / "new" / "out.dcm", description="denoised")
+    assert clipped == {(-1024, 3071): 0}
     source, derived = pydicom.dcmread(path), pydicom.dcmread(tmp_path / "new" / "out.dcm")
     np.testing.assert_array_equal(derived.pixel_array.astype(float) - 1024, image)
     for name in KEPT:
         assert derived[name].value == source[name].value, name
     assert str(derived.PatientName) == "Zoë^Ünal"
     assert list(derived.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "KERNEL"]
-    assert derived.SeriesInstanceUID == written.series_uid != source.SeriesInstanceUID
+    assert derived.SeriesInstanceUID == "2.25.7" != source.SeriesInstanceUID
     assert derived.SOPInstanceUID == derived.file_meta.MediaStorageSOPInstanceUID
     assert derived.SOPInstanceUID != source.SOPInstanceUID
     assert derived.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
@@ -387,19 +391,19 @@ def test_hu_beyond_what_can_be_stored_are_clipped_and_counted_and_nan_is_air(
         path = write_slice(tmp_path / "s.dcm", stored_image(dtype), intercept=-2000)
         hu = np.zeros((7, 9), np.float32)
         hu[0, :3] = -1e6, 1e6, np.nan
-        written = derive(hu, path, tmp_path / "out.dcm")
+        clipped = derive(hu, path, tmp_path / "out.dcm")
         found = pydicom.dcmread(tmp_path / "out.dcm").pixel_array
         assert found[0, :4].tolist() == [*ends, 976, 2000]
-        assert written[1:] == (2, ends[0] - 2000, ends[1] - 2000)
+        assert clipped == {(ends[0] - 2000, ends[1] - 2000): 2}
 
 
 def test_rounding_is_not_clipping_but_air_that_cannot_be_stored_is(tmp_path: Path) -> None:
     path = write_slice(tmp_path / "s.dcm", stored_image(), slope=-0.5, intercept=1100)
     hu = np.full((7, 9), 1100.2, np.float32)
     hu[0, 0] = -947.7  # rounds to the last value
-    assert derive(hu, path, tmp_path / "out.dcm")[1:] == (0, -947.5, 1100)
+    assert derive(hu, path, tmp_path / "out.dcm") == {(-947.5, 1100): 0}
     hu[0, :2] = np.nan, 1100.3  # rounds to -1
-    assert derive(hu, path, tmp_path / "out.dcm").clipped == 2
+    assert derive(hu, path, tmp_path / "out.dcm") == {(-947.5, 1100): 2}
 
 
 def test_a_source_that_breaks_rules_in_other_tags_will_do(tmp_path: Path) -> None:
@@ -413,12 +417,24 @@ def test_a_source_that_breaks_rules_in_other_tags_will_do(tmp_path: Path) -> Non
 
 def test_slices_may_share_a_series(tmp_path: Path) -> None:
     path = write_slice(tmp_path / "s.dcm", stored_image())
-    image = np.zeros((7, 9), np.float32)
-    uid = derive(image, path, tmp_path / "1.dcm").series_uid
-    assert derive(image, path, tmp_path / "2.dcm", series_uid=uid).series_uid == uid
-    assert derive(image, path, tmp_path / "3.dcm").series_uid != uid
-    uids = {pydicom.dcmread(tmp_path / f"{i}.dcm").SOPInstanceUID for i in (1, 2, 3)}
-    assert len(uids) == 3
+    for number in range(3):
+        derive(np.zeros((7, 9), np.float32), path, tmp_path / f"{number}.dcm")
+    made = [pydicom.dcmread(tmp_path / f"{number}.dcm") for number in range(3)]
+    assert {one.SeriesInstanceUID for one in made} == {"2.25.7"}
+    assert len({one.SOPInstanceUID for one in made}) == 3
+
+
+def test_every_call_without_a_series_uid_makes_a_new_valid_one(
+    make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = make("--patch-size", "p42"), tmp_path / "out.dcm"
+    uids = set()
+    for _ in range(2):
+        words = (file.path, "--pair", 0, "--source", file.root, "--output", out, "--overwrite")
+        assert call(capsys, *words)[0] == 0
+        uids.add(pydicom.dcmread(out).SeriesInstanceUID)
+    assert len(uids) == 2
+    assert all(uid.is_valid for uid in uids)
 
 
 def test_a_wrong_shape_text_or_source_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,4 @@
-"""Decoding compressed and Deflated slices, and limits that hold before anything is decoded.
-
-Imported only for slices that need pydicom: many jobs have none.
-"""
+"""Decoding compressed and Deflated slices, and limits that hold before anything is decoded."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from ctpatches.dicom.slice_file import (
     Stamp,
     opened,
     parsing,
+    pydicom_reader,
     require,
 )
 from ctpatches.messages import quoted
@@ -79,13 +80,11 @@ def _parse(file: str, data: bytes, stamp: Stamp) -> Slice:
     if plain := fast_header.read(data):
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
             return _slice_in(*plain, file, data, stamp)
-
-    from ctpatches.dicom.compressed import check_decoder, read_header
-
+    compressed = pydicom_reader()
     with parsing(file, "has a damaged header"):
-        header, syntax, offset = read_header(data)
+        header, syntax, offset = compressed.read_header(data)
         one = _slice_in(header, syntax, offset, file, data, stamp)
-        check_decoder(syntax)
+        compressed.check_decoder(syntax)
         return one
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.dicom.slice_file import Slice, read_part
+from ctpatches.dicom.slice_file import Slice, pydicom_reader, read_part
 from ctpatches.normalisation import AIR_HU
 
 #: Image of every nth row and column, about 64 x 64 pixels, HU rounded.
@@ -21,9 +21,8 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
     Raises `RunError` if the file is gone, damaged, or changed since its header was read.
     """
     if one.pixel_offset is None:
-        from ctpatches.dicom.compressed import decode
-
-        stored = decode(read_part(root, one, 0, one.stamp[0]), one)
+        data = read_part(root, one, 0, one.stamp[0])
+        stored: NDArray[Any] = pydicom_reader().decode(data, one)
     else:
         size = one.rows * one.columns * np.dtype(one.dtype).itemsize
         data = read_part(root, one, one.pixel_offset, size)
