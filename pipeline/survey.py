@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 import augment
 import patching
 from ctpatches.checksums import pixel_digest
-from ctpatches.dicom.pixels import Reader, Sample
+from ctpatches.dicom.pixels import Sample, read_hu, sample_of
 from ctpatches.dicom.slice_file import BadFile
 from ctpatches.normalisation import Statistics, statistics_of
 from pipeline import prefetch
@@ -85,12 +86,13 @@ def _misfits(cohort: Cohort, surveys: list[Survey]) -> list[str]:
 
 def survey_pair(task: SurveyTask, config: Config) -> Survey:
     """Survey one pair; every problem of its files is found here, and nothing is raised for it."""
-    out, reader = Survey(task.index), Reader(config.input_folder)
+    out, read = Survey(task.index), functools.partial(read_hu, config.input_folder)
+    hu_of = functools.cache(read)  # of both slices, each read at most once
     pair, slices = task.pair, (task.pair.input, task.pair.target)
     with step("plan"):
         try:
             if task.identify:
-                images = [reader.hu(one) for one in slices]
+                images = [hu_of(one) for one in slices]
                 out.digests = tuple(map(pixel_digest, images))
                 both = zip(images, out.digests, strict=True)
                 # A constant image identifies nobody.
@@ -99,16 +101,17 @@ def survey_pair(task: SurveyTask, config: Config) -> Survey:
             if not task.chosen:
                 return out
             if config.dry_run:
-                images = [reader.hu(one) for one in slices]
+                images = [hu_of(one) for one in slices]
                 out.ranges = tuple((float(image.min()), float(image.max())) for image in images)
             if config.normalization_type.startswith("dataset"):
-                out.statistics = statistics_of(reader.hu(pair.input))
-            target = reader.hu(pair.target) if config.air_threshold else None
+                out.statistics = statistics_of(hu_of(pair.input))
+            target = hu_of(pair.target) if config.air_threshold else None
             if config.anatomy_check != "off":
-                out.samples = tuple(map(reader.sample, (*slices, *task.others)))
+                images_hu = itertools.chain(map(hu_of, slices), map(read, task.others))
+                out.samples = tuple(map(sample_of, images_hu))
             elif any(one.pixel_offset is None for one in slices):  # whether they decode
                 for one in slices:
-                    reader.hu(one)
+                    hu_of(one)
         except BadFile as error:
             out.problem = LeftOut(pair.patient, (error.file,), error.reason, BAD)
             return out

@@ -239,7 +239,10 @@ def _padding_range(
 
 
 def _persons(header: Header) -> tuple[str, ...]:
-    """Return digests of what identifies the person scanned, each behind the name of its tag."""
+    """Return digests of what identifies the person scanned, each behind the name of its tag.
+
+    A digest reveals nothing but equality.
+    """
     values = {}
     for name in (*_PERSON_TAGS, "StudyDate", "StudyTime"):
         text = str(header.get(name) or "").strip()
@@ -248,16 +251,14 @@ def _persons(header: Header) -> tuple[str, ...]:
             plain = plain.partition(".")[0]
         if plain not in PLACEHOLDERS and plain.strip("0-_ "):
             values[name] = text
-    found = [f"{name} {_digest(values[name])}" for name in _PERSON_TAGS if name in values]
-    if "StudyDate" in values and "StudyTime" in values:
-        moment = f"{values['StudyDate']} {values['StudyTime']}"
-        found.append(f"StudyDate with StudyTime {_digest(moment)}")
-    return tuple(found)
-
-
-def _digest(value: str) -> str:
-    """Return a digest of an identifying value, which reveals nothing but equality."""
-    return hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    date, time = values.pop("StudyDate", ""), values.pop("StudyTime", "")
+    if date and time:
+        values["StudyDate with StudyTime"] = f"{date} {time}"
+    out = []
+    for name, text in values.items():
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8)
+        out.append(f"{name} {digest.hexdigest()}")
+    return tuple(out)
 
 
 def _integer(header: Header, name: str, default: int | None = None) -> int:
@@ -284,9 +285,8 @@ def _numbers(header: Header, name: str, count: int) -> tuple[float, ...]:
 def _number(header: Header, name: str, optional: bool = False) -> float | None:
     """Return a number; None where it is missing, or if it is `optional` where it is not valid."""
     try:
-        numbers = _numbers(header, name, 1)
+        return next(iter(_numbers(header, name, 1)), None)
     except (ValueError, TypeError, OverflowError):
         if optional:
             return None
         raise
-    return numbers[0] if numbers else None

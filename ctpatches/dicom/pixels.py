@@ -53,22 +53,3 @@ def sample_of(hu: NDArray[np.float32]) -> Sample:
     """Return the sample of an image in HU."""
     rows, columns = (max(1, pixels // SAMPLE_SIZE) for pixels in hu.shape)
     return np.clip(np.rint(hu[::rows, ::columns]), -32768, 32767).astype(np.int16)
-
-
-class Reader:
-    """Reads the images of one pair in HU, each at most once."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.images: dict[str, NDArray[np.float32]] = {}
-
-    def hu(self, one: Slice) -> NDArray[np.float32]:
-        """Return a slice in HU; not to be changed."""
-        if one.file not in self.images:
-            self.images[one.file] = read_hu(self.root, one)
-        return self.images[one.file]
-
-    def sample(self, one: Slice) -> Sample:
-        """Return the sample of a slice, without keeping the image."""
-        hu = self.images.get(one.file)
-        return sample_of(read_hu(self.root, one) if hu is None else hu)
