@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
@@ -17,8 +19,8 @@ from ctpatches.dicom.slice_file import (
     parsing,
     require,
 )
-from ctpatches.files import atomic_write
-from ctpatches.messages import errors_naming, quoted
+from ctpatches.files import atomic_write, named_errors
+from ctpatches.messages import quoted
 from ctpatches.normalisation import AIR_HU
 from ctpatches.stitching import Image
 
@@ -74,8 +76,11 @@ def write_dicom(
     derived.set_pixel_data(
         stored.astype(dtype), source.PhotometricInterpretation, source.BitsStored
     )
-    with errors_naming(out_path, "cannot be written"), atomic_write(out_path) as partial:
-        derived.save_as(partial, enforce_file_format=True)
+    encoded = io.BytesIO()
+    with parsing(source_path, "has elements that cannot be written"):
+        derived.save_as(encoded, enforce_file_format=True)
+    with named_errors(out_path), atomic_write(out_path) as partial:
+        Path(partial).write_bytes(encoded.getbuffer())
     low_hu, high_hu = sorted((low * slope + intercept, high * slope + intercept))
     return Counter({(low_hu, high_hu): int((stored != exact).sum())})
 

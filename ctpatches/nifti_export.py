@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.dicom_export import read_dataset
-from ctpatches.files import atomic_write
-from ctpatches.messages import RunError, errors_naming, quoted
+from ctpatches.files import atomic_write, named_errors
+from ctpatches.messages import RunError, quoted
 from ctpatches.stitching import Image
 
 #: Elements that give the geometry of a slice, and their numbers of values.
@@ -67,7 +67,7 @@ def write_nifti(volume: Image, to_mm: NDArray[np.float64], path: str) -> None:
     image.set_qform(to_mm, "scanner")
     image.header.set_xyzt_units("mm")
     with (
-        errors_naming(path, "cannot be written"),
+        named_errors(path),
         atomic_write(path) as partial,
         open(partial, "wb") as raw,
         # Level 1 as nibabel's own: noise hardly compresses any further. No time, for equal bytes.

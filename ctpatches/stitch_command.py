@@ -19,10 +19,10 @@ import numpy as np
 from ctpatches.checksums import pixel_digest
 from ctpatches.dicom.header import read_slice
 from ctpatches.dicom.pixels import read_hu
-from ctpatches.dicom.slice_file import check_position
+from ctpatches.dicom.slice_file import check_position, parsing
 from ctpatches.file import abbreviated
-from ctpatches.files import Invalid, atomic_folder, atomic_write
-from ctpatches.messages import CallError, RunError, errors_naming, printable, quoted
+from ctpatches.files import Invalid, atomic_folder, atomic_write, named_errors
+from ctpatches.messages import CallError, RunError, printable, quoted
 from ctpatches.schema import ROLES
 from ctpatches.stitching import UNITS, Image, check_pair, stitch
 from ctpatches.validation import ValidatedFile, opened
@@ -246,13 +246,13 @@ def _mapped(name: str) -> Any:
     """Return the array or the dataset of `--values`, from which only parts are read."""
     path, _, dataset = (name, "", "") if os.path.exists(name) else name.rpartition(":")
     path = path or name
-    with errors_naming(path, "cannot be read"), open(path, "rb"):
+    with open(path, "rb"):  # else libraries report a missing file, each in its way
         pass
     if not h5py.is_hdf5(path):
-        with errors_naming(path, "cannot be read as .npy"):
+        with parsing(path, "cannot be read as .npy"):
             # Mapped: a shape larger than the file needs no memory.
             return np.lib.format.open_memmap(path, mode="r")
-    with errors_naming(path, "cannot be read as HDF5"):
+    with parsing(path, "cannot be read as HDF5"):
         file = h5py.File(path)
         found = file.get(dataset or "/")
         has_views = dataset in ROLES and f"views/{dataset}" in file
@@ -348,9 +348,5 @@ def _write_volume(one: Output, form: str) -> None:
     if form == "nifti":
         write_nifti(volume, to_mm, one.path)
         return
-    with (
-        errors_naming(one.path, "cannot be written"),
-        atomic_write(one.path) as partial,
-        open(partial, "wb") as file,
-    ):
+    with named_errors(one.path), atomic_write(one.path) as partial, open(partial, "wb") as file:
         np.save(file, volume if one.options.pair is None else volume[0])

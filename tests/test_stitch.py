@@ -599,7 +599,7 @@ def test_the_slice_itself_may_be_named_but_not_another(
         ),
         (("none.h5", "--pair", "0", "--output", "x.npy"), 1, "'none.h5': No such file"),
         (("TEXT", "--pair", "0", "--output", "x.npy"), 1, "is not an HDF5 file"),
-        (("FILE", "--pair", "0", "--output", "/dev/null/x.npy"), 1, "cannot be written"),
+        (("FILE", "--pair", "0", "--output", "/dev/null/x.npy"), 1, "cannot write"),
     ],
 )
 def test_a_wrong_call_ends_in_one_line(

@@ -434,7 +434,7 @@ def test_of_a_file_of_views_values_cannot_be_its_patches(
         ("--all --source . --series-uid 2.25.1 --output x", 2, "--series-uid is that of one"),
         ("--all --source . --output x", 1, "no slice './A/full_3mm/0003.dcm'"),
         ("--pair 0 --values FILE:none --output x.npy", 1, "has no dataset 'none'; expected: --val"),
-        ("--pair 0 --values no.h5:input --output x.npy", 1, "'no.h5' cannot be read: No such"),
+        ("--pair 0 --values no.h5:input --output x.npy", 1, "'no.h5': No such"),
         ("--pair 9 --source . --output x.nii", 1, "pair 9 of 5; expected: 0 to 4"),
     ],
 )
