@@ -12,13 +12,7 @@ from pydicom import Dataset
 
 from ctpatches.dicom.compressed import read_header
 from ctpatches.dicom.header import slice_of
-from ctpatches.dicom.slice_file import (
-    MAX_FILE_BYTES,
-    check_position,
-    opened,
-    parsing,
-    require,
-)
+from ctpatches.dicom.slice_file import check_position, opened, parsing, require
 from ctpatches.files import atomic_write, named_errors
 from ctpatches.messages import quoted
 from ctpatches.normalisation import AIR_HU
@@ -88,13 +82,11 @@ def write_dicom(
 def read_dataset(path: str, position_mm: float) -> Dataset:
     """Return the header of a source slice, every element of it decoded."""
     with opened("", path) as (descriptor, stamp):
-        require(stamp[0] <= MAX_FILE_BYTES, "is too large", f"at most {MAX_FILE_BYTES} bytes")
         data = os.pread(descriptor, stamp[0], 0)
     with parsing(path, "has a damaged header"):
         # From bytes in memory: whatever length a damaged file claims, no more is read.
         dataset, syntax, _ = read_header(data, tags=None)
-        for _ in dataset.iterall():  # decodes every element, so that any byte order can be written
-            pass
+        list(dataset.iterall())  # decodes every element, so that any byte order can be written
         one = slice_of(dataset, syntax, path)
         for name in ("SOPClassUID", "SOPInstanceUID"):
             require(bool(dataset.get(name)), f"no {name}", "a CT slice, which has one")

@@ -159,10 +159,8 @@ def _fill(text: str) -> float | str:
 def run(options: argparse.Namespace, program: str) -> None:
     """Write the slices; print what was written, and a warning about pixels without a patch."""
     form = _checked_format(options)
-    if options.fill is None:
-        fill = "air, -1024 HU" if form == "dicom" else "NaN"
-    else:
-        fill = "the input slice" if options.fill == "input" else f"{options.fill:g}"
+    words = {None: "air, -1024 HU" if form == "dicom" else "NaN", "input": "the input slice"}
+    fill = words.get(options.fill) or f"{options.fill:g}"
     values = _mapped(options.values) if options.values else None
     with opened(options.file) as file:
         outputs = _outputs(options, form, file, values)
@@ -238,8 +236,8 @@ def check_texts(series_uid: str | None, description: str) -> None:
 
 def _format_of(path: str) -> str:
     """Return the format that the name of a file is of; "" for a folder."""
-    found = [form for form, endings in FORMATS.items() if path.lower().endswith(endings)]
-    return found[0] if found else ""
+    forms = (form for form, endings in FORMATS.items() if path.lower().endswith(endings))
+    return next(forms, "")
 
 
 def _mapped(name: str) -> Any:

@@ -15,16 +15,7 @@ import numpy as np
 
 from ctpatches.dicom import fast_header
 from ctpatches.dicom.fast_header import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, NATIVE
-from ctpatches.dicom.slice_file import (
-    MAX_FILE_BYTES,
-    BadFile,
-    Slice,
-    Stamp,
-    opened,
-    parsing,
-    pydicom_reader,
-    require,
-)
+from ctpatches.dicom.slice_file import BadFile, Slice, Stamp, by_pydicom, opened, parsing, require
 from ctpatches.messages import quoted
 from ctpatches.normalisation import AIR_HU
 from ctpatches.schema import MAX_IMAGE_SIDE
@@ -65,8 +56,6 @@ def read_slice(root: str, file: str) -> Slice:
     """
     with opened(root, file) as (descriptor, stamp):
         size = stamp[0]
-        found = f"{size} bytes exceeds the limit"
-        require(size <= MAX_FILE_BYTES, found, f"at most {MAX_FILE_BYTES}")
         require(size > 0, "is empty", "a CT slice")  # as are files of /proc, which may have no end
         head = os.pread(descriptor, HEAD_BYTES, 0)
         if len(head) < size:
@@ -80,7 +69,7 @@ def _parse(file: str, data: bytes, stamp: Stamp) -> Slice:
     if plain := fast_header.read(data):
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
             return _slice_in(*plain, file, data, stamp)
-    compressed = pydicom_reader()
+    compressed = by_pydicom()
     with parsing(file, "has a damaged header"):
         header, syntax, offset = compressed.read_header(data)
         one = _slice_in(header, syntax, offset, file, data, stamp)

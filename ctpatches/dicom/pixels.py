@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.dicom.slice_file import Slice, pydicom_reader, read_part
+from ctpatches.dicom.slice_file import Slice, by_pydicom, read_part
 from ctpatches.normalisation import AIR_HU
 
 #: Image of every nth row and column, about 64 x 64 pixels, HU rounded.
@@ -22,7 +22,7 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
     """
     if one.pixel_offset is None:
         data = read_part(root, one, 0, one.stamp[0])
-        stored: NDArray[Any] = pydicom_reader().decode(data, one)
+        stored: NDArray[Any] = by_pydicom().decode(data, one)
     else:
         size = one.rows * one.columns * np.dtype(one.dtype).itemsize
         data = read_part(root, one, one.pixel_offset, size)

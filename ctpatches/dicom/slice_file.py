@@ -66,7 +66,7 @@ def require(condition: bool, found: str, expected: object) -> None:
         raise BadFile(f"{found}; expected: {expected}")
 
 
-def pydicom_reader() -> ModuleType:
+def by_pydicom() -> ModuleType:
     """Return the module that reads slices by pydicom, which many jobs need not even load."""
     from ctpatches.dicom import compressed
 
@@ -79,7 +79,10 @@ def opened(root: str, file: str) -> Iterator[tuple[int, Stamp]]:
     try:
         descriptor = open_regular(os.path.join(root, file))
         try:
-            yield descriptor, _stamp_of(descriptor)
+            stamp = _stamp_of(descriptor)
+            found = f"{stamp[0]} bytes exceeds the limit"
+            require(stamp[0] <= MAX_FILE_BYTES, found, f"at most {MAX_FILE_BYTES}")
+            yield descriptor, stamp
         finally:
             os.close(descriptor)
     except OSError as error:
