@@ -21,10 +21,11 @@ from ctpatches.dicom.header import read_slice
 from ctpatches.dicom.pixels import read_hu
 from ctpatches.dicom.slice_file import check_position, parsing
 from ctpatches.file import abbreviated
-from ctpatches.files import Invalid, atomic_folder, atomic_write, named_errors
+from ctpatches.files import Invalid, atomic_folder, atomic_write, named_errors, open_regular
 from ctpatches.messages import CallError, RunError, printable, quoted
 from ctpatches.schema import ROLES
 from ctpatches.stitching import UNITS, Image, check_pair, stitch
+from ctpatches.structure import open_hdf5
 from ctpatches.validation import ValidatedFile, opened
 
 #: Endings of the names of files, by format.
@@ -244,14 +245,13 @@ def _mapped(name: str) -> Any:
     """Return the array or the dataset of `--values`, from which only parts are read."""
     path, _, dataset = (name, "", "") if os.path.exists(name) else name.rpartition(":")
     path = path or name
-    with open(path, "rb"):  # else libraries report a missing file, each in its way
-        pass
+    os.close(open_regular(path))  # an error of the system says more than that of a library
     if not h5py.is_hdf5(path):
         with parsing(path, "cannot be read as .npy"):
             # Mapped: a shape larger than the file needs no memory.
             return np.lib.format.open_memmap(path, mode="r")
+    file = open_hdf5(path)
     with parsing(path, "cannot be read as HDF5"):
-        file = h5py.File(path)
         found = file.get(dataset or "/")
         has_views = dataset in ROLES and f"views/{dataset}" in file
         known = [quoted(key) for key, item in file.items() if isinstance(item, h5py.Dataset)]

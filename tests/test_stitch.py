@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -583,6 +584,16 @@ def test_the_slice_itself_may_be_named_but_not_another(
         (("FILE", "--pair", "0", "--scale", "0.8", "--output", "x.npy"), 1, "the file has: 1"),
         (("FILE", "--pair", "0", "--values", "no.npy", "--output", "x.npy"), 1, "No such file"),
         (
+            ("FILE", "--pair", "0", "--values", "PIPE", "--output", "x.npy"),
+            1,
+            "is not a regular file",
+        ),
+        (
+            ("FILE", "--pair", "0", "--values", "CUT:x", "--output", "x.npy"),
+            1,
+            "is not an HDF5 file, or was truncated",
+        ),
+        (
             ("FILE", "--pair", "0", "--values", "TEXT", "--output", "x.npy"),
             1,
             "cannot be read as .npy",
@@ -616,8 +627,11 @@ def test_a_wrong_call_ends_in_one_line(
     (tmp_path / "text").write_text("text")
     with h5py.File(tmp_path / "empty.h5", "w") as empty:
         empty["x"] = h5py.Empty("f4")
-    values = f"{tmp_path / 'empty.h5'}:x"
-    meant = {"FILE": file.path, "TEXT": tmp_path / "text", "EMPTY:x": values}
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "empty.h5").read_bytes()[:700])
+    os.mkfifo(tmp_path / "pipe")
+    meant: dict[str, object] = {"FILE": file.path}
+    meant |= {name.upper(): tmp_path / name for name in ("text", "pipe")}
+    meant |= {f"{name.upper()}:x": f"{tmp_path / name}.h5:x" for name in ("empty", "cut")}
     found, _, error = call(capsys, *(meant.get(word, word) for word in words))
     assert found == status
     assert error.startswith("ctpatches: error: ")
