@@ -718,3 +718,25 @@ def test_the_command_counts_the_pixels_that_it_clips(
     assert (pydicom.dcmread(tmp_path / "out.dcm").pixel_array == 4095).all()
     pixels = SHAPE[0] * SHAPE[1]
     assert f"clipped    {pixels} of {pixels} pixels to -1024 ... 3071 HU\n" in said
+
+
+def test_without_pydicom_and_nibabel_only_their_formats_are_missing(
+    make: Maker, tmp_path: Path
+) -> None:
+    file = make("--patch-size", "p42")
+    code = (
+        "import sys\n"
+        "sys.modules['pydicom'] = sys.modules['nibabel'] = None\n"  # as where neither is installed
+        "from ctpatches.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    without: list[str | Path] = [sys.executable, "-c", code]
+    stitched: list[str | Path] = [*without, "stitch", file.path, "--pair", "0", "--output"]
+    for words in ([*without, "info", file.path], [*without, "verify", file.path]):
+        assert run(words, tmp_path).status == 0
+    assert run([*stitched, "x.npy"], tmp_path).status == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), file.pairs[0].target - 1024.0)
+    for output, name in (("x.dcm", "DICOM"), ("x.nii", "NIfTI")):
+        ended = run([*stitched, output, "--source", file.root], tmp_path)
+        assert ended.status == 1
+        assert ended.err == f"ctpatches: error: {name} needs pydicom: pip install pydicom\n"
