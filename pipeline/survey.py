@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import augment
 import patching
 from ctpatches.checksums import pixel_digest
-from ctpatches.dicom.pixels import Sample, read_hu, sample_of
+from ctpatches.dicom.pixels import read_hu
 from ctpatches.dicom.slice_file import BadFile
 from ctpatches.normalisation import Statistics, statistics_of
 from pipeline import prefetch
@@ -33,7 +33,7 @@ class Survey:
 
     index: int  # of its task
     windows: Windows = field(default_factory=Windows)
-    samples: tuple[Sample, ...] = ()  # of the input, the target, and `SurveyTask.others`
+    samples: tuple[anatomy.Sample, ...] = ()  # of the input, the target, and `SurveyTask.others`
     statistics: Statistics | None = None
     digests: tuple[int, ...] = ()  # of the input and the target
     persons: frozenset[str] = frozenset()  # what identifies the person
@@ -108,7 +108,7 @@ def survey_pair(task: SurveyTask, config: Config) -> Survey:
             target = hu_of(pair.target) if config.air_threshold else None
             if config.anatomy_check != "off":
                 images_hu = itertools.chain(map(hu_of, slices), map(read, task.others))
-                out.samples = tuple(map(sample_of, images_hu))
+                out.samples = tuple(map(anatomy.sample_of, images_hu))
             elif any(one.pixel_offset is None for one in slices):  # whether they decode
                 for one in slices:
                     hu_of(one)

@@ -1,18 +1,14 @@
-"""Pixels of slices: stored values, HU, and samples for the anatomy check."""
+"""Pixels of slices: stored values and HU."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.dicom.slice_file import Slice, by_pydicom, read_part
 from ctpatches.normalisation import AIR_HU
-
-#: Image of every nth row and column, about 64 x 64 pixels, HU rounded.
-Sample: TypeAlias = NDArray[np.int16]
-SAMPLE_SIZE = 64
 
 
 def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
@@ -47,9 +43,3 @@ def to_hu(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
 def read_hu(root: str, one: Slice) -> NDArray[np.float32]:
     """Read a slice in HU, see `read_pixels`."""
     return to_hu(read_pixels(root, one), one)
-
-
-def sample_of(hu: NDArray[np.float32]) -> Sample:
-    """Return the sample of an image in HU."""
-    rows, columns = (max(1, pixels // SAMPLE_SIZE) for pixels in hu.shape)
-    return np.clip(np.rint(hu[::rows, ::columns]), -32768, 32767).astype(np.int16)
