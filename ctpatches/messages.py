@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 
 class ToolError(Exception):
@@ -54,19 +51,3 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
         one for one in folded if len(wanted) > 1 and wanted in one
     ]
     return f"; did you mean {' or '.join(folded[one] for one in near[:3])}?" if near else ""
-
-
-@contextlib.contextmanager
-def errors_naming(path: str | os.PathLike[str], problem: str) -> Iterator[None]:
-    """Turn an error of the system or of a library into one line that names the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # sources break rules in tags that do not matter here
-            yield
-    except ToolError:
-        raise
-    except OSError as error:
-        reason = error.strerror or printable(error)
-        raise RunError(f"{quoted(path)} {problem}: {reason}") from error
-    except Exception as error:  # its words stay out: they may quote any tag, names among them
-        raise RunError(f"{quoted(path)} {problem} ({type(error).__name__})") from error

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.files import atomic_write
-from ctpatches.messages import RunError, errors_naming, quoted
+from ctpatches.dicom_export import read_dataset
+from ctpatches.files import atomic_write, named_errors
+from ctpatches.messages import RunError, quoted
 from ctpatches.stitching import Image
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 #: Elements that give the geometry of a slice, and their numbers of values.
 NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
@@ -25,13 +22,15 @@ SAME = 1e-4
 MAX_DISPLACEMENT = 0.1
 
 
-def affine(slices: Sequence[Dataset], path: str) -> NDArray[np.float64]:
+def affine(sources: Iterable[tuple[str, float]], path: str) -> NDArray[np.float64]:
     """Return the affine map from indices (column, row, slice) to mm in the axes of NIfTI.
 
     It is that of PS3.3 C.7.6.2.1.1 with the axes x and y reversed: DICOM's point to the left and
     to the back of the patient, those of NIfTI to the right and to the front. `RunError` is raised
-    where the slices, given in order, have no such map; it names the path of the output.
+    where the slices, given in order by path and position, have no such map; it names the path of
+    the output.
     """
+    slices = [read_dataset(*source) for source in sources]
     for one in slices:
         for name, values in NEEDED.items():
             if name not in one or values != one[name].VM:
@@ -68,7 +67,7 @@ def write_nifti(volume: Image, to_mm: NDArray[np.float64], path: str) -> None:
     image.set_qform(to_mm, "scanner")
     image.header.set_xyzt_units("mm")
     with (
-        errors_naming(path, "cannot be written"),
+        named_errors(path),
         atomic_write(path) as partial,
         open(partial, "wb") as raw,
         # Level 1 as nibabel's own: noise hardly compresses any further. No time, for equal bytes.

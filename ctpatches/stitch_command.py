@@ -6,34 +6,87 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import sys
+import uuid
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
 from ctpatches.checksums import pixel_digest
+from ctpatches.dicom.header import read_slice
+from ctpatches.dicom.pixels import read_hu
+from ctpatches.dicom.slice_file import check_position, parsing
 from ctpatches.file import abbreviated
-from ctpatches.files import Invalid, atomic_folder, atomic_write
-from ctpatches.messages import CallError, RunError, errors_naming, printable, quoted
+from ctpatches.files import Invalid, atomic_folder, atomic_write, named_errors, open_regular
+from ctpatches.messages import CallError, RunError, printable, quoted
 from ctpatches.schema import ROLES
 from ctpatches.stitching import UNITS, Image, check_pair, stitch
+from ctpatches.structure import open_hdf5
 from ctpatches.validation import ValidatedFile, opened
 
 #: Endings of the names of files, by format.
 FORMATS = {"dicom": (".dcm", ".ima"), "npy": (".npy",), "nifti": (".nii.gz", ".nii")}
+#: A valid UID (PS3.5 9.1).
+UID = r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*"
 #: Beyond it no number can be a value to fill with, float32.
 MAX_FILL = 1e30
 
 
-class Series(NamedTuple):
-    """What becomes one output: the slices of a patient, or a single one of `--pair`."""
+@dataclass
+class Output:
+    """What is written as one: the slices of a patient, or a single one with `--pair`."""
 
+    options: argparse.Namespace
+    file: ValidatedFile
+    values: Any  # of `--values`; None for the patches in the file
     patient: str
     pairs: list[int]
     path: str
+    pixels: int = 0  # of the slices assembled so far
+    empty: int = 0  # those without a patch
+
+    def image(self, pair: int) -> Image:
+        """Return a slice, its pixels without a patch filled and counted."""
+        chosen = self.options
+        image = stitch(self.values, self.file, pair, chosen.role, chosen.scale, chosen.unit)
+        empty = np.isnan(image)
+        self.pixels += image.size
+        self.empty += int(empty.sum())
+        if chosen.fill is not None and empty.any():
+            fill = self._input_hu(pair, image.shape) if chosen.fill == "input" else chosen.fill
+            np.copyto(image, fill, where=empty)
+        return image
+
+    def source(self, pair: int, role: str = "") -> tuple[str, float]:
+        """Return the path of a source slice, by default of the output's, and its position."""
+        role = role or ("input" if self.options.values else self.options.role)
+        path = self.options.source
+        if os.path.isdir(path):
+            path = os.path.join(path, self.file.slice_file(role, pair))
+        if not os.path.isfile(path):
+            raise RunError(
+                f"no slice {quoted(path)}; name the slice itself with --source if it was moved, or "
+                "if its name is a pseudonym"
+            )
+        return path, float(self.file.values("pair/position_mm", pair))
+
+    def _input_hu(self, pair: int, shape: tuple[int, ...]) -> Image:
+        """Return the input slice, whose pixels must be those that the patches were cut from."""
+        path, position_mm = self.source(pair, "input")
+        one = read_slice("", path)
+        check_position(one, position_mm)
+        if (one.rows, one.columns) != shape:
+            found = f"{one.rows} x {one.columns} pixels"
+            raise RunError(f"{quoted(path)} has {found}; expected: {' x '.join(map(str, shape))}")
+        hu = read_hu("", one)
+        digest = "pair/input_digest"  # since format version 2
+        if self.file.version > 1 and pixel_digest(hu) != int(self.file.values(digest, pair)):
+            raise RunError(f"{quoted(path)} has other pixels than the patches were cut from")
+        return hu
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -107,14 +160,11 @@ def _fill(text: str) -> float | str:
 def run(options: argparse.Namespace, program: str) -> None:
     """Write the slices; print what was written, and a warning about pixels without a patch."""
     form = _checked_format(options)
-    if options.fill is None:
-        fill = "air, -1024 HU" if form == "dicom" else "NaN"
-    else:
-        fill = "the input slice" if options.fill == "input" else f"{options.fill:g}"
-    pixels = empty = 0
+    words = {None: "air, -1024 HU" if form == "dicom" else "NaN", "input": "the input slice"}
+    fill = words.get(options.fill) or f"{options.fill:g}"
     values = _mapped(options.values) if options.values else None
     with opened(options.file) as file:
-        outputs = _outputs(options, form, file)
+        outputs = _outputs(options, form, file, values)
         chosen = [pair for one in outputs for pair in one.pairs]
         _check_values(options, values, file, chosen)
         if file.config.get("nsplit", 1) != 1 and {0, file.pairs - 1} & {*chosen}:
@@ -122,22 +172,21 @@ def run(options: argparse.Namespace, program: str) -> None:
             hint = "patches and slices at its beginning and end may be in the files next to it"
             print(f"{program}: warning: {found}: {hint}", file=sys.stderr)
         for one in outputs:
-            slices = _Slices(options, file, values)
             if options.pair is None:
                 print(f"patient    {printable(one.patient)}, {len(one.pairs)} slices")
             if form == "dicom":
-                _write_dicom_slices(slices, one)
+                _write_dicom_slices(one)
             else:
-                _write_volume(slices, one, form)
-            if slices.empty:
-                share = slices.empty / slices.pixels
-                print(f"no patch   {slices.empty} of {slices.pixels} pixels ({share:.2%}): {fill}")
+                _write_volume(one, form)
+            if one.empty:
+                share = one.empty / one.pixels
+                print(f"no patch   {one.empty} of {one.pixels} pixels ({share:.2%}): {fill}")
             print(f"output     {printable(one.path)}", flush=True)
-            pixels, empty = pixels + slices.pixels, empty + slices.empty
+    empty = sum(one.empty for one in outputs)
     if empty and options.fill is None:
-        warning = f"{empty} of {pixels} pixels have no patch and are {fill}"
+        warning = f"{empty} of {sum(one.pixels for one in outputs)} pixels have no patch"
         hint = "--fill input takes them from the input slices"
-        print(f"{program}: warning: {warning}; {hint}", file=sys.stderr)
+        print(f"{program}: warning: {warning} and are {fill}; {hint}", file=sys.stderr)
 
 
 def _checked_format(options: argparse.Namespace) -> str:
@@ -168,31 +217,41 @@ def _checked_format(options: argparse.Namespace) -> str:
     if options.series_uid and options.all:
         raise CallError("--series-uid is that of one series; expected: --pair or --patient")
     if form == "dicom":
-        from ctpatches.dicom_export import check_texts
-
         check_texts(options.series_uid, options.description)
         options.unit = "hu"
     return form
 
 
+def check_texts(series_uid: str | None, description: str) -> None:
+    """Refuse a series UID or a description that is not valid in the header of every slice.
+
+    A slice may have any character set, and a backslash separates two values (PS3.5 6.2).
+    """
+    for name, text, pattern, expected in (
+        ("series UID", series_uid, UID, "digits and dots, as in 2.25.1234"),
+        ("description", description, r"[ -\[\]-~]*", "plain ASCII without backslash"),
+    ):
+        if text is not None and (len(text) > 64 or not re.fullmatch(pattern, text)):
+            raise CallError(f"{name} {quoted(text)}; expected: up to 64 characters, {expected}")
+
+
 def _format_of(path: str) -> str:
     """Return the format that the name of a file is of; "" for a folder."""
-    found = [form for form, endings in FORMATS.items() if path.lower().endswith(endings)]
-    return found[0] if found else ""
+    forms = (form for form, endings in FORMATS.items() if path.lower().endswith(endings))
+    return next(forms, "")
 
 
 def _mapped(name: str) -> Any:
     """Return the array or the dataset of `--values`, from which only parts are read."""
     path, _, dataset = (name, "", "") if os.path.exists(name) else name.rpartition(":")
     path = path or name
-    with errors_naming(path, "cannot be read"), open(path, "rb"):
-        pass
+    os.close(open_regular(path))  # an error of the system says more than that of a library
     if not h5py.is_hdf5(path):
-        with errors_naming(path, "cannot be read as .npy"):
+        with parsing(path, "cannot be read as .npy"):
             # Mapped: a shape larger than the file needs no memory.
             return np.lib.format.open_memmap(path, mode="r")
-    with errors_naming(path, "cannot be read as HDF5"):
-        file = h5py.File(path)
+    file = open_hdf5(path)
+    with parsing(path, "cannot be read as HDF5"):
         found = file.get(dataset or "/")
         has_views = dataset in ROLES and f"views/{dataset}" in file
         known = [quoted(key) for key, item in file.items() if isinstance(item, h5py.Dataset)]
@@ -204,7 +263,9 @@ def _mapped(name: str) -> Any:
     raise RunError(f"{quoted(path)} has no dataset {quoted(dataset)}; expected: {expected}")
 
 
-def _outputs(options: argparse.Namespace, form: str, file: ValidatedFile) -> list[Series]:
+def _outputs(
+    options: argparse.Namespace, form: str, file: ValidatedFile, values: Any
+) -> list[Output]:
     """Return what becomes an output; those that exist are refused without `--overwrite`."""
     if options.pair is not None:
         check_pair(file, options.pair)
@@ -225,7 +286,7 @@ def _outputs(options: argparse.Namespace, form: str, file: ValidatedFile) -> lis
             path = os.path.join(path, f"{patient}{ending}")
         if os.path.lexists(path) and not options.overwrite:
             raise CallError(f"--output {quoted(path)} exists; add --overwrite to replace it")
-        out.append(Series(patient, rows, path))
+        out.append(Output(options, file, values, patient, rows, path))
     return out
 
 
@@ -243,108 +304,47 @@ def _check_values(
     raise RunError(f"{quoted(options.values)} {problem}")
 
 
-@dataclass
-class _Slices:
-    """Assembles slices, fills pixels without a patch and counts them."""
-
-    options: argparse.Namespace
-    file: ValidatedFile
-    values: Any
-    pixels: int = 0
-    empty: int = 0
-
-    def image(self, pair: int) -> Image:
-        """Return a slice."""
-        one = self.options
-        image = stitch(self.values, self.file, pair, one.role, one.scale, one.unit)
-        empty = np.isnan(image)
-        self.pixels += image.size
-        self.empty += int(empty.sum())
-        if one.fill is not None and empty.any():
-            fill = self._input_hu(pair, image.shape) if one.fill == "input" else one.fill
-            np.copyto(image, fill, where=empty)
-        return image
-
-    def source(self, pair: int, role: str = "") -> tuple[str, float]:
-        """Return the path of a source slice, by default of the output's, and its position."""
-        role = role or ("input" if self.options.values else self.options.role)
-        path = self.options.source
-        if os.path.isdir(path):
-            path = os.path.join(path, self.file.slice_file(role, pair))
-        if not os.path.isfile(path):
-            raise RunError(
-                f"no slice {quoted(path)}; name the slice itself with --source if it was moved, or "
-                "if its name is a pseudonym"
-            )
-        return path, float(self.file.values("pair/position_mm", pair))
-
-    def _input_hu(self, pair: int, shape: tuple[int, ...]) -> Image:
-        """Return the input slice, whose pixels must be those that the patches were cut from."""
-        from ctpatches.dicom_export import read_hu
-
-        path, position_mm = self.source(pair, "input")
-        hu = read_hu(path, shape, position_mm)
-        digest = "pair/input_digest"  # since format version 2
-        if self.file.version > 1 and pixel_digest(hu) != int(self.file.values(digest, pair)):
-            raise RunError(f"{quoted(path)} has other pixels than the patches were cut from")
-        return hu
-
-
-def _write_dicom_slices(slices: _Slices, one: Series) -> None:
+def _write_dicom_slices(one: Output) -> None:
     """Write DICOM files, one at a time, as a series of its own; print its UID."""
-    from ctpatches.dicom_export import write_dicom
+    from ctpatches.dicom_export import write_dicom  # here: needs pydicom
 
-    options, single = slices.options, slices.options.pair is not None
-    uid = options.series_uid
+    options, single = one.options, one.options.pair is not None
+    series_uid = options.series_uid or f"2.25.{uuid.uuid4().int}"  # PS3.5 B.2
     place = os.path.dirname(one.path) if single else one.path
-    sources = [slices.source(pair) for pair in one.pairs]
-    names = [os.path.basename(one.path if single else source) for source, _ in sources]
-    for name, (source, _) in zip(names, sources, strict=True):
-        if os.path.realpath(source) == os.path.realpath(os.path.join(place, name)):
+    sources = [one.source(pair) for pair in one.pairs]
+    names = [os.path.basename(one.path if single else path) for path, _ in sources]
+    for name, (path, _) in zip(names, sources, strict=True):
+        if os.path.realpath(path) == os.path.realpath(os.path.join(place, name)):
             raise CallError(f"--output {quoted(options.output)} is the source slice; name another")
     if not single and os.path.isdir(place) and (others := set(os.listdir(place)) - set(names)):
         found = quoted(os.path.join(place, min(others)))
         raise RunError(f"{found} is not of this series; remove it, or name another --output")
     clipped: Counter[tuple[float, float]] = Counter()
     with contextlib.nullcontext(place) if single else atomic_folder(place) as folder:
-        for pair, name, (source, position_mm) in zip(one.pairs, names, sources, strict=True):
-            written = write_dicom(
-                slices.image(pair),
-                source,
-                os.path.join(folder, name),
-                description=options.description,
-                series_uid=uid,
-                position_mm=position_mm,
-            )
-            uid = written.series_uid
-            clipped[written.low_hu, written.high_hu] += written.clipped
+        for pair, name, source in zip(one.pairs, names, sources, strict=True):
+            path = os.path.join(folder, name)
+            clipped += write_dicom(one.image(pair), *source, path, series_uid, options.description)
     if single:
         print(f"slice      {printable(sources[0][0])}")
-    print(f"series     {uid}")
+    print(f"series     {series_uid}")
     for (low, high), pixels in clipped.items():
-        if pixels:
-            print(f"clipped    {pixels} of {slices.pixels} pixels to {low:g} ... {high:g} HU")
+        print(f"clipped    {pixels} of {one.pixels} pixels to {low:g} ... {high:g} HU")
 
 
-def _write_volume(slices: _Slices, one: Series, form: str) -> None:
+def _write_volume(one: Output, form: str) -> None:
     """Write slices in the order of their positions as one .npy or NIfTI file."""
-    shapes = slices.file.view_shape(np.array(one.pairs), slices.options.scale)
+    shapes = one.file.view_shape(np.array(one.pairs), one.options.scale)
     if (shapes != shapes[:, :1]).any():
         raise RunError(f"slices of {quoted(one.patient)} differ in size; write DICOM")
     if form == "nifti":
-        from ctpatches.dicom_export import read_slice
-        from ctpatches.nifti_export import affine, write_nifti
+        from ctpatches.nifti_export import affine, write_nifti  # here: needs pydicom, nibabel
 
-        to_mm = affine([read_slice(*slices.source(pair)) for pair in one.pairs], one.path)
+        to_mm = affine([one.source(pair) for pair in one.pairs], one.path)
     volume = np.empty((len(one.pairs), *shapes[:, 0]), np.float32)
     for at, pair in enumerate(one.pairs):
-        volume[at] = slices.image(pair)
+        volume[at] = one.image(pair)
     if form == "nifti":
         write_nifti(volume, to_mm, one.path)
         return
-    with (
-        errors_naming(one.path, "cannot be written"),
-        atomic_write(one.path) as partial,
-        open(partial, "wb") as file,
-    ):
-        np.save(file, volume if slices.options.pair is None else volume[0])
+    with named_errors(one.path), atomic_write(one.path) as partial, open(partial, "wb") as file:
+        np.save(file, volume if one.options.pair is None else volume[0])

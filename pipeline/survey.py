@@ -14,7 +14,7 @@ import numpy as np
 import augment
 import patching
 from ctpatches.checksums import pixel_digest
-from ctpatches.dicom.pixels import Reader, Sample
+from ctpatches.dicom.pixels import read_hu
 from ctpatches.dicom.slice_file import BadFile
 from ctpatches.normalisation import Statistics, statistics_of
 from pipeline import prefetch
@@ -34,7 +34,7 @@ class Survey:
 
     index: int  # of its task
     windows: Windows = field(default_factory=Windows)
-    samples: tuple[Sample, ...] = ()  # of the input, the target, and `SurveyTask.others`
+    samples: tuple[anatomy.Sample, ...] = ()  # of the input, the target, and `SurveyTask.others`
     statistics: Statistics | None = None
     digests: tuple[int, ...] = ()  # of the input and the target
     persons: frozenset[str] = frozenset()  # what identifies the person
@@ -95,28 +95,29 @@ def _target_shape(task: SurveyTask) -> tuple[int, int]:
 
 def survey_batch(tasks: Sequence[SurveyTask], config: Config) -> list[Survey]:
     """Survey pairs with targets of one shape; what is wrong with files is found, not raised."""
-    surveys, targets = [], []
     with step("plan"):
-        for task in tasks:
-            survey, target = survey_pixels(task, config)
-            surveys.append(survey)
-            if task.chosen and not survey.problem:
-                targets.append(target)
-        windows = iter(plan_pairs(_target_shape(tasks[0]), config, targets))
-        for task, survey in zip(tasks, surveys, strict=True):
-            if task.chosen and not survey.problem:
-                survey.windows = next(windows)
-    return surveys
+        found = [survey_pixels(task, config) for task in tasks]
+        good = [
+            one
+            for task, one in zip(tasks, found, strict=True)
+            if task.chosen and not one[0].problem
+        ]
+        targets = [target for _, target in good]
+        windows = plan_pairs(_target_shape(tasks[0]), config, targets)
+        for (survey, _), own in zip(good, windows, strict=True):
+            survey.windows = own
+    return [survey for survey, _ in found]
 
 
 def survey_pixels(task: SurveyTask, config: Config) -> tuple[Survey, Image | None]:
     """Survey one pair but for its windows; also return its target, HU, if these depend on it."""
-    out, reader = Survey(task.index), Reader(config.input_folder)
+    out, read = Survey(task.index), functools.partial(read_hu, config.input_folder)
+    hu_of = functools.cache(read)  # of both slices, each read at most once
     pair, slices = task.pair, (task.pair.input, task.pair.target)
     target = None
     try:
         if task.identify:
-            images = [reader.hu(one) for one in slices]
+            images = [hu_of(one) for one in slices]
             out.digests = tuple(map(pixel_digest, images))
             both = zip(images, out.digests, strict=True)
             # A constant image identifies nobody.
@@ -125,17 +126,18 @@ def survey_pixels(task: SurveyTask, config: Config) -> tuple[Survey, Image | Non
         if not task.chosen:
             return out, None
         if config.dry_run:
-            images = [reader.hu(one) for one in slices]
+            images = [hu_of(one) for one in slices]
             out.ranges = tuple((float(image.min()), float(image.max())) for image in images)
         if config.normalization_type.startswith("dataset"):
-            out.statistics = statistics_of(reader.hu(pair.input))
+            out.statistics = statistics_of(hu_of(pair.input))
         if config.air_threshold:
-            target = reader.hu(pair.target)
+            target = hu_of(pair.target)
         if config.anatomy_check != "off":
-            out.samples = tuple(map(reader.sample, (*slices, *task.others)))
+            images_hu = itertools.chain(map(hu_of, slices), map(read, task.others))
+            out.samples = tuple(map(anatomy.sample_of, images_hu))
         elif any(one.pixel_offset is None for one in slices):  # whether they decode
             for one in slices:
-                reader.hu(one)
+                hu_of(one)
     except BadFile as error:
         out.problem = LeftOut(pair.patient, (error.file,), error.reason, BAD)
     return out, target

@@ -35,7 +35,7 @@ EARLIER = b"weeks of work"
 #: The function that is broken for a step: module and name. Those of the tool's work on one pair.
 STEPS = {
     "finding": ("pipeline.cohort.patients", "read_headers"),
-    "planning": ("ctpatches.dicom.pixels", "Reader.sample"),
+    "planning": ("pipeline.cohort.anatomy", "sample_of"),
     "reading": ("pipeline.filling", "read_pixels"),
     "patching": ("patching", "make_block"),
     "writing": ("ctpatches.blocks", "Block.write"),

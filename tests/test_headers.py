@@ -17,6 +17,7 @@ from pydicom.uid import (
 )
 
 from ctpatches.dicom import header, pixels
+from pipeline.cohort.anatomy import sample_of
 from tests.fuzz import Element, compare_headers, compare_with_pydicom
 from tests.scans import SHAPE, phantom, write_slice
 
@@ -135,5 +136,5 @@ def test_pixels_equal_those_of_pydicom(tmp_path, syntax, bits, vr, signed):
             str(tmp_path), one := header.read_slice(str(tmp_path), path.name)
         )
         np.testing.assert_array_equal(found, expected)
-        sample = pixels.sample_of(pixels.read_hu(str(tmp_path), one))
+        sample = sample_of(pixels.read_hu(str(tmp_path), one))
         np.testing.assert_array_equal(sample, np.clip(expected.astype(int) - 1024, -32768, 32767))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -29,7 +30,8 @@ from pydicom.uid import (
 
 from ctpatches import __main__ as command
 from ctpatches import stitch
-from ctpatches.dicom_export import Derived, check_texts, write_dicom
+from ctpatches.dicom_export import write_dicom
+from ctpatches.stitch_command import check_texts
 from ctpatches.stitching import blend
 from pipeline.options import PATCH_OVERLAPS
 from tests.editing import edit
@@ -328,8 +330,11 @@ KEPT = (
 )
 
 
-def derive(image: NDArray[np.float32], source: Path, out: Path, **options: Any) -> Derived:
-    return write_dicom(image, str(source), str(out), **{"description": "test", **options})
+def derive(
+    image: NDArray[np.float32], source: Path, out: Path, description: str = "test"
+) -> dict[tuple[float, float], int]:
+    """Write a slice of the series 2.25.7; return the pixels that were clipped, by range."""
+    return write_dicom(image, str(source), math.nan, str(out), "2.25.7", description)
 
 
 def stored_image(dtype: type = np.uint16, shape: tuple[int, int] = (7, 9)) -> NDArray[Any]:
@@ -349,15 +354,15 @@ def test_a_derived_slice_is_the_source_with_new_pixels(syntax: Any, tmp_path: Pa
     path = write_slice(tmp_path / "source.dcm", stored, z=12.5, syntax=syntax, **TAGS)
     before = path.read_bytes()
     image = np.linspace(-1024, 3071, stored.size, dtype=np.float32).round().reshape(64, 72)
-    written = derive(image, path, tmp_path / "new" / "out.dcm", description="denoised")
-    assert written[1:] == (0, -1024, 3071)
+    clipped = derive(image, path, tmp_path / "new" / "out.dcm", description="denoised")
+    assert clipped == {(-1024, 3071): 0}
     source, derived = pydicom.dcmread(path), pydicom.dcmread(tmp_path / "new" / "out.dcm")
     np.testing.assert_array_equal(derived.pixel_array.astype(float) - 1024, image)
     for name in KEPT:
         assert derived[name].value == source[name].value, name
     assert str(derived.PatientName) == "Zoë^Ünal"
     assert list(derived.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "KERNEL"]
-    assert derived.SeriesInstanceUID == written.series_uid != source.SeriesInstanceUID
+    assert derived.SeriesInstanceUID == "2.25.7" != source.SeriesInstanceUID
     assert derived.SOPInstanceUID == derived.file_meta.MediaStorageSOPInstanceUID
     assert derived.SOPInstanceUID != source.SOPInstanceUID
     assert derived.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
@@ -387,19 +392,19 @@ def test_hu_beyond_what_can_be_stored_are_clipped_and_counted_and_nan_is_air(
         path = write_slice(tmp_path / "s.dcm", stored_image(dtype), intercept=-2000)
         hu = np.zeros((7, 9), np.float32)
         hu[0, :3] = -1e6, 1e6, np.nan
-        written = derive(hu, path, tmp_path / "out.dcm")
+        clipped = derive(hu, path, tmp_path / "out.dcm")
         found = pydicom.dcmread(tmp_path / "out.dcm").pixel_array
         assert found[0, :4].tolist() == [*ends, 976, 2000]
-        assert written[1:] == (2, ends[0] - 2000, ends[1] - 2000)
+        assert clipped == {(ends[0] - 2000, ends[1] - 2000): 2}
 
 
 def test_rounding_is_not_clipping_but_air_that_cannot_be_stored_is(tmp_path: Path) -> None:
     path = write_slice(tmp_path / "s.dcm", stored_image(), slope=-0.5, intercept=1100)
     hu = np.full((7, 9), 1100.2, np.float32)
     hu[0, 0] = -947.7  # rounds to the last value
-    assert derive(hu, path, tmp_path / "out.dcm")[1:] == (0, -947.5, 1100)
+    assert derive(hu, path, tmp_path / "out.dcm") == {(-947.5, 1100): 0}
     hu[0, :2] = np.nan, 1100.3  # rounds to -1
-    assert derive(hu, path, tmp_path / "out.dcm").clipped == 2
+    assert derive(hu, path, tmp_path / "out.dcm") == {(-947.5, 1100): 2}
 
 
 def test_a_source_that_breaks_rules_in_other_tags_will_do(tmp_path: Path) -> None:
@@ -413,12 +418,24 @@ def test_a_source_that_breaks_rules_in_other_tags_will_do(tmp_path: Path) -> Non
 
 def test_slices_may_share_a_series(tmp_path: Path) -> None:
     path = write_slice(tmp_path / "s.dcm", stored_image())
-    image = np.zeros((7, 9), np.float32)
-    uid = derive(image, path, tmp_path / "1.dcm").series_uid
-    assert derive(image, path, tmp_path / "2.dcm", series_uid=uid).series_uid == uid
-    assert derive(image, path, tmp_path / "3.dcm").series_uid != uid
-    uids = {pydicom.dcmread(tmp_path / f"{i}.dcm").SOPInstanceUID for i in (1, 2, 3)}
-    assert len(uids) == 3
+    for number in range(3):
+        derive(np.zeros((7, 9), np.float32), path, tmp_path / f"{number}.dcm")
+    made = [pydicom.dcmread(tmp_path / f"{number}.dcm") for number in range(3)]
+    assert {one.SeriesInstanceUID for one in made} == {"2.25.7"}
+    assert len({one.SOPInstanceUID for one in made}) == 3
+
+
+def test_every_call_without_a_series_uid_makes_a_new_valid_one(
+    make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = make("--patch-size", "p42"), tmp_path / "out.dcm"
+    uids = set()
+    for _ in range(2):
+        words = (file.path, "--pair", 0, "--source", file.root, "--output", out, "--overwrite")
+        assert call(capsys, *words)[0] == 0
+        uids.add(pydicom.dcmread(out).SeriesInstanceUID)
+    assert len(uids) == 2
+    assert all(uid.is_valid for uid in uids)
 
 
 def test_a_wrong_shape_text_or_source_is_refused(tmp_path: Path) -> None:
@@ -567,6 +584,16 @@ def test_the_slice_itself_may_be_named_but_not_another(
         (("FILE", "--pair", "0", "--scale", "0.8", "--output", "x.npy"), 1, "the file has: 1"),
         (("FILE", "--pair", "0", "--values", "no.npy", "--output", "x.npy"), 1, "No such file"),
         (
+            ("FILE", "--pair", "0", "--values", "PIPE", "--output", "x.npy"),
+            1,
+            "is not a regular file",
+        ),
+        (
+            ("FILE", "--pair", "0", "--values", "CUT:x", "--output", "x.npy"),
+            1,
+            "is not an HDF5 file, or was truncated",
+        ),
+        (
             ("FILE", "--pair", "0", "--values", "TEXT", "--output", "x.npy"),
             1,
             "cannot be read as .npy",
@@ -583,7 +610,7 @@ def test_the_slice_itself_may_be_named_but_not_another(
         ),
         (("none.h5", "--pair", "0", "--output", "x.npy"), 1, "'none.h5': No such file"),
         (("TEXT", "--pair", "0", "--output", "x.npy"), 1, "is not an HDF5 file"),
-        (("FILE", "--pair", "0", "--output", "/dev/null/x.npy"), 1, "cannot be written"),
+        (("FILE", "--pair", "0", "--output", "/dev/null/x.npy"), 1, "cannot write"),
     ],
 )
 def test_a_wrong_call_ends_in_one_line(
@@ -600,8 +627,11 @@ def test_a_wrong_call_ends_in_one_line(
     (tmp_path / "text").write_text("text")
     with h5py.File(tmp_path / "empty.h5", "w") as empty:
         empty["x"] = h5py.Empty("f4")
-    values = f"{tmp_path / 'empty.h5'}:x"
-    meant = {"FILE": file.path, "TEXT": tmp_path / "text", "EMPTY:x": values}
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "empty.h5").read_bytes()[:700])
+    os.mkfifo(tmp_path / "pipe")
+    meant: dict[str, object] = {"FILE": file.path}
+    meant |= {name.upper(): tmp_path / name for name in ("text", "pipe")}
+    meant |= {f"{name.upper()}:x": f"{tmp_path / name}.h5:x" for name in ("empty", "cut")}
     found, _, error = call(capsys, *(meant.get(word, word) for word in words))
     assert found == status
     assert error.startswith("ctpatches: error: ")
@@ -688,3 +718,25 @@ def test_the_command_counts_the_pixels_that_it_clips(
     assert (pydicom.dcmread(tmp_path / "out.dcm").pixel_array == 4095).all()
     pixels = SHAPE[0] * SHAPE[1]
     assert f"clipped    {pixels} of {pixels} pixels to -1024 ... 3071 HU\n" in said
+
+
+def test_without_pydicom_and_nibabel_only_their_formats_are_missing(
+    make: Maker, tmp_path: Path
+) -> None:
+    file = make("--patch-size", "p42")
+    code = (
+        "import sys\n"
+        "sys.modules['pydicom'] = sys.modules['nibabel'] = None\n"  # as where neither is installed
+        "from ctpatches.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    without: list[str | Path] = [sys.executable, "-c", code]
+    stitched: list[str | Path] = [*without, "stitch", file.path, "--pair", "0", "--output"]
+    for words in ([*without, "info", file.path], [*without, "verify", file.path]):
+        assert run(words, tmp_path).status == 0
+    assert run([*stitched, "x.npy"], tmp_path).status == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), file.pairs[0].target - 1024.0)
+    for output, name in (("x.dcm", "DICOM"), ("x.nii", "NIfTI")):
+        ended = run([*stitched, output, "--source", file.root], tmp_path)
+        assert ended.status == 1
+        assert ended.err == f"ctpatches: error: {name} needs pydicom: pip install pydicom\n"

@@ -1,7 +1,4 @@
-"""Decoding compressed and Deflated slices, and limits that hold before anything is decoded.
-
-Imported only for slices that need pydicom: many jobs have none.
-"""
+"""Decoding compressed and Deflated slices, and limits that hold before anything is decoded."""
 
 from __future__ import annotations
 
@@ -36,32 +33,32 @@ _FRAGILE = "gdcm"
 MAX_CPU_S = 20
 
 
-def read_header(data: bytes, tags: list[str] | None = TAGS) -> tuple[Dataset, str, int]:
+def read_header(data: bytes, tags: list[str] | None = TAGS) -> tuple[Dataset, UID, int]:
     """Return a header, its transfer syntax, and where it ends, from the first bytes of a file.
 
     `tags` None reads all elements.
     """
     stream = io.BytesIO(data)
     try:
-        check_inflated(data)
+        _check_inflated(data)
         dataset = dcmread(stream, stop_before_pixels=True, specific_tags=tags)
     except InvalidDicomError:
         raise BadFile("is not a DICOM file; expected: a CT slice") from None
     return dataset, UID(dataset.file_meta.get("TransferSyntaxUID", "")), stream.tell()
 
 
-def check_decoder(syntax: str) -> None:
+def check_decoder(syntax: UID) -> None:
     """Refuse a transfer syntax that cannot be decoded here, before any work is done."""
     try:
-        available = get_decoder(UID(syntax)).is_available
+        available = get_decoder(syntax).is_available
     except NotImplementedError:
         available = False
-    name = printable(UID(syntax).name[:64] if syntax else "missing")
+    name = printable(syntax.name[:64] if syntax else "missing")
     found = f"transfer syntax {name}, which no decoder reads"
     require(available, found, "install requirements.txt")
 
 
-def check_inflated(data: bytes) -> None:
+def _check_inflated(data: bytes) -> None:
     """Refuse a Deflated file that would grow beyond the limit, without inflating all of it."""
     if DEFLATED.encode() not in data:
         return
@@ -82,10 +79,17 @@ def check_inflated(data: bytes) -> None:
 def decode(data: bytes, one: Slice) -> NDArray[Any]:
     """Decode a compressed or Deflated slice, given its file."""
     with parsing(one.file, "has pixels that do not decode"):
-        check_inflated(data)
+        before, syntax, _ = read_header(data)
         dataset = dcmread(io.BytesIO(data))
-        _check_before_decoding(one, data, dataset)
-        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        if "PixelData" not in dataset:
+            raise BadFile("has pixels that do not decode: the file ends before they do")
+        # Elements behind the pixels are read only now, and may repeat some of the header.
+        same = all(before.get_item(tag) == dataset.get_item(tag) for tag in TAGS)
+        require(same, "elements of the header lie behind the pixels", "only before")
+        if syntax not in (*NATIVE, DEFLATED):
+            frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+            _check_frame(one, frame, syntax)
+        decoder = get_decoder(syntax)
         plugin = next((p for p in _DECODERS if p in decoder.available_plugins), "")
         if plugin == _FRAGILE:
             array = _decode_in_subprocess(one, dataset, decoder)
@@ -117,18 +121,8 @@ def _decode_in_subprocess(one: Slice, dataset: Dataset, decoder: Decoder) -> NDA
     return array
 
 
-def _check_before_decoding(one: Slice, data: bytes, dataset: Dataset) -> None:
-    """Refuse a header that goes on behind the pixels, and a frame larger than the header says."""
-    if "PixelData" not in dataset:
-        raise BadFile("has pixels that do not decode: the file ends before they do")
-    # Elements behind the pixels are read only now, and may repeat some of the header.
-    before = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=TAGS)
-    same = all(before.get_item(tag) == dataset.get_item(tag) for tag in TAGS)
-    require(same, "elements of the header lie behind the pixels", "only before")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in (*NATIVE, DEFLATED):
-        return
-    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+def _check_frame(one: Slice, frame: bytes, syntax: str) -> None:
+    """Refuse a compressed frame that is larger than the header says."""
     if syntax == RLELossless:
         # A header of 64 bytes, and a segment for each byte of a pixel (PS3.5 annex G).
         pixels = one.rows * one.columns

@@ -18,8 +18,6 @@ EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE = (EXPLICIT_LITTLE, IMPLICIT_LITTLE, EXPLICIT_BIG)
 PIXEL_DATA = 0x7FE00010
-#: File Meta Information Group Length, the first element of a file.
-_GROUP_LENGTH = 0x00020000
 
 _ELEMENT = struct.Struct("<HH2sH")
 _LONG = struct.Struct("<L")
@@ -85,52 +83,42 @@ def read(data: bytes) -> tuple[dict[str, Any], str, int] | None:
 
     `data` is the beginning of a file. None where anything is unusual: another transfer syntax, a
     sequence of undefined length, a value that is not as its value representation says, or the end
-    of `data` before the pixels.
+    of `data` before the pixels. The group of an element alone decides whether it belongs to the
+    File Meta Information, as for pydicom: its length may be wrong.
     """
     if data[128:132] != b"DICM" or data[132:140] != b"\2\0\0\0UL\4\0":
         return None
     out: dict[str, Any] = {}
+    at, last = 144, 0x00020000  # behind File Meta Information Group Length, the first element
     try:
-        offset = _read_elements(data, 144, out)
+        while True:
+            group, element, vr, length = _ELEMENT.unpack_from(data, at)
+            tag = group << 16 | element
+            if tag == PIXEL_DATA:
+                break
+            # Not in ascending order, hence perhaps repeated; or other elements of group 7FE0
+            # (PS3.3 C.7.6.3): their offset tables and floating-point pixels.
+            if tag <= last or group >= PIXEL_DATA >> 16:
+                return None
+            start = at + 8
+            if vr in _LONG_VRS:
+                (length,) = _LONG.unpack_from(data, start)
+                start += 4
+            elif vr not in _SHORT_VRS:
+                return None
+            last, at = tag, start + length
+            if at > len(data):  # an undefined length, or more than there is
+                return None
+            if tag in _TAGS:
+                name, expected = _TAGS[tag]
+                if vr not in expected:
+                    return None
+                out[name] = _value(vr, data[start:at])
     except (ValueError, struct.error):
         return None
     syntax = out.get("TransferSyntaxUID", "")
     usual = syntax == EXPLICIT_LITTLE and out.get("SpecificCharacterSet", "") in _CHARACTER_SETS
-    return (out, syntax, offset) if usual else None
-
-
-def _read_elements(data: bytes, at: int, out: dict[str, Any]) -> int:
-    """Read the elements before Pixel Data, and return where that begins.
-
-    The group of an element alone decides whether it belongs to the File Meta Information, as for
-    pydicom: its length may be wrong.
-    """
-    last = _GROUP_LENGTH
-    while True:
-        group, element, vr, length = _ELEMENT.unpack_from(data, at)
-        tag = group << 16 | element
-        if tag == PIXEL_DATA:
-            return at
-        # Not in ascending order, hence perhaps repeated; or other elements of group 7FE0 (PS3.3
-        # C.7.6.3): their offset tables and floating-point pixels.
-        if tag <= last or group >= PIXEL_DATA >> 16:
-            raise ValueError
-        last = tag
-        at += 8
-        if vr in _LONG_VRS:
-            (length,) = _LONG.unpack_from(data, at)
-            at += 4
-        elif vr not in _SHORT_VRS:
-            raise ValueError
-        end = at + length
-        if end > len(data):  # an undefined length, or more than there is
-            raise ValueError
-        if tag in _TAGS:
-            name, expected = _TAGS[tag]
-            if vr not in expected:
-                raise ValueError
-            out[name] = _value(vr, data[at:end])
-        at = end
+    return (out, syntax, at) if usual else None
 
 
 def _value(vr: bytes, raw: bytes) -> Any:

@@ -15,15 +15,7 @@ import numpy as np
 
 from ctpatches.dicom import fast_header
 from ctpatches.dicom.fast_header import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, NATIVE
-from ctpatches.dicom.slice_file import (
-    MAX_FILE_BYTES,
-    BadFile,
-    Slice,
-    Stamp,
-    opened,
-    parsing,
-    require,
-)
+from ctpatches.dicom.slice_file import BadFile, Slice, Stamp, by_pydicom, opened, parsing, require
 from ctpatches.messages import quoted
 from ctpatches.normalisation import AIR_HU
 from ctpatches.schema import MAX_IMAGE_SIDE
@@ -64,8 +56,6 @@ def read_slice(root: str, file: str) -> Slice:
     """
     with opened(root, file) as (descriptor, stamp):
         size = stamp[0]
-        found = f"{size} bytes exceeds the limit"
-        require(size <= MAX_FILE_BYTES, found, f"at most {MAX_FILE_BYTES}")
         require(size > 0, "is empty", "a CT slice")  # as are files of /proc, which may have no end
         head = os.pread(descriptor, HEAD_BYTES, 0)
         if len(head) < size:
@@ -79,13 +69,11 @@ def _parse(file: str, data: bytes, stamp: Stamp) -> Slice:
     if plain := fast_header.read(data):
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
             return _slice_in(*plain, file, data, stamp)
-
-    from ctpatches.dicom.compressed import check_decoder, read_header
-
+    compressed = by_pydicom()
     with parsing(file, "has a damaged header"):
-        header, syntax, offset = read_header(data)
+        header, syntax, offset = compressed.read_header(data)
         one = _slice_in(header, syntax, offset, file, data, stamp)
-        check_decoder(syntax)
+        compressed.check_decoder(syntax)
         return one
 
 
@@ -240,7 +228,10 @@ def _padding_range(
 
 
 def _persons(header: Header) -> tuple[str, ...]:
-    """Return digests of what identifies the person scanned, each behind the name of its tag."""
+    """Return digests of what identifies the person scanned, each behind the name of its tag.
+
+    A digest reveals nothing but equality.
+    """
     values = {}
     for name in (*_PERSON_TAGS, "StudyDate", "StudyTime"):
         text = str(header.get(name) or "").strip()
@@ -249,16 +240,14 @@ def _persons(header: Header) -> tuple[str, ...]:
             plain = plain.partition(".")[0]
         if plain not in PLACEHOLDERS and plain.strip("0-_ "):
             values[name] = text
-    found = [f"{name} {_digest(values[name])}" for name in _PERSON_TAGS if name in values]
-    if "StudyDate" in values and "StudyTime" in values:
-        moment = f"{values['StudyDate']} {values['StudyTime']}"
-        found.append(f"StudyDate with StudyTime {_digest(moment)}")
-    return tuple(found)
-
-
-def _digest(value: str) -> str:
-    """Return a digest of an identifying value, which reveals nothing but equality."""
-    return hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    date, time = values.pop("StudyDate", ""), values.pop("StudyTime", "")
+    if date and time:
+        values["StudyDate with StudyTime"] = f"{date} {time}"
+    out = []
+    for name, text in values.items():
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8)
+        out.append(f"{name} {digest.hexdigest()}")
+    return tuple(out)
 
 
 def _integer(header: Header, name: str, default: int | None = None) -> int:
@@ -285,9 +274,8 @@ def _numbers(header: Header, name: str, count: int) -> tuple[float, ...]:
 def _number(header: Header, name: str, optional: bool = False) -> float | None:
     """Return a number; None where it is missing, or if it is `optional` where it is not valid."""
     try:
-        numbers = _numbers(header, name, 1)
+        return next(iter(_numbers(header, name, 1)), None)
     except (ValueError, TypeError, OverflowError):
         if optional:
             return None
         raise
-    return numbers[0] if numbers else None

@@ -1,18 +1,14 @@
-"""Pixels of slices: stored values, HU, and samples for the anatomy check."""
+"""Pixels of slices: stored values and HU."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.dicom.slice_file import Slice, read_part
+from ctpatches.dicom.slice_file import Slice, by_pydicom, read_part
 from ctpatches.normalisation import AIR_HU
-
-#: Image of every nth row and column, about 64 x 64 pixels, HU rounded.
-Sample: TypeAlias = NDArray[np.int16]
-SAMPLE_SIZE = 64
 
 
 def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
@@ -21,9 +17,8 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
     Raises `RunError` if the file is gone, damaged, or changed since its header was read.
     """
     if one.pixel_offset is None:
-        from ctpatches.dicom.compressed import decode
-
-        stored = decode(read_part(root, one, 0, one.stamp[0]), one)
+        data = read_part(root, one, 0, one.stamp[0])
+        stored: NDArray[Any] = by_pydicom().decode(data, one)
     else:
         size = one.rows * one.columns * np.dtype(one.dtype).itemsize
         data = read_part(root, one, one.pixel_offset, size)
@@ -48,28 +43,3 @@ def to_hu(stored: NDArray[np.float32], one: Slice) -> NDArray[np.float32]:
 def read_hu(root: str, one: Slice) -> NDArray[np.float32]:
     """Read a slice in HU, see `read_pixels`."""
     return to_hu(read_pixels(root, one), one)
-
-
-def sample_of(hu: NDArray[np.float32]) -> Sample:
-    """Return the sample of an image in HU."""
-    rows, columns = (max(1, pixels // SAMPLE_SIZE) for pixels in hu.shape)
-    return np.clip(np.rint(hu[::rows, ::columns]), -32768, 32767).astype(np.int16)
-
-
-class Reader:
-    """Reads the images of one pair in HU, each at most once."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.images: dict[str, NDArray[np.float32]] = {}
-
-    def hu(self, one: Slice) -> NDArray[np.float32]:
-        """Return a slice in HU; not to be changed."""
-        if one.file not in self.images:
-            self.images[one.file] = read_hu(self.root, one)
-        return self.images[one.file]
-
-    def sample(self, one: Slice) -> Sample:
-        """Return the sample of a slice, without keeping the image."""
-        hu = self.images.get(one.file)
-        return sample_of(read_hu(self.root, one) if hu is None else hu)

@@ -7,10 +7,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TypeAlias
 
 from ctpatches.files import Invalid, open_regular
-from ctpatches.messages import RunError, printable
+from ctpatches.messages import RunError, printable, quoted
 
 MAX_FILE_BYTES = 64 << 20
 
@@ -65,13 +66,23 @@ def require(condition: bool, found: str, expected: object) -> None:
         raise BadFile(f"{found}; expected: {expected}")
 
 
+def by_pydicom() -> ModuleType:
+    """Return the module that reads slices by pydicom, which many jobs need not even load."""
+    from ctpatches.dicom import compressed
+
+    return compressed
+
+
 @contextlib.contextmanager
 def opened(root: str, file: str) -> Iterator[tuple[int, Stamp]]:
     """Open a slice, yield its descriptor and stamp; errors of the system become a `BadFile`."""
     try:
         descriptor = open_regular(os.path.join(root, file))
         try:
-            yield descriptor, _stamp_of(descriptor)
+            stamp = _stamp_of(descriptor)
+            found = f"{stamp[0]} bytes exceeds the limit"
+            require(stamp[0] <= MAX_FILE_BYTES, found, f"at most {MAX_FILE_BYTES}")
+            yield descriptor, stamp
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -119,3 +130,14 @@ def read_part(root: str, one: Slice, offset: int, size: int) -> bytes:
             )
         require(len(data) == size, f"only {len(data)} bytes could be read", size)
     return data
+
+
+def check_position(one: Slice, position_mm: float) -> None:
+    """Refuse a slice that does not lie at the position of a pair, where both are known."""
+    # The tolerance is that of input and target of a pair, see `pairing.tolerance_mm`.
+    near = max(0.01, 0.1 * (one.thickness_mm or 0))
+    if one.position_mm is not None and abs(one.position_mm - position_mm) > near:
+        raise RunError(
+            f"{quoted(one.file)} lies at {one.position_mm:g} mm, the pair at {position_mm:g} mm; "
+            "expected: the slice that the patches were cut from"
+        )

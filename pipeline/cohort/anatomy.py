@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.dicom.pixels import Sample
 from ctpatches.dicom.slice_file import Slice
 from pipeline.model import Pair
 from utils import printable
 
+#: Image of every nth row and column, about 64 x 64 pixels, HU rounded.
+Sample: TypeAlias = NDArray[np.int16]
+SAMPLE_SIZE = 64
 #: Inputs that are compared with all targets of their patient at once, to bound the memory.
 MAX_INPUTS = 64
+
+
+def sample_of(hu: NDArray[np.float32]) -> Sample:
+    """Return the sample of an image in HU."""
+    rows, columns = (max(1, pixels // SAMPLE_SIZE) for pixels in hu.shape)
+    return np.clip(np.rint(hu[::rows, ::columns]), -32768, 32767).astype(np.int16)
 
 
 def misfits(
