@@ -136,14 +136,12 @@ def command(config: Config) -> list[str]:
             value = os.path.basename(os.path.abspath(value))
         elif option.is_path or option.name not in FILE_OPTIONS or is_default(config, option):
             continue
-        text = option.text(value)
-        if value is True:
-            lines.append(option.flag)
-        elif config.anonymize and (option.is_path or option.kind.metavar == "NAME"):
+        if config.anonymize and (option.is_path or option.kind.metavar == "NAME"):
             lines.append(f"{option.flag} {HIDDEN}")
-        elif isinstance(value, tuple):
-            lines.append(f"{option.flag} {text}")
+        elif value is True or isinstance(value, tuple):
+            lines.append(option.words(value))
         else:
+            text = option.text(value)
             join = "=" if text.startswith("-") else " "
             lines.append(f"{option.flag}{join}{shlex.quote(text)}")
     return lines
