@@ -106,12 +106,12 @@ def _contents(
         "warnings": safe_warnings(warnings, config),
     }
     defaults = [name for name, option in FILE_OPTIONS.items() if is_default(config, option)]
-    images = [png for _, _, png in sheets], [png for _, _, png in coverage]
+    images = {"sheets": [png for *_, png in sheets], "coverage": [png for *_, png in coverage]}
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {
         **{name: png for name, _, png in [*sheets, *coverage]},
         "report.json": text.encode(),
-        "report.html": page.render(facts, *images, defaults).encode(),
+        "report.html": page.render(facts, images, defaults).encode(),
     }
 
 

@@ -63,8 +63,7 @@ def sheets(source: PatchFile, config: Config) -> Iterator[tuple[str, Facts, byte
     groups = [(one.patient, one.scale) for one in origins]
     chosen = spread(groups, SHEET_ROWS * config.sheets)
     scale = min(1.0, MAX_DRAWN_SIZE / source.patch_size)
-    for start in range(0, len(chosen), SHEET_ROWS):
-        number = start // SHEET_ROWS + 1
+    for number, start in enumerate(range(0, len(chosen), SHEET_ROWS), 1):
         patches, images = [], []
         for i in chosen[start : start + SHEET_ROWS]:
             facts: Facts = {"patch": int(drawn[i]), **vars(origins[i])}
