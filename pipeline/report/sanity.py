@@ -104,7 +104,7 @@ def coverage(source: PatchFile, plan: Plan, config: Config) -> Iterator[tuple[st
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
         columns = source.columns(source.rows_of(index))
         views = []
-        for scale, others in zip(config.scales, planned.windows.other_masks(), strict=True):
+        for scale, own in zip(config.scales, planned.windows.own_masks(), strict=True):
             view = augment.downscale(image, scale)
             grid = Grid(view.shape, config)
             here = columns["scale"] == np.float32(scale)
@@ -112,7 +112,7 @@ def coverage(source: PatchFile, plan: Plan, config: Config) -> Iterator[tuple[st
             cols = np.searchsorted(grid.cols, columns["col"][here])
             kept = np.zeros((len(grid.rows), len(grid.cols)), bool)
             kept[rows, cols] = True
-            left_out = ~(kept | others.reshape(kept.shape))
+            left_out = own.reshape(kept.shape) & ~kept
             view = grid.pad(view, AIR_HU)
             views.append(figures.WindowedView(scale, view, grid, kept, left_out))
         names = planned.names

@@ -55,8 +55,8 @@ def count_windows(plan: Plan) -> NDArray[np.int64]:
     counts = []
     for planned in plan.pairs:
         windows = planned.windows
-        masks = zip(windows.other_masks(), windows.kept_masks(), strict=True)
-        counts.append([(len(o), np.count_nonzero(~o), np.count_nonzero(k)) for o, k in masks])
+        masks = zip(windows.own_masks(), windows.kept_masks(), strict=True)
+        counts.append([(len(own), int(own.sum()), int(kept.sum())) for own, kept in masks])
     return np.array(counts)
 
 
