@@ -36,8 +36,12 @@ def build_parser() -> Parser:
     )
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     for option in OPTIONS.values():
-        text = option.help.replace("%", "%%")
-        groups[option.group].add_argument(option.flag, help=text, **option.kind.arguments)
+        kind, text = option.kind, option.help.replace("%", "%%")
+        arguments: dict[str, Any] = {"action": "store_true"}
+        if kind.type is not bool:
+            count = {"nargs": kind.nargs, "const": kind.const}
+            arguments = {"type": kind.read, "metavar": kind.metavar, **count}
+        groups[option.group].add_argument(option.flag, help=text, **arguments)
     groups["output"].add_argument(
         "--verify",
         nargs="+",

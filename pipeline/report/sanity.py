@@ -103,7 +103,7 @@ def coverage(source: PatchFile, plan: Plan, config: Config) -> Iterator[tuple[st
         image = read_hu(config.input_folder, planned.pair.target)
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
         columns = source.columns(source.rows_of(index))
-        views = []
+        views, counts = [], []
         for scale, own in zip(config.scales, planned.windows.own_masks(), strict=True):
             view = augment.downscale(image, scale)
             grid = Grid(view.shape, config)
@@ -115,16 +115,9 @@ def coverage(source: PatchFile, plan: Plan, config: Config) -> Iterator[tuple[st
             left_out = own.reshape(kept.shape) & ~kept
             view = grid.pad(view, AIR_HU)
             views.append(figures.WindowedView(scale, view, grid, kept, left_out))
+            counts.append({"scale": scale, "windows": int(own.sum()), "kept": int(kept.sum())})
         names = planned.names
         patient = printable(names.patient).encode()[:100].decode(errors="ignore")
-        counts = [
-            {
-                "scale": v.scale,
-                "windows": int((v.kept | v.left_out).sum()),
-                "kept": int(v.kept.sum()),
-            }
-            for v in views
-        ]
         yield (
             f"coverage_{patient}_{index}.png",
             {"target_file": names.target_file, "scales": counts},

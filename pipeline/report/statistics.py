@@ -192,13 +192,6 @@ def dithered(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     return values + rng.uniform(-0.5, 0.5, values.shape) * steps
 
 
-def levels(plan: Plan) -> tuple[float, float]:
-    """Return the HU of a stored 0, and of one stored unit; integers if they differ in the plan."""
-    slices = (s for one in plan.pairs for s in (one.pair.input, one.pair.target))
-    found = {(one.intercept, abs(one.slope)) for one in slices}
-    return found.pop() if len(found) == 1 else (0.0, 1.0)
-
-
 def unit_map(plan: Plan, config: Config) -> tuple[float, float] | None:
     """Return offset and divisor of value = (HU - offset) / divisor; None if images differ."""
     first = plan.pairs[0]
@@ -219,7 +212,10 @@ def histograms(
     lie between them. Clipped values are in no bin; with clipping, pairs whose input was degraded
     afterwards do not count, because their clipped values cannot be recognised any more.
     """
-    zero, step = levels(plan)
+    slices = (s for one in plan.pairs for s in (one.pair.input, one.pair.target))
+    levels = {(one.intercept, abs(one.slope)) for one in slices}
+    # The HU of a stored 0, and of one stored unit; whole HU where the slices differ.
+    zero, step = levels.pop() if len(levels) == 1 else (0.0, 1.0)
     window = config.clip_window
     plain = np.array([not (window and plan.pairs[i].degradation) for i in pairs])
     numbers = (hu[:, plain if plain.any() else slice(None)] - zero) / step
