@@ -303,6 +303,11 @@ class Config:
         return self.intensity == "hu" or self.normalization_type.startswith(("hu", "dataset"))
 
     @property
+    def clip_window(self) -> tuple[float, float] | None:
+        """The HU that the normalisation clips to, if any."""
+        return self.hu_window if self.normalization_type == "hu_window" else None
+
+    @property
     def scales(self) -> tuple[float, ...]:
         """Scales of the views of a pair, the largest first."""
         return (1.0, 0.8, 0.6) if self.ds_augment else (1.0,)

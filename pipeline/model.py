@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -15,6 +15,8 @@ from ctpatches.dicom.slice_file import Slice
 from utils import Affine, printable
 
 Mask: TypeAlias = NDArray[np.bool_]
+#: First and end of all windows.
+ALL = 0, sys.maxsize
 #: Kinds of what cannot be used.
 BAD, UNPAIRED, INCOMPLETE = "bad file", "unpaired", "incomplete"
 
@@ -47,32 +49,30 @@ class Pair:
 
 
 class Windows(NamedTuple):
-    """The windows of one pair; tuples have an entry per view."""
+    """The windows of one pair; tuples but `own` have an entry per view."""
 
     numbers: tuple[int, ...] = ()  # how many; 0 where the view is smaller than a patch
     kept: tuple[bytes, ...] = ()  # those that are not air, one bit each (`numpy.packbits`)
     kept_windows: int = 0  # of all views together
-    others: tuple[bytes, ...] = ()  # those that are in another file, by `--nsplit`, likewise
+    own: tuple[int, int] = ALL  # those in this file by `--nsplit`, of all views: first and end
 
     @classmethod
-    def of(cls, kept: Sequence[Mask], others: Sequence[Mask] = ()) -> Windows:
+    def of(cls, kept: Sequence[Mask], own: tuple[int, int] = ALL) -> Windows:
         """Return the windows with these masks, one per view."""
-        packed = [tuple(np.packbits(m).tobytes() for m in masks) for masks in (kept, others)]
-        numbers = tuple(map(len, kept))
-        return cls(numbers, packed[0], sum(int(mask.sum()) for mask in kept), packed[1])
+        packed = tuple(np.packbits(mask).tobytes() for mask in kept)
+        return cls(tuple(map(len, kept)), packed, sum(int(mask.sum()) for mask in kept), own)
 
     def kept_masks(self) -> list[Mask]:
         """Return which windows of each view are kept, each of shape (windows,)."""
-        return self._masks(self.kept)
-
-    def other_masks(self) -> list[Mask]:
-        """Return which windows of each view are in another file, each of shape (windows,)."""
-        return self._masks(self.others or tuple(bytes(math.ceil(n / 8)) for n in self.numbers))
-
-    def _masks(self, of_views: tuple[bytes, ...]) -> list[Mask]:
-        bits = [np.frombuffer(mask, np.uint8) for mask in of_views]
+        bits = [np.frombuffer(mask, np.uint8) for mask in self.kept]
         pairs = zip(bits, self.numbers, strict=True)
         return [np.unpackbits(packed, count=count).astype(bool) for packed, count in pairs]
+
+    def own_masks(self) -> list[Mask]:
+        """Return which windows of each view are in this file, each of shape (windows,)."""
+        first, end = self.own
+        place = np.arange(sum(self.numbers))
+        return np.split((first <= place) & (place < end), np.cumsum(self.numbers)[:-1])
 
 
 class Difference(NamedTuple):

@@ -41,14 +41,6 @@ class Kind:
     nargs: int | str | None = None
     const: int | None = None
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `add_argument`."""
-        if self.type is bool:
-            return {"action": "store_true"}
-        count = {"nargs": self.nargs, "const": self.const}
-        return {"type": self.read, "metavar": self.metavar, **count}
-
     def read(self, word: str) -> Any:
         """Return the value of a word of the command line; the word itself if it is not valid."""
         try:

@@ -140,9 +140,10 @@ def _between(windows: Windows, low: int, high: int) -> Windows:
         return windows
     kept = np.concatenate(windows.kept_masks())
     number = np.cumsum(kept)  # of kept windows, up to and with each
-    mine = (number <= high) & ((number > low) | (low <= 0))
-    views = list(itertools.accumulate(windows.numbers))[:-1]
-    return Windows.of(np.split(kept & mine, views), np.split(~mine, views))
+    first = int(np.searchsorted(number, low, "right")) if low > 0 else 0
+    end = int(np.searchsorted(number, high, "right"))
+    kept[:first] = kept[end:] = False
+    return Windows.of(np.split(kept, np.cumsum(windows.numbers)[:-1]), (first, end))
 
 
 def _check_anatomy(cohort: Cohort, config: Config) -> None:

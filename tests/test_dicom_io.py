@@ -214,7 +214,7 @@ def test_the_position_is_along_the_normal_of_a_tilted_slice(tmp_path):
 
 def paired(root: Path, folders: str = "quarter_3mm full_3mm") -> list[tuple[str, str]]:
     found = find_pairs(str(root), "P1", *folders.split())
-    assert (found.bad, found.unpaired) == ([], [])
+    assert found.problems == []
     return [(pair.input.file, pair.target.file) for pair in found.pairs]
 
 
@@ -284,7 +284,7 @@ def test_stray_files_are_counted_and_left_alone(tmp_path):
     for name in STRAYS:
         (tmp_path / "P1/full_3mm" / name).write_bytes(b"no slice")
     found = find_pairs(str(tmp_path), "P1", "quarter_3mm", "full_3mm")
-    assert (found.bad, found.unpaired) == ([], [])
+    assert found.problems == []
     assert found.strays == len(STRAYS)
     assert len(found.pairs) == len(made)
 

@@ -366,8 +366,8 @@ def test_any_two_series_pair_where_and_only_where_positions_meet(inputs, targets
     assert [(p.input.file, p.target.file) for p in out.pairs] == [(f"i{z}", f"t{z}") for z in both]
     lone = {f"i{z}" for z in set(inputs) - set(targets)}
     lone |= {f"t{z}" for z in set(targets) - set(inputs)}
-    assert {re.split("[ :]", str(line))[0] for line in out.unpaired} == lone
-    assert len(out.unpaired) == len(lone)
+    assert {re.split("[ :]", str(line))[0] for line in out.problems} == lone
+    assert len(out.problems) == len(lone)
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=8))

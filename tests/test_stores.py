@@ -20,7 +20,7 @@ from ctpatches.dtypes import cast
 from ctpatches.file import overview, rounding
 from ctpatches.reader import PatchReader
 from ctpatches.schema import COMPRESSIONS, DTYPES, PATCH_COLUMNS
-from pipeline.report.statistics import spread
+from pipeline.report.statistics import dithered
 from tests.conftest import Tree
 from tests.editing import edit
 from tests.faults import Fault, Run, argv, command, kept, left, one_error
@@ -310,11 +310,11 @@ def test_rounded_values_are_spread_over_their_intervals():
         (numbers, np.where((numbers == 0) | (numbers == 1), 0, np.spacing(numbers))),
         (np.arange(-2000, 2000, dtype=np.int16), 1),
     ):
-        moved = spread(values, rng) - values
+        moved = dithered(values, rng) - values
         assert (np.abs(moved) <= np.abs(steps) / 2).all()
         assert np.abs(moved).mean() == pytest.approx(np.abs(steps).mean() / 4, rel=0.1)
     exact = np.ones(3, np.float32)
-    assert spread(exact, rng) is exact
+    assert dithered(exact, rng) is exact
 
 
 # --- loaders ---------------------------------------------------------------------------------

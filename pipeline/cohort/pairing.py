@@ -30,12 +30,12 @@ def pair_up(patient: Patient, headers: dict[str, Slice | str]) -> None:
                 series[role].append(header)
                 patient.persons.update(header.persons)
             else:
-                patient.bad.append(LeftOut(patient.name, (file,), header, BAD))
+                patient.problems.append(LeftOut(patient.name, (file,), header, BAD))
     for role, folder in patient.folders.items():
-        if not series[role] and not any(one.files[0].startswith(folder) for one in patient.bad):
+        if not series[role] and not any(p.files[0].startswith(folder) for p in patient.problems):
             reason = "holds no CT slice; expected: one DICOM file per slice"
-            patient.bad.append(LeftOut(patient.name, (folder,), reason, INCOMPLETE))
-    if all(one.kind != INCOMPLETE for one in patient.bad):
+            patient.problems.append(LeftOut(patient.name, (folder,), reason, INCOMPLETE))
+    if not patient.is_incomplete:
         pair_slices(patient, series["input"], series["target"])
 
 
@@ -60,7 +60,7 @@ def pair_slices(patient: Patient, inputs: Sequence[Slice], targets: Sequence[Sli
 
     def leave_out(reason: str, *slices: Slice) -> None:
         files = tuple(one.file for one in slices)
-        patient.unpaired.append(LeftOut(patient.name, files, reason, UNPAIRED))
+        patient.problems.append(LeftOut(patient.name, files, reason, UNPAIRED))
 
     def place(one: Slice) -> float:
         return float((one.instance if patient.by_instance else one.position_mm) or 0)

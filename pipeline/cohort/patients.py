@@ -7,10 +7,9 @@ import fnmatch
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from ctpatches.dicom.header import read_slice
 from ctpatches.dicom.slice_file import BadFile, Slice
@@ -49,14 +48,18 @@ class Patient:
     files: dict[str, list[str]] = field(default_factory=dict)
     #: Files that are not slices.
     strays: int = 0
-    bad: list[LeftOut] = field(default_factory=list)
-    unpaired: list[LeftOut] = field(default_factory=list)
+    problems: list[LeftOut] = field(default_factory=list)
     #: Digests of what identifies the person scanned, each after the name of its tag.
     persons: set[str] = field(default_factory=set)
     #: Ordered by position.
     pairs: list[Pair] = field(default_factory=list)
     #: Whether the slices paired by Instance Number, as they have no positions.
     by_instance: bool = False
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a series is missing or has no slice."""
+        return any(problem.kind == INCOMPLETE for problem in self.problems)
 
 
 def find_patients(config: Config) -> list[Patient]:
@@ -72,30 +75,30 @@ def find_patients(config: Config) -> list[Patient]:
             what = "is a file" if root.exists() else "does not exist"
             similar = ""
             with contextlib.suppress(OSError, ValueError):
-                similar = did_you_mean(root.name, _list(root.parent)[0][:MAX_COMPARED])
+                similar = did_you_mean(root.name, _list(root.parent)[:MAX_COMPARED])
             expected = "expected: a folder with one sub-folder per patient"
             raise CallError(f"{option} {what}; {expected}{similar}")
-        patients, _ = _list(root)
+        patients = _list(root)
     except OSError as error:
         raise CallError(f"cannot list {option}: {error.strerror}") from None
     if not patients:
         raise CallError(f"{option} holds no folders; expected: one sub-folder per patient")
-    problems: dict[str, list[str]] = {}
-    found = [_find_series(root, patient, config, problems) for patient in patients]
-    if problems:
+    errors: dict[str, list[str]] = {}
+    found = [_find_series(root, patient, config, errors) for patient in patients]
+    if errors:
         if all(_matching(patients, _patterns(config, role)) for role in SERIES):
             raise CallError(
                 f"{option} holds {_some(patients)}, as the folder of a patient does; expected: the "
                 "folder above it, with one sub-folder per patient"
             )
-        if any(problem.kind == INCOMPLETE for one in found for problem in one.bad):
+        if any(patient.is_incomplete for patient in found):
             option += " (to leave incomplete patients out: --incomplete skip)"
         lines = []
-        for problem, names in problems.items():
+        for message, names in errors.items():
             who = f"patient {quoted(names[0])}"
             if len(names) > 1:  # a wrong pattern may be that of thousands
                 who = f"{len(names)} patients ({_some(names)})"
-            lines.append(f"{who}: {problem}")
+            lines.append(f"{who}: {message}")
         raise CallError(join_lines(option, lines))
     return found
 
@@ -106,14 +109,13 @@ def _patterns(config: Config, role: str) -> tuple[str, ...]:
     return (pattern,) if pattern else SERIES[role][1]
 
 
-def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders in a folder, except hidden ones, and those of the files."""
+def _list(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, except hidden ones."""
+    return _visible(name for name in os.listdir(folder) if os.path.isdir(folder / name))
 
-    def fail(error: OSError) -> NoReturn:
-        raise error
 
-    _, folders, files = next(os.walk(folder, onerror=fail))
-    return sorted(name for name in folders if not name.startswith((".", "__"))), sorted(files)
+def _visible(folders: Iterable[str]) -> list[str]:
+    return sorted(name for name in folders if not name.startswith((".", "__")))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -122,17 +124,18 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(printable, names[:MAX_NAMED])) + more
 
 
-def _find_series(root: Path, name: str, config: Config, problems: dict[str, list[str]]) -> Patient:
-    """Find the two series of a patient; add it to its `problems`, patients by problem."""
+def _find_series(root: Path, name: str, config: Config, errors: dict[str, list[str]]) -> Patient:
+    """Find the two series of a patient; add it to its `errors`, patients by message."""
 
-    def fail(problem: str) -> None:
-        problems.setdefault(problem, []).append(name)
+    def fail(message: str) -> None:
+        errors.setdefault(message, []).append(name)
 
     def named(some: Sequence[str]) -> str:
         return _some([folder.removeprefix(f"{name}/") for folder in some])
 
     out = Patient(name)
-    folders = _folders_below(root, name, MAX_DEPTH, out)
+    files = _files_by_folder(root, out)
+    folders = list(files)[1:]
     missing: dict[str, str] = {}
     for role, (dose, defaults) in SERIES.items():
         option, patterns = f"--{role}-gen-folder", _patterns(config, role)
@@ -144,7 +147,7 @@ def _find_series(root: Path, name: str, config: Config, problems: dict[str, list
                 f"several {role} ({dose}) folders fit {expected}: {named(fits)}; name one with "
                 f"{option}, or keep only one of them there"
             )
-        elif not fits and not out.bad:
+        elif not fits and not out.problems:
             similar = sorted({os.path.basename(folder) for folder in folders[:MAX_COMPARED]})
             hint = "" if patterns == defaults else did_you_mean(patterns[0], similar)
             missing[f"{role} ({dose}) folder"] = f"{expected} (see {option}){hint}"
@@ -163,34 +166,32 @@ def _find_series(root: Path, name: str, config: Config, problems: dict[str, list
         if config.incomplete == "error":
             fail(reason)
         out.folders = dict.fromkeys(SERIES, "")
-        out.bad.append(LeftOut(name, (name,), reason, INCOMPLETE))
+        out.problems.append(LeftOut(name, (name,), reason, INCOMPLETE))
     for role, folder in out.folders.items():
-        _, files = _list_below(root, folder, out) if folder else ([], [])
-        out.files[role] = [f"{folder}/{file}" for file in files if not STRAY.fullmatch(file)]
-        out.strays += len(files) - len(out.files[role])
+        names = files[folder] if folder else []
+        out.files[role] = [f"{folder}/{file}" for file in names if not STRAY.fullmatch(file)]
+        out.strays += len(names) - len(out.files[role])
     return out
 
 
-def _folders_below(root: Path, folder: str, depth: int, patient: Patient) -> list[str]:
-    """Return the folders below a folder of a patient, each directly before those in it."""
-    out = []
-    for name in _list_below(root, folder, patient)[0]:
-        out.append(f"{folder}/{name}")
-        if depth > 1:
-            out += _folders_below(root, out[-1], depth - 1, patient)
-    return out
+def _files_by_folder(root: Path, patient: Patient) -> dict[str, list[str]]:
+    """Return the files of a patient by folder, each folder directly before those in it.
 
+    A folder that cannot be listed is recorded as a problem.
+    """
+    out: dict[str, list[str]] = {}
 
-def _list_below(root: Path, folder: str, patient: Patient) -> tuple[list[str], list[str]]:
-    """List a folder of a patient; one that cannot be listed is recorded as bad."""
-    try:
-        return _list(root / folder)
-    except OSError as error:
+    def record(error: OSError) -> None:
+        folder = Path(error.filename).relative_to(root).as_posix()
         reason = f"cannot be listed: {error.strerror}"
-        problem = LeftOut(patient.name, (folder,), reason, BAD)
-        if problem not in patient.bad:
-            patient.bad.append(problem)
-        return [], []
+        patient.problems.append(LeftOut(patient.name, (folder,), reason, BAD))
+        out[folder] = []
+
+    for path, folders, files in os.walk(root / patient.name, onerror=record, followlinks=True):
+        folder = Path(path).relative_to(root).as_posix()
+        folders[:] = _visible(folders) if folder.count("/") < MAX_DEPTH else []
+        out[folder] = sorted(files)
+    return out
 
 
 def _matching(folders: Sequence[str], patterns: Sequence[str]) -> list[str]:

@@ -84,8 +84,8 @@ def choose_pairs(found: Sequence[Patient], config: Config) -> Cohort:
     cohort = Cohort()
     for patient in found:
         # Where a bad file is left out, the slice at its position has lost its partner.
-        lost = config.bad_files == "skip" and bool(patient.bad)
-        for problem in [*patient.bad, *patient.unpaired]:
+        lost = config.bad_files == "skip" and any(p.kind == BAD for p in patient.problems)
+        for problem in patient.problems:
             skip = getattr(config, _OPTION_OF[problem.kind]) == "skip"
             skip |= lost and problem.kind == UNPAIRED
             (cohort.left_out if skip else problems).append(problem)
@@ -99,7 +99,7 @@ def choose_pairs(found: Sequence[Patient], config: Config) -> Cohort:
     for number, patient in enumerate(found, 1):
         cohort.names[patient.name] = f"P{number:04d}" if config.anonymize else patient.name
         cohort.strays += patient.strays
-        if any(problem.kind == INCOMPLETE for problem in patient.bad):
+        if patient.is_incomplete:
             continue
         cohort.persons[patient.name] = patient.persons
         if patient.by_instance:
@@ -112,11 +112,8 @@ def choose_pairs(found: Sequence[Patient], config: Config) -> Cohort:
                 others = tuple(patient.pairs[i].target for i in beside if i not in chosen)
                 index, is_chosen = len(cohort.tasks), place in chosen
                 cohort.tasks.append(SurveyTask(index, pair, is_chosen, identify, others))
-    pairs = [task.pair for task in cohort.tasks if task.chosen]
     if not config.in_hu:
-        _check_rescale(pairs)
-    if not pairs:
-        raise RunError(join_lines("no pair is left", map(str, cohort.left_out)))
+        _check_rescale([task.pair for task in cohort.tasks if task.chosen])
     return cohort
 
 

@@ -106,12 +106,12 @@ def _contents(
         "warnings": safe_warnings(warnings, config),
     }
     defaults = [name for name, option in FILE_OPTIONS.items() if is_default(config, option)]
-    images = [png for _, _, png in sheets], [png for _, _, png in coverage]
+    images = {"sheets": [png for *_, png in sheets], "coverage": [png for *_, png in coverage]}
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {
         **{name: png for name, _, png in [*sheets, *coverage]},
         "report.json": text.encode(),
-        "report.html": page.render(facts, *images, defaults).encode(),
+        "report.html": page.render(facts, images, defaults).encode(),
     }
 
 
@@ -136,14 +136,12 @@ def command(config: Config) -> list[str]:
             value = os.path.basename(os.path.abspath(value))
         elif option.is_path or option.name not in FILE_OPTIONS or is_default(config, option):
             continue
-        text = option.text(value)
-        if value is True:
-            lines.append(option.flag)
-        elif config.anonymize and (option.is_path or option.kind.metavar == "NAME"):
+        if config.anonymize and (option.is_path or option.kind.metavar == "NAME"):
             lines.append(f"{option.flag} {HIDDEN}")
-        elif isinstance(value, tuple):
-            lines.append(f"{option.flag} {text}")
+        elif value is True or isinstance(value, tuple):
+            lines.append(option.words(value))
         else:
+            text = option.text(value)
             join = "=" if text.startswith("-") else " "
             lines.append(f"{option.flag}{join}{shlex.quote(text)}")
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,11 @@ def all_printable(value: Any) -> Any:
     return [all_printable(one) for one in value] if isinstance(value, list) else value
 
 
-def render(
-    facts: Facts, sheets: Sequence[bytes], coverage: Sequence[bytes], defaults: Sequence[str]
-) -> str:
+def render(facts: Facts, images: Mapping[str, Sequence[bytes]], defaults: Sequence[str]) -> str:
     """Return the whole page.
 
-    The facts are those of the JSON, of which the charts are drawn here; `sheets` and `coverage` are
-    the other images, as PNG; `defaults` are the options that have their default.
+    The facts are those of the JSON, of which the charts are drawn here; `images` are the PNGs of
+    its `sheets` and `coverage`; `defaults` are the options that have their default.
     """
     here = Path(__file__).parent
     environment = jinja2.Environment(
@@ -59,7 +57,7 @@ def render(
         figures=figures,
         statistics=statistics,
         spectrum=spectrum,
-        images={"sheets": sheets, "coverage": coverage},
+        images=images,
         defaults=defaults,
         style=(here / "page.css").read_text("utf-8"),
         median_noise=float(np.median(noise)) if noise else None,

@@ -63,8 +63,7 @@ def sheets(source: PatchFile, config: Config) -> Iterator[tuple[str, Facts, byte
     groups = [(one.patient, one.scale) for one in origins]
     chosen = spread(groups, SHEET_ROWS * config.sheets)
     scale = min(1.0, MAX_DRAWN_SIZE / source.patch_size)
-    for start in range(0, len(chosen), SHEET_ROWS):
-        number = start // SHEET_ROWS + 1
+    for number, start in enumerate(range(0, len(chosen), SHEET_ROWS), 1):
         patches, images = [], []
         for i in chosen[start : start + SHEET_ROWS]:
             facts: Facts = {"patch": int(drawn[i]), **vars(origins[i])}
@@ -104,8 +103,8 @@ def coverage(source: PatchFile, plan: Plan, config: Config) -> Iterator[tuple[st
         image = read_hu(config.input_folder, planned.pair.target)
         body = body_mask(image).view(bool) if config.air_rule == "body" else None
         columns = source.columns(source.rows_of(index))
-        views = []
-        for scale, others in zip(config.scales, planned.windows.other_masks(), strict=True):
+        views, counts = [], []
+        for scale, own in zip(config.scales, planned.windows.own_masks(), strict=True):
             view = augment.downscale(image, scale)
             grid = Grid(view.shape, config)
             here = columns["scale"] == np.float32(scale)
@@ -113,19 +112,12 @@ def coverage(source: PatchFile, plan: Plan, config: Config) -> Iterator[tuple[st
             cols = np.searchsorted(grid.cols, columns["col"][here])
             kept = np.zeros((len(grid.rows), len(grid.cols)), bool)
             kept[rows, cols] = True
-            left_out = ~(kept | others.reshape(kept.shape))
+            left_out = own.reshape(kept.shape) & ~kept
             view = grid.pad(view, AIR_HU)
             views.append(figures.WindowedView(scale, view, grid, kept, left_out))
+            counts.append({"scale": scale, "windows": int(own.sum()), "kept": int(kept.sum())})
         names = planned.names
         patient = printable(names.patient).encode()[:100].decode(errors="ignore")
-        counts = [
-            {
-                "scale": v.scale,
-                "windows": int((v.kept | v.left_out).sum()),
-                "kept": int(v.kept.sum()),
-            }
-            for v in views
-        ]
         yield (
             f"coverage_{patient}_{index}.png",
             {"target_file": names.target_file, "scales": counts},

@@ -55,8 +55,8 @@ def count_windows(plan: Plan) -> NDArray[np.int64]:
     counts = []
     for planned in plan.pairs:
         windows = planned.windows
-        masks = zip(windows.other_masks(), windows.kept_masks(), strict=True)
-        counts.append([(len(o), np.count_nonzero(~o), np.count_nonzero(k)) for o, k in masks])
+        masks = zip(windows.own_masks(), windows.kept_masks(), strict=True)
+        counts.append([(len(own), int(own.sum()), int(kept.sum())) for own, kept in masks])
     return np.array(counts)
 
 
@@ -137,7 +137,7 @@ def dose_level(pairs: Sequence[Pair]) -> str:
 
 def count_clipped(differences: Differences, config: Config) -> Facts | None:
     """Return how many pixels of each role lie outside of the window of `hu_window`."""
-    if config.normalization_type != "hu_window":
+    if not config.clip_window:
         return None
     clipped: Facts = {"pixels": int(differences["difference_pixels"].sum())}
     for role in ROLES:
@@ -175,12 +175,12 @@ def read_sample(
     if source.shuffle:
         index = np.sort(source.shuffle.forward(index))
     rng = generator(config.seed, "spread")
-    values = [spread(one, rng) for one in source.read(index, dtype="file")]
+    values = [dithered(one, rng) for one in source.read(index, dtype="file")]
     hu = [denormalise(v, source, index, role) for v, role in zip(values, ROLES, strict=True)]
     return index, np.stack(hu)
 
 
-def spread(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+def dithered(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     """Return rounded values anywhere in their intervals: the curve of a histogram would be a comb.
 
     Float16 0 and 1 stay: they may be clipped values.
@@ -190,13 +190,6 @@ def spread(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     whole = values.dtype.kind == "i"
     steps = 1 if whole else np.where((values == 0) | (values == 1), 0, np.spacing(values))
     return values + rng.uniform(-0.5, 0.5, values.shape) * steps
-
-
-def levels(plan: Plan) -> tuple[float, float]:
-    """Return the HU of a stored 0, and of one stored unit; integers if they differ in the plan."""
-    slices = (s for one in plan.pairs for s in (one.pair.input, one.pair.target))
-    found = {(one.intercept, abs(one.slope)) for one in slices}
-    return found.pop() if len(found) == 1 else (0.0, 1.0)
 
 
 def unit_map(plan: Plan, config: Config) -> tuple[float, float] | None:
@@ -219,9 +212,12 @@ def histograms(
     lie between them. Clipped values are in no bin; with clipping, pairs whose input was degraded
     afterwards do not count, because their clipped values cannot be recognised any more.
     """
-    zero, step = levels(plan)
-    clipping = config.normalization_type == "hu_window"
-    plain = np.array([not (clipping and plan.pairs[i].degradation) for i in pairs])
+    slices = (s for one in plan.pairs for s in (one.pair.input, one.pair.target))
+    levels = {(one.intercept, abs(one.slope)) for one in slices}
+    # The HU of a stored 0, and of one stored unit; whole HU where the slices differ.
+    zero, step = levels.pop() if len(levels) == 1 else (0.0, 1.0)
+    window = config.clip_window
+    plain = np.array([not (window and plan.pairs[i].degradation) for i in pairs])
     numbers = (hu[:, plain if plain.any() else slice(None)] - zero) / step
     found: list[Facts] = []
     ranges = {
@@ -230,8 +226,8 @@ def histograms(
     }
     for name, limits in ranges.items():
         first, last = (round((end - zero) / step) for end in limits)
-        if clipping:
-            low, high = ((end - zero) / step for end in config.hu_window)
+        if window:
+            low, high = ((end - zero) / step for end in window)
             first, last = max(first, math.ceil(low + 0.5)), min(last, math.floor(high - 0.5))
         width = next(w for w in WIDTHS if w * MAX_BINS >= last - first)
         bins = (last - first + 1) // width
