@@ -251,7 +251,7 @@ def make_block(
         if degradation:
             rng = generator(config.seed, f"noise {scale:g}", identity)
             input_view = augment.degrade(scaled_input, degradation, rng, noise_std)
-            if config.normalization_type == "hu_window":
+            if config.clip_window:
                 np.clip(input_view, 0, 1, out=input_view)
         grid = Grid(target_view.shape, config)
         views["input"].append(grid.pad(input_view, fills[0]))

@@ -29,8 +29,8 @@ def measure(
     difference = input_hu - target_hu
     sums = total(difference), total(np.square(difference, out=difference))
     outside = []
-    if config.normalization_type == "hu_window":
-        low, high = config.hu_window
+    if config.clip_window:
+        low, high = config.clip_window
         outside = [test for hu in (input_hu, target_hu) for test in (hu < low, hu > high)]
     pixels = total(np.ones_like(difference, np.bool_))
     return Difference(int(pixels), *sums, *(int(total(test)) for test in outside))

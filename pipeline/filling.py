@@ -129,12 +129,11 @@ def make_block(
     )
     slices, images = (planned.pair.input, planned.pair.target), (input_image, target_image)
     unit = "hu" if config.in_hu else "stored"
-    window = config.hu_window if config.normalization_type == "hu_window" else None
     fills = []
     for one, image, affine in zip(slices, images, affines, strict=True):
         if not np.isfinite(image).all():
             raise RunError(f"{printable(one.file)}: NaN or infinity came out of it; is it damaged?")
-        fills.append(normalised_air(affine, one.slope, one.intercept, unit, window))
+        fills.append(normalised_air(affine, one.slope, one.intercept, unit, config.clip_window))
     block = patching.make_block(
         images,
         fills,
