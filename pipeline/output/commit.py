@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.output import checkpoint, file_header
 from pipeline.output.checkpoint import BlockRecord, Checkpoint
 from pipeline.output.partial_file import Layout
 from pipeline.output.paths import PARTIAL, all_files, checkpoint_path, key_path, other_files
+from pipeline.profile import step
 from utils import RunError, quoted
 
 #: What makes a spreadsheet read a cell as a formula: such names get an apostrophe before them.
@@ -46,10 +48,10 @@ class OutputFile:
     layout: Layout | None = None
     #: The blocks that are in the file, by number of their pair.
     done: dict[int, BlockRecord] = field(default_factory=dict)
-    #: Of a compressed file, blocks that were finished before an earlier one, and chunks of blocks
-    #: that wait for it in memory: `pipeline.filling.MAX_AHEAD` bounds their number.
+    #: Of a compressed file, blocks that were finished before an earlier one, and the chunks of
+    #: blocks that are not in the file: `pipeline.filling.MAX_AHEAD` bounds their number.
     early: dict[int, BlockRecord] = field(default_factory=dict)
-    early_chunks: dict[int, list[memoryview]] = field(default_factory=dict)
+    chunks: defaultdict[int, list[memoryview]] = field(default_factory=lambda: defaultdict(list))
     #: Whether it has its final name, given by this run or an earlier one.
     complete: bool = False
     descriptor: int = -1
@@ -99,32 +101,23 @@ class OutputFile:
         os.ftruncate(self.descriptor, self.size)
 
     def write(self, offset: Offset, data: memoryview) -> None:
-        """Write bytes, or keep chunks of a block before which there are others to write."""
-        if isinstance(offset, list) or offset < CHUNKS:
-            with named_errors(self.partial):
-                write_at(self.descriptor, data, offset)
-        elif (block := (offset - CHUNKS) // CHUNKS_STRIDE) == len(self.done):
-            self._append(data)
-        else:
-            self.early_chunks.setdefault(block, []).append(data)
-
-    def _append(self, data: memoryview) -> None:
+        """Write bytes; keep chunks, whose place is known when all blocks before are in the file."""
+        if isinstance(offset, int) and offset >= CHUNKS:
+            self.chunks[(offset - CHUNKS) // CHUNKS_STRIDE].append(data)
+            return
         with named_errors(self.partial):
-            write_at(self.descriptor, data, self.size)
-        self.size += len(data)
+            write_at(self.descriptor, data, offset)
 
     def add(self, index: int, record: BlockRecord) -> Iterator[tuple[int, BlockRecord]]:
         """Yield the blocks that are in the file now that all bytes of another were passed."""
-        if not self.compressed:
-            self.done[index] = record
-            yield index, record
-            return
         self.early[index] = record
-        while (block := len(self.done)) in self.early:
+        while (block := len(self.done) if self.compressed else index) in self.early:
+            with named_errors(self.partial), step("write"):
+                for data in self.chunks.pop(block, ()):
+                    write_at(self.descriptor, data, self.size)
+                    self.size += len(data)
             self.done[block] = self.early.pop(block)
             yield block, self.done[block]
-            for data in self.early_chunks.pop(block + 1, ()):
-                self._append(data)
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
