@@ -174,12 +174,12 @@ class TaskFarm:
                         raise content
                     hand_out()  # to others too, which may have waited for this result
                     yield content
-        except GeneratorExit as stop:  # the consumer failed: its error is being handled
-            failure = shared(stop.__context__ or RunError("rank 0 stopped"))
-            raise
-        except BaseException as error:
+        except Exception as error:
             failure = shared(error, "rank 0: ")
             raise failure from (None if failure is error else error)
+        except BaseException as error:  # GeneratorExit, while an error of the consumer is handled
+            failure = shared(error.__context__ or error)
+            raise
         finally:
             self._stop(held, failure)
 
