@@ -43,6 +43,8 @@ class OutputFile:
 
     plan: Plan
     final: str
+    #: Of the file while it is not complete.
+    header: Header
     #: Whether it grows by the chunks of its blocks, which follow each other in order.
     compressed: bool = False
     layout: Layout | None = None
@@ -63,32 +65,32 @@ class OutputFile:
         """The name until the file is complete."""
         return self.final + PARTIAL
 
-    def open(self, header: Header, flags: int = 0) -> None:
+    def open(self, flags: int = 0) -> None:
         """Open and lock the partial file, which may be one of another `--output-fname`."""
         self.descriptor = checkpoint.open_locked(self.partial, flags)
-        path, checksum = os.path.abspath(self.partial), header.extents[-1][0]
-        self.layout = Layout(path, header.rows, checksum, header.shuffle)
-        self.size = header.size
+        path, checksum = os.path.abspath(self.partial), self.header.extents[-1][0]
+        self.layout = Layout(path, self.header.rows, checksum, self.header.shuffle)
+        self.size = self.header.size
 
-    def create(self, header: Header) -> None:
+    def create(self) -> None:
         """Create the partial file in its full size; a compressed one grows by its blocks."""
-        self.open(header, os.O_CREAT | os.O_EXCL)
+        self.open(os.O_CREAT | os.O_EXCL)
         os.ftruncate(self.descriptor, self.size)
 
-    def resume(self, header: Header, records: Mapping[int, BlockRecord]) -> None:
+    def resume(self, records: Mapping[int, BlockRecord]) -> None:
         """Open the partial file of an interrupted run, if it is there in its full size.
 
         A block counts only if its bytes are there: not all that was written may be on the disk.
         """
         with contextlib.suppress(FileNotFoundError):
-            self.open(header)
+            self.open()
         if not self.layout or self.problem():
             self.close()
             return
-        rows, starts, shuffle, chunks = header.rows, self.plan.starts, header.shuffle, None
+        rows, shuffle, chunks = self.header.rows, self.header.shuffle, None
         if self.compressed:
             sizes = recorded_sizes(self.descriptor, rows, self.plan.patches)
-            chunks = Chunks(sizes, starts, header.size, shuffle)
+            chunks = Chunks(sizes, self.plan.starts, self.size, shuffle)
         for index, record in sorted(records.items()):
             place = self.plan.pairs[index].place
             ranges = block_ranges(rows, place, shuffle, chunks, index)
@@ -184,8 +186,10 @@ class Output:
         self.config = config
         all_plans = itertools.chain.from_iterable(plans.values())
         compressed = config.compression != "none"
-        both = zip(all_plans, all_files(config), strict=True)
-        self.files = [OutputFile(plan, final, compressed) for plan, final in both]
+        self.files = [
+            OutputFile(plan, final, file_header.header(plan, config), compressed)
+            for plan, final in zip(all_plans, all_files(config), strict=True)
+        ]
         self._key = key_text(file.plan for file in self.files) if config.anonymize else b""
         self._key_path = key_path(config)
         self._new_key = self._key_path + PARTIAL
@@ -227,9 +231,8 @@ class Output:
             )
         same = bool(then) and not changed
         self._may_replace |= same and then["overwrite"]
-        headers = [file_header.header(file.plan, self.config) for file in self.files]
-        for number, header in enumerate(headers if same else ()):
-            self.files[number].resume(header, done[number])
+        for number, file in enumerate(self.files if same else ()):
+            file.resume(done[number])
         self._check_existing()
         self._owned = True
         left = [file.partial for file in self.files if not file.layout]
@@ -240,14 +243,13 @@ class Output:
                 os.unlink(path)  # an interrupted run left it, and this one does not continue it
         if not same:
             record.begin(job)
-        files = zip(self.files, headers, strict=True)
-        new = [(file, header) for file, header in files if not (file.complete or file.layout)]
-        for file, header in new:
-            file.create(header)
+        new = [file for file in self.files if not (file.complete or file.layout)]
+        for file in new:
+            file.create()
         if new:
-            reserve_all([file for file, _ in new])
-        for file, header in new:
-            header.write(file.descriptor)
+            reserve_all(new)
+        for file in new:
+            file.header.write(file.descriptor)
         for file in self.files:
             if file.layout:
                 write_at(file.descriptor, file.layout.token, file.layout.checksum)
