@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping
 
@@ -40,8 +41,7 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     folder = os.path.dirname(os.path.abspath(config.output_fname))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
-    disk = os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
+    free = shutil.disk_usage(folder).free
     # Patches are cut and written a piece at a time: what counts is images and provenance.
     largest = max(one.windows.kept_windows for one in planned)
     image = 4 * max(pair.input.rows * pair.input.columns for pair in pairs)

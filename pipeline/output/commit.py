@@ -8,6 +8,7 @@ import functools
 import io
 import itertools
 import os
+import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -147,8 +148,7 @@ class OutputFile:
 def reserve_all(files: Sequence[OutputFile]) -> None:
     """Reserve the disk space of all files, so that a full disk is found before the work."""
     size = sum(file.size for file in files)
-    disk = os.statvfs(files[0].partial)
-    free = disk.f_bavail * disk.f_frsize
+    free = shutil.disk_usage(files[0].partial).free
     if size > free:
         names = abbreviated([quoted(file.final) for file in files], MAX_NAMES)
         raise RunError(
