@@ -47,7 +47,7 @@ class OutputFile:
     #: Of the file while it is not complete.
     header: Header
     #: Whether it grows by the chunks of its blocks, which follow each other in order.
-    compressed: bool = False
+    compressed: bool
     layout: Layout | None = None
     #: The blocks that are in the file, by number of their pair.
     done: dict[int, BlockRecord] = field(default_factory=dict)
