@@ -327,11 +327,10 @@ class Output:
             with named_errors(file.final):
                 os.replace(file.partial, file.final)
             file.complete = True
+            file.close()
         if self._key:
             with named_errors(self._key_path):
                 os.replace(self._new_key, self._key_path)
-        for file in files:
-            file.close()
         with named_errors(self.config.output_fname):
             sync_folder(self.config.output_fname)
             self._checkpoint.close(remove=True)
