@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(request, Config):
             pipeline.make_patches(request, ranks, verbose=True)
         elif isinstance(request, FilesToVerify):
-            from pipeline.verification import verify  # here: for --help, NumPy is not loaded
-
-            status = ranks.share(functools.partial(verify, *request))
+            status = ranks.share(functools.partial(pipeline.verify, *request))
         else:
             ranks.on_root(lambda: print(request, end=""))
         ranks.close()

@@ -14,12 +14,15 @@ from pipeline.config import Config
 if TYPE_CHECKING:
     from pipeline.run import make_patches
     from pipeline.summary import Summary
+    from pipeline.verification import verify as verify  # for main.py
 
 __all__ = ["Config", "Summary", "make_patches"]
+
+_MODULES = {"Summary": "summary", "make_patches": "run", "verify": "verification"}
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs NumPy when it is first used: `--help` loads none."""
-    if name in ("Summary", "make_patches"):
-        return getattr(importlib.import_module("pipeline.run"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"pipeline.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

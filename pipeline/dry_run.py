@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import shutil
 import time
 from collections.abc import Mapping
 
-from ctpatches.compression import compress
 from ctpatches.file import abbreviated
+from ctpatches.files import Offset
 from pipeline import filling, prefetch
 from pipeline.config import Config
 from pipeline.model import Plan
-from pipeline.output import paths
+from pipeline.output import file_header, paths
 from pipeline.output.commit import MAX_NAMES
 from utils import quoted
 
@@ -41,15 +41,14 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     folder = os.path.dirname(os.path.abspath(config.output_fname))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
-    disk = os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
+    free = shutil.disk_usage(folder).free
     # Patches are cut and written a piece at a time: what counts is images and provenance.
     largest = max(one.windows.kept_windows for one in planned)
     image = 4 * max(pair.input.rows * pair.input.columns for pair in pairs)
     threads = 0 if ranks > 1 else prefetch.threads_for(pairs)
     held: float = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
     held += largest * config.orientations * PLACE_BYTES * (1 + threads)
-    if config.compression != "none" and ranks > 1:  # blocks that wait on rank 0
+    if config.compression != "none":  # blocks that wait on rank 0
         pixels = largest * config.orientations * config.patch_size**2
         held += filling.MAX_AHEAD * ranks * kept * config.bytes_of(0, pixels)
     memory = BASE_MB + REPORT_MB * (not config.no_report) + held / 1e6
@@ -70,16 +69,16 @@ def _try_out(plan: Plan, config: Config) -> tuple[float, float]:
 
     Also return how much of their bytes is left after compression, a fraction.
     """
-    few = plan.pairs[:TRIALS]
-    begin, given, written = time.perf_counter(), 0, 0
+    few, rows = plan.pairs[:TRIALS], file_header.header(plan, config).rows
+    begin, written = time.perf_counter(), 0
+
+    def write(_: Offset, data: memoryview) -> None:
+        nonlocal written
+        written += data.nbytes
+
     for planned in few:
         block, _ = filling.prepare_block(planned, config)
-        pieces = block.pieces() if config.store == "patches" else ()
-        for role, piece in itertools.product(block.views, pieces):
-            patches = block.cut(role, piece)
-            given += patches.nbytes
-            if config.compression == "none":
-                written += patches.nbytes
-            else:
-                written += sum(map(len, compress(patches, config.compression)))
-    return (time.perf_counter() - begin) / len(few), written / given if given else 1.0
+        block.write(write, rows, planned.index, planned.place, config.compression)
+    seconds = time.perf_counter() - begin
+    whole = config.bytes_of(few[-1].patches[1], few[-1].pixels[1])
+    return seconds / len(few), written / whole if whole else 1.0

@@ -17,12 +17,9 @@ class SharedFailure(ToolError):
     `trace` is the traceback of what caused it, for `--verbose`: '' where the user can act on it.
     """
 
-    def __init__(self, message: str, status: int, trace: str = "") -> None:
-        super().__init__(message, status, trace)  # all, so that it survives pickling
-        self.status, self.trace = status, trace
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    def __init__(self, message: str, status: int = 1, trace: str = "") -> None:
+        super().__init__(message)
+        self.status, self.trace = status, trace  # pickled too
 
 
 def reason_of(error: BaseException) -> str:

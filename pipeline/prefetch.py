@@ -27,23 +27,19 @@ MAX_THREADS = 4
 MAX_PREFETCH_BYTES = 32 << 20
 
 
-def threads() -> int:
-    """Return how many threads are useful: 0 where the process has one core."""
-    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(cores, MAX_THREADS) if cores > 1 else 0
-
-
 def threads_for(pairs: Iterable[Pair]) -> int:
     """Return how many threads may read these pairs: fewer for large images, to bound the memory.
 
-    0 where decoders are needed: some are not safe in threads, and one runs in a forked process.
+    0 where the process has one core, and where decoders are needed: some are not safe in threads,
+    and one runs in a forked process.
     """
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     slices = [one for pair in pairs for one in (pair.input, pair.target)]
-    if any(one.pixel_offset is None for one in slices):
+    if cores == 1 or any(one.pixel_offset is None for one in slices):
         return 0
     largest = max((one.rows * one.columns for one in slices), default=1)
-    return min(threads(), MAX_PREFETCH_BYTES // (2 * 4 * largest))
+    return min(cores, MAX_THREADS, MAX_PREFETCH_BYTES // (2 * 4 * largest))
 
 
 def prefetched(

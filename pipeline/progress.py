@@ -27,12 +27,7 @@ class Progress:
         self.bar: tqdm | None = None
         if terminal:  # even a disabled bar would start a thread
             self.bar = tqdm(
-                total=total,
-                desc=what,
-                unit=f" {unit}",
-                file=terminal,
-                dynamic_ncols=True,
-                mininterval=0.2,
+                total=total, desc=what, unit=f" {unit}", file=terminal, dynamic_ncols=True
             )
 
     def advance(self, count: int = 1, size: int = 0) -> None:

@@ -76,7 +76,7 @@ def make_patches(
         launch.check_mpi_run(config.mpi_run, os.environ)
         ranks = launch.connect(config.mpi_run, os.environ)
     elif not isinstance(ranks, Ranks):
-        ranks = Ranks(ranks)
+        ranks = Ranks(launch.load_farm(ranks))
     if not verbose:
         config = dataclasses.replace(config, quiet=True, verbose=False, profile=False)
     try:

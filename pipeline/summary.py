@@ -7,9 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ctpatches.dicom.slice_file import Slice
 from ctpatches.file import rounding_text
 from ctpatches.validation import opened
@@ -136,14 +133,12 @@ def print_plan(cohort: Cohort, plans: Mapping[str, Plan], config: Config) -> Non
     for subset, plan in plans.items():
         title = f"patient ({subset})" if subset else "patient"
         print(f"{title:28} {'pairs':>8} {'kept':>10} {left_out:>10} {'patches':>10}")
-        sums: dict[str, NDArray[np.int64]] = {}
-        for planned in plan.pairs:
-            patient, windows = planned.names.patient, sum(planned.windows.numbers)
-            kept = planned.windows.kept_windows
-            numbers = np.array([1, kept, windows - kept, kept * config.orientations])
-            sums[patient] = sums.get(patient, 0) + numbers
-        for patient, row in sums.items():
-            print(f"{printable(patient):28} {row[0]:8} {row[1]:10} {row[2]:10} {row[3]:10}")
+        for patient, group in itertools.groupby(plan.pairs, lambda one: one.names.patient):
+            windows = [planned.windows for planned in group]
+            kept = sum(one.kept_windows for one in windows)
+            left = sum(sum(one.numbers) for one in windows) - kept
+            patches = kept * config.orientations
+            print(f"{printable(patient):28} {len(windows):8} {kept:10} {left:10} {patches:10}")
         print()
 
 

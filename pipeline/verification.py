@@ -43,8 +43,7 @@ def check_scans(file: str, root: str) -> str:
     try:
         with opened(file) as source:
             if source.version < 2:
-                reason = f"format version {source.version}"
-                raise RunError(f"holds no digests of its scans ({reason})")
+                raise RunError(f"holds no digests of its scans (format version {source.version})")
             digests = np.stack([source.values(f"pair/{role}_digest") for role in ROLES], axis=1)
             compare = _missing if source.config["anonymize"] else _different
             problems = [

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ctpatches import streams
 from ctpatches.files import Offset
-from pipeline.mpi import launch, task_farm
+from pipeline.mpi import launch
 from pipeline.mpi.ranks import Ranks
 from utils import RunError
 
@@ -106,6 +106,7 @@ def stop(ranks: Ranks) -> None:
         print(json.dumps({"begun": task}))
         bell.ring()
         latest = time.monotonic() + PATIENCE_S
+        assert ranks._farm
         while not ranks._farm.is_stopped() and time.monotonic() < latest:
             pass
         return task
@@ -114,20 +115,25 @@ def stop(ranks: Ranks) -> None:
         pass
 
 
-def stuck(ranks: Ranks) -> None:
-    """Fail on rank 0 while another hangs in a task."""
+def stuck(ranks: Ranks, where: str) -> None:
+    """Fail on rank 0, in a task or where the results are used, while another hangs in a task."""
+    from pipeline.mpi import task_farm  # here: it loads MPI
+
     task_farm.PATIENCE_S = 0.5
     bell = Bell(ranks)
 
     def work(task: int) -> None:
         if ranks.rank == 0:
             bell.wait()
-            raise RunError("this slice is bad")
+            if where == "task":
+                raise RunError("this slice is bad")
+            return
         bell.ring()
         time.sleep(PATIENCE_S)
 
-    for _ in ranks.imap_unordered(work, range(TASKS)):
-        pass
+    with contextlib.closing(ranks.imap_unordered(work, range(TASKS))) as results:
+        for _ in results:
+            raise RunError("this slice is bad")
 
 
 def fail(ranks: Ranks, scenario: str, at: int) -> None:
@@ -181,8 +187,8 @@ def main(scenario: str, at: int) -> int:
             large_bytes(ranks)
         elif scenario == "stop":
             stop(ranks)
-        elif scenario == "stuck":
-            stuck(ranks)
+        elif scenario.startswith("stuck"):
+            stuck(ranks, scenario.removeprefix("stuck "))
         else:
             fail(ranks, scenario, at)
         ranks.close()

@@ -65,10 +65,11 @@ def test_a_process_with_one_core_uses_no_thread():
     cores = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(cores)})
-        assert prefetch.threads() == 0
+        assert prefetch.threads_for([]) == 0
     finally:
         os.sched_setaffinity(0, cores)
-    assert prefetch.threads() == (min(len(cores), prefetch.MAX_THREADS) if len(cores) > 1 else 0)
+    expected = min(len(cores), prefetch.MAX_THREADS) if len(cores) > 1 else 0
+    assert prefetch.threads_for([]) == expected
 
 
 def slices(folder: Any, **options: Any) -> Pair:
@@ -78,7 +79,7 @@ def slices(folder: Any, **options: Any) -> Pair:
 
 
 def test_slices_that_need_a_decoder_are_read_in_their_turn(tmp_path, monkeypatch):
-    monkeypatch.setattr(prefetch, "threads", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     pair = slices(tmp_path)
     packed = Pair("P", pair.input, dataclasses.replace(pair.target, pixel_offset=None))
     assert prefetch.threads_for([pair, pair]) == 2
@@ -90,7 +91,7 @@ def test_slices_that_need_a_decoder_are_read_in_their_turn(tmp_path, monkeypatch
     [(32, 32, 4), (1024, 1024, 4), (1024, 2048, 2), (2048, 2048, 1), (2048, 2049, 0)],
 )
 def test_fewer_pairs_of_large_images_are_prefetched(tmp_path, monkeypatch, rows, columns, expected):
-    monkeypatch.setattr(prefetch, "threads", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
     small = slices(tmp_path)
     large = dataclasses.replace(small.target, rows=rows, columns=columns)
     assert prefetch.threads_for([small, Pair("P", large, large), small]) == expected

@@ -135,9 +135,10 @@ def test_tasks_that_were_handed_out_before_a_failure_are_not_begun(tmp_path):
     assert len(ended.out.splitlines()) == 1, ended.out
 
 
-def test_a_rank_that_hangs_does_not_hold_up_the_end_of_a_failed_run(tmp_path):
+@pytest.mark.parametrize("where", ["task", "consumer"])
+def test_a_rank_that_hangs_does_not_hold_up_the_end_of_a_failed_run(tmp_path, where):
     begin = time.monotonic()
-    ended = ranks_of(2, "rank_scenarios.py", tmp_path, "stuck")
+    ended = ranks_of(2, "rank_scenarios.py", tmp_path, f"stuck {where}")
     failed_once(ended, "this slice is bad (rank 1 is stuck)")
     assert time.monotonic() - begin < PATIENCE_S
 

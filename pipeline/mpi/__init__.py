@@ -1,1 +1,1 @@
-"""The ranks of a run; the only importer of mpi4py."""
+"""The ranks of a run; only `task_farm` imports mpi4py."""

@@ -6,10 +6,16 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ctpatches.messages import CallError, RunError
 from pipeline.errors import reason_of
 from pipeline.mpi.ranks import Ranks
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from pipeline.mpi.task_farm import TaskFarm
 
 #: Variables with rank and number of ranks, of MPICH's and Intel's mpiexec, Open MPI's, and srun.
 LAUNCHERS = (
@@ -55,6 +61,23 @@ def check_mpi_run(mpi_run: bool, environ: Mapping[str, str]) -> None:
         )
 
 
+def load_farm(comm: MPI.Intracomm | None = None) -> TaskFarm:
+    """Load MPI; return the task farm of a communicator, by default of all processes.
+
+    Raises RunError where there is no MPI.
+    """
+    # Open MPI's transport "ofi" sleeps for a second at every start (mca_btl_ofi_component_close).
+    # It is for one-sided communication; messages through libfabric use another one (mtl).
+    os.environ.setdefault("OMPI_MCA_btl", "^ofi")
+    try:
+        with warnings.catch_warnings():  # of a launcher of another MPI: reported below
+            warnings.simplefilter("ignore", RuntimeWarning)
+            from pipeline.mpi.task_farm import TaskFarm
+    except (ImportError, RuntimeError, OSError, MemoryError) as error:
+        raise RunError(f"cannot load MPI (mpi4py and an MPI library): {reason_of(error)}") from None
+    return TaskFarm(comm)
+
+
 def connect(mpi_run: bool, environ: Mapping[str, str]) -> Ranks:
     """Return all ranks: with `mpi_run`, or where a launcher started several processes.
 
@@ -64,17 +87,8 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> Ranks:
     _, launched = launcher_ranks(environ)
     if not mpi_run and launched == 1:
         return Ranks()
-    # Open MPI's transport "ofi" sleeps for a second at every start (mca_btl_ofi_component_close).
-    # It is for one-sided communication; messages through libfabric use another one (mtl).
-    os.environ.setdefault("OMPI_MCA_btl", "^ofi")
-    try:
-        with warnings.catch_warnings():  # of a launcher of another MPI: reported below
-            warnings.simplefilter("ignore", RuntimeWarning)
-            from mpi4py import MPI
-    except (ImportError, RuntimeError, OSError, MemoryError) as error:
-        raise RunError(f"cannot load MPI (mpi4py and an MPI library): {reason_of(error)}") from None
-    size = MPI.COMM_WORLD.size
-    library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip(" \0")
+    farm = load_farm()
+    size, library = farm.comm.size, farm.library
     srun = f"srun --mpi={'pmix' if library.startswith('Open MPI') else 'pmi2'}"
     if launched > size:
         launcher = _launcher_name(environ)
@@ -91,4 +105,4 @@ def connect(mpi_run: bool, environ: Mapping[str, str]) -> Ranks:
             f"SLURM reserved {reserved} tasks, but this is one process: put srun in front "
             f"({srun} python main.py ...), or leave out --mpi_run for a serial run"
         )
-    return Ranks(MPI.COMM_WORLD)
+    return Ranks(farm)

@@ -5,13 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import math
-import os
-import pickle
-import re
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctpatches import streams
@@ -19,12 +15,11 @@ from ctpatches.files import Offset, Write
 from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
-from pipeline.mpi.task_farm import Tag, TaskFarm, wait_until
 from pipeline.mpi.terminal import LAST_WORDS_S, Interruption
 from pipeline.prefetch import prefetched
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from pipeline.mpi.task_farm import TaskFarm
 
 Result = TypeVar("Result")
 
@@ -36,24 +31,16 @@ class Ranks:
     file systems, with rank 0; and `one_host`, whether all ranks do.
     """
 
-    def __init__(self, comm: MPI.Intracomm | None = None) -> None:
-        self.rank = comm.rank if comm else 0
-        self.size = comm.size if comm else 1
-        self.beside_root = self.one_host = True
+    def __init__(self, farm: TaskFarm | None = None) -> None:
+        self.rank, self.size = (farm.comm.rank, farm.comm.size) if farm else (0, 1)
+        host_ranks = farm.host_ranks if farm else [0]
+        self.beside_root, self.one_host = 0 in host_ranks, len(host_ranks) == self.size
         #: What Ctrl-C does; of `main`, which starts it.
         self.interruption = Interruption()
         #: Whether other ranks may wait for this one, and would do so forever if it left.
         self._awaited = self.size > 1
-        self._comm = comm if self.size > 1 else None
-        if self._comm:
-            from mpi4py import MPI
-
-            self._farm = TaskFarm(self._comm)
-            host = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
-            self.beside_root = any(host.allgather(self.rank == 0))
-            self.one_host = host.size == self.size
-            host.Free()
-            _unlink_shared_memory()
+        self._farm = farm if self.size > 1 else None
+        if self._farm:
             atexit.register(self._check_left)
 
     def _check_left(self) -> None:
@@ -80,9 +67,8 @@ class Ranks:
             except Exception as error:
                 outcome = shared(error)
         outcomes = [outcome]
-        if self._comm:
-            wait_until(self._comm.Ibarrier().Test, "rank 0" if root_only else "wait")
-            outcomes = self._comm.allgather(outcome)
+        if self._farm:
+            outcomes = self._farm.gather(outcome, "rank 0" if root_only else "wait")
         failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, SharedFailure)]
         if failed:
             first = outcomes[failed[0]]
@@ -108,7 +94,8 @@ class Ranks:
 
         They must not change afterwards.
         """
-        self._farm.send(0, Tag.WRITE, (file, offset, pickle.PickleBuffer(data)), data.nbytes)
+        assert self._farm
+        self._farm.send_bytes(file, offset, data)
 
     def imap_unordered(
         self,
@@ -130,7 +117,7 @@ class Ranks:
         begun before all but `max_ahead` of those before it are done. What other ranks `send` for a
         file is passed to that of `writes` before the result of their task is yielded.
         """
-        if not self._comm:
+        if not self._farm:
             with contextlib.closing(prefetched(tasks, prepare, threads)) as prepared:
                 yield from map(function, prepared)
             return
@@ -163,22 +150,10 @@ class Ranks:
             if verbose:
                 print(streams.escaped(failure.trace), end="", file=sys.stderr)
             streams.print_error(f"{failure}{notes}")
-        if alone and self._comm:
+        if alone and self._farm:
             # MPICH's mpiexec was seen to end before it had forwarded the message.
             sys.stdout.flush()
             time.sleep(LAST_WORDS_S)
-            self._comm.Abort(failure.status)
+            self._farm.comm.Abort(failure.status)
         # The same on every rank: MPICH's mpiexec was seen to lose the status of a single one.
         return failure.status
-
-
-def _unlink_shared_memory() -> None:
-    """Remove the name of MPICH's shared memory, which all ranks of this host have open now.
-
-    MPICH removes it at the end of a run, which killed ranks do not reach. When SLURM starts their
-    job again on this host, the new ranks choose the same name and would fail on it.
-    """
-    with contextlib.suppress(OSError):  # another rank was first; or this is not Linux
-        maps = Path("/proc/self/maps").read_text(errors="replace")
-        for name in set(re.findall(r"/dev/shm/mpich_shm_\w+$", maps, re.MULTILINE)):
-            os.unlink(name)

@@ -1,25 +1,32 @@
 """The task farm: rank 0 hands out tasks, works on them too, and yields all results.
 
+The only importer of mpi4py: `launch` imports this module where a run uses MPI.
+
 All ranks leave it together: an error on any rank, or a consumer of the results that stops early,
 ends the farm on all of them. Messages are sent without waiting, and waited for without spinning.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
+import os
+import pickle
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from ctpatches.files import Write
+from mpi4py import MPI
+from mpi4py.util import pkl5
+
+from ctpatches.files import Offset, Write
 from ctpatches.messages import RunError
 from pipeline import profile
 from pipeline.errors import SharedFailure, shared
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 Found = TypeVar("Found")
 
@@ -64,35 +71,48 @@ class Tag(enum.IntEnum):
 class TaskFarm:
     """The task farm of a communicator: `coordinate` runs on rank 0, `work` on the others."""
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        from mpi4py.util import pkl5
-
-        self._comm = pkl5.Intracomm(comm)  # does not copy the bytes of a message
+    def __init__(self, comm: MPI.Intracomm | None = None) -> None:
+        self.comm = comm = comm or MPI.COMM_WORLD
+        self.library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip(" \0")
+        host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        #: The ranks of this host, this one among them.
+        self.host_ranks = host.allgather(comm.rank)
+        host.Free()
+        _unlink_shared_memory()
+        self._pkl5 = pkl5.Intracomm(comm)  # does not copy the bytes of a message
         self._status = pkl5.Status()
         #: What was sent and perhaps not received yet: number of bytes, and request.
         self._pending: list[tuple[int, pkl5.Request]] = []
 
     # --- messages -----------------------------------------------------------------------------
 
-    def send(self, rank: int, tag: Tag, content: object, size: int = 0) -> None:
-        """Send an object without waiting for the receiver, which may be sending to us.
+    def gather(self, value: Any, step: str) -> list[Any]:
+        """Return the value of every rank, on every rank; the time until all have one is `step`."""
+        wait_until(self.comm.Ibarrier().Test, step)
+        return self.comm.allgather(value)
 
-        With `size` bytes for a file, which must not change until `settle`, it waits while too many
-        are on their way.
+    def send_bytes(self, file: int, offset: Offset, data: memoryview) -> None:
+        """Send bytes for a file to rank 0, which must not change until `_settle`.
+
+        It waits while too many are on their way.
         """
-        self._pending = [one for one in self._pending if not one[1].test()[0]]
-        self._pending.append((size, self._comm.isend(content, rank, tag)))
-        while size and sum(length for length, _ in self._pending) > MAX_PENDING_BYTES:
+        self._send(0, Tag.WRITE, (file, offset, pickle.PickleBuffer(data)), data.nbytes)
+        while sum(size for size, _ in self._pending) > MAX_PENDING_BYTES:
             self._pending.pop(0)[1].wait()
 
-    def settle(self) -> None:
+    def _send(self, rank: int, tag: Tag, content: object, size: int = 0) -> None:
+        """Send an object without waiting for the receiver, which may be sending to us."""
+        self._pending = [one for one in self._pending if not one[1].test()[0]]
+        self._pending.append((size, self._pkl5.isend(content, rank, tag)))
+
+    def _settle(self) -> None:
         """Wait until all that was sent has been received."""
         while self._pending:
             self._pending.pop()[1].wait()
 
     def _poll(self) -> tuple[int, Tag, Any] | None:
         """Return source, tag and content of the next message; None if there is none."""
-        probe, status = self._comm.improbe, self._status
+        probe, status = self._pkl5.improbe, self._status
         # MPICH first checks the messages that it knows of, and only then for new ones, which the
         # second probe finds: rank 0 would look for them again a task later, and workers be idle for
         # 10 % of the time instead of 4 %.
@@ -119,7 +139,7 @@ class TaskFarm:
         """
         waiting = deque(enumerate(tasks))
         #: The numbers of the tasks of every worker, which it does in order.
-        held: dict[int, deque[int]] = {rank: deque() for rank in range(1, self._comm.size)}
+        held: dict[int, deque[int]] = {rank: deque() for rank in range(1, self.comm.size)}
 
         def may_begin() -> bool:
             """Return whether there is a task, and it may be begun."""
@@ -129,13 +149,13 @@ class TaskFarm:
         def hand_out() -> None:
             """Hand a task to every worker that holds few, and less than its share of the rest."""
             for rank, numbers in held.items():
-                few = len(numbers) < min(MAX_HELD_TASKS, len(waiting) / self._comm.size)
+                few = len(numbers) < min(MAX_HELD_TASKS, len(waiting) / self.comm.size)
                 if few and may_begin():
                     number, task = waiting.popleft()
                     numbers.append(number)
-                    self.send(rank, Tag.TASK, task)
+                    self._send(rank, Tag.TASK, task)
 
-        failure: SharedFailure | None = SharedFailure("rank 0 stopped", 1)  # by its consumer
+        failure: SharedFailure | None = None
         try:
             for _ in range(MAX_HELD_TASKS):
                 hand_out()
@@ -155,10 +175,12 @@ class TaskFarm:
                         raise content
                     hand_out()  # to others too, which may have waited for this result
                     yield content
-            failure = None
         except Exception as error:
             failure = shared(error, "rank 0: ")
             raise failure from (None if failure is error else error)
+        except BaseException as error:  # GeneratorExit, while an error of the consumer is handled
+            failure = shared(error.__context__ or error)
+            raise
         finally:
             self._stop(held, failure)
 
@@ -168,7 +190,7 @@ class TaskFarm:
         MPICH's MPI_Finalize fails where a message was not received.
         """
         for rank in held:
-            self.send(rank, Tag.STOP, failure)
+            self._send(rank, Tag.STOP, failure)
         while busy := [rank for rank, numbers in held.items() if numbers]:
             try:
                 source, tag, _ = wait_until(self._poll, "wait", PATIENCE_S)
@@ -176,13 +198,13 @@ class TaskFarm:
                 raise RunError(f"{failure} (rank {busy[0]} is stuck)") from None
             if tag == Tag.RESULT:
                 held[source].popleft()
-        self.settle()
+        self._settle()
 
     # --- other ranks --------------------------------------------------------------------------
 
     def is_stopped(self) -> bool:
         """Return whether rank 0 has stopped this worker, perhaps behind tasks (see `_poll`)."""
-        return any(self._comm.iprobe(0, Tag.STOP) for _ in range(2))
+        return any(self.comm.iprobe(0, Tag.STOP) for _ in range(2))
 
     def work(self, function: Callable[[Any], Any]) -> None:
         """Do the tasks that rank 0 hands out, until it stops the farm.
@@ -199,8 +221,20 @@ class TaskFarm:
                 if not isinstance(result, SharedFailure) and not self.is_stopped():
                     result = function(content)
             except Exception as error:
-                result = shared(error, f"rank {self._comm.rank}: ")
-            self.send(0, Tag.RESULT, result)
-        self.settle()
+                result = shared(error, f"rank {self.comm.rank}: ")
+            self._send(0, Tag.RESULT, result)
+        self._settle()
         if content:
             raise content
+
+
+def _unlink_shared_memory() -> None:
+    """Remove the name of MPICH's shared memory, which all ranks of this host have open now.
+
+    MPICH removes it at the end of a run, which killed ranks do not reach. When SLURM starts their
+    job again on this host, the new ranks choose the same name and would fail on it.
+    """
+    with contextlib.suppress(OSError):  # another rank was first; or this is not Linux
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+        for name in set(re.findall(r"/dev/shm/mpich_shm_\w+$", maps, re.MULTILINE)):
+            os.unlink(name)

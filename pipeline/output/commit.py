@@ -8,7 +8,9 @@ import functools
 import io
 import itertools
 import os
+import shutil
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from pipeline.output import checkpoint, file_header
 from pipeline.output.checkpoint import BlockRecord, Checkpoint
 from pipeline.output.partial_file import Layout
 from pipeline.output.paths import PARTIAL, all_files, checkpoint_path, key_path, other_files
+from pipeline.profile import step
 from utils import RunError, quoted
 
 #: What makes a spreadsheet read a cell as a formula: such names get an apostrophe before them.
@@ -41,15 +44,17 @@ class OutputFile:
 
     plan: Plan
     final: str
+    #: Of the file while it is not complete.
+    header: Header
     #: Whether it grows by the chunks of its blocks, which follow each other in order.
-    compressed: bool = False
+    compressed: bool
     layout: Layout | None = None
     #: The blocks that are in the file, by number of their pair.
     done: dict[int, BlockRecord] = field(default_factory=dict)
-    #: Of a compressed file, blocks that were finished before an earlier one, and chunks of blocks
-    #: that wait for it in memory: `pipeline.filling.MAX_AHEAD` bounds their number.
+    #: Of a compressed file, blocks that were finished before an earlier one, and the chunks of
+    #: blocks that are not in the file: `pipeline.filling.MAX_AHEAD` bounds their number.
     early: dict[int, BlockRecord] = field(default_factory=dict)
-    early_chunks: dict[int, list[memoryview]] = field(default_factory=dict)
+    chunks: defaultdict[int, list[memoryview]] = field(default_factory=lambda: defaultdict(list))
     #: Whether it has its final name, given by this run or an earlier one.
     complete: bool = False
     descriptor: int = -1
@@ -61,32 +66,32 @@ class OutputFile:
         """The name until the file is complete."""
         return self.final + PARTIAL
 
-    def open(self, header: Header, flags: int = 0) -> None:
+    def open(self, flags: int = 0) -> None:
         """Open and lock the partial file, which may be one of another `--output-fname`."""
         self.descriptor = checkpoint.open_locked(self.partial, flags)
-        path, checksum = os.path.abspath(self.partial), header.extents[-1][0]
-        self.layout = Layout(path, header.rows, checksum, header.shuffle)
-        self.size = header.size
+        path, checksum = os.path.abspath(self.partial), self.header.extents[-1][0]
+        self.layout = Layout(path, self.header.rows, checksum, self.header.shuffle)
+        self.size = self.header.size
 
-    def create(self, header: Header) -> None:
+    def create(self) -> None:
         """Create the partial file in its full size; a compressed one grows by its blocks."""
-        self.open(header, os.O_CREAT | os.O_EXCL)
+        self.open(os.O_CREAT | os.O_EXCL)
         os.ftruncate(self.descriptor, self.size)
 
-    def resume(self, header: Header, records: Mapping[int, BlockRecord]) -> None:
+    def resume(self, records: Mapping[int, BlockRecord]) -> None:
         """Open the partial file of an interrupted run, if it is there in its full size.
 
         A block counts only if its bytes are there: not all that was written may be on the disk.
         """
         with contextlib.suppress(FileNotFoundError):
-            self.open(header)
+            self.open()
         if not self.layout or self.problem():
             self.close()
             return
-        rows, starts, shuffle, chunks = header.rows, self.plan.starts, header.shuffle, None
+        rows, shuffle, chunks = self.header.rows, self.header.shuffle, None
         if self.compressed:
             sizes = recorded_sizes(self.descriptor, rows, self.plan.patches)
-            chunks = Chunks(sizes, starts, header.size, shuffle)
+            chunks = Chunks(sizes, self.plan.starts, self.size, shuffle)
         for index, record in sorted(records.items()):
             place = self.plan.pairs[index].place
             ranges = block_ranges(rows, place, shuffle, chunks, index)
@@ -99,32 +104,23 @@ class OutputFile:
         os.ftruncate(self.descriptor, self.size)
 
     def write(self, offset: Offset, data: memoryview) -> None:
-        """Write bytes, or keep chunks of a block before which there are others to write."""
-        if isinstance(offset, list) or offset < CHUNKS:
-            with named_errors(self.partial):
-                write_at(self.descriptor, data, offset)
-        elif (block := (offset - CHUNKS) // CHUNKS_STRIDE) == len(self.done):
-            self._append(data)
-        else:
-            self.early_chunks.setdefault(block, []).append(data)
-
-    def _append(self, data: memoryview) -> None:
+        """Write bytes; keep chunks, whose place is known when all blocks before are in the file."""
+        if isinstance(offset, int) and offset >= CHUNKS:
+            self.chunks[(offset - CHUNKS) // CHUNKS_STRIDE].append(data)
+            return
         with named_errors(self.partial):
-            write_at(self.descriptor, data, self.size)
-        self.size += len(data)
+            write_at(self.descriptor, data, offset)
 
     def add(self, index: int, record: BlockRecord) -> Iterator[tuple[int, BlockRecord]]:
         """Yield the blocks that are in the file now that all bytes of another were passed."""
-        if not self.compressed:
-            self.done[index] = record
-            yield index, record
-            return
         self.early[index] = record
-        while (block := len(self.done)) in self.early:
+        while (block := len(self.done) if self.compressed else index) in self.early:
+            with named_errors(self.partial), step("write"):
+                for data in self.chunks.pop(block, ()):
+                    write_at(self.descriptor, data, self.size)
+                    self.size += len(data)
             self.done[block] = self.early.pop(block)
             yield block, self.done[block]
-            for data in self.early_chunks.pop(block + 1, ()):
-                self._append(data)
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
@@ -152,8 +148,7 @@ class OutputFile:
 def reserve_all(files: Sequence[OutputFile]) -> None:
     """Reserve the disk space of all files, so that a full disk is found before the work."""
     size = sum(file.size for file in files)
-    disk = os.statvfs(files[0].partial)
-    free = disk.f_bavail * disk.f_frsize
+    free = shutil.disk_usage(files[0].partial).free
     if size > free:
         names = abbreviated([quoted(file.final) for file in files], MAX_NAMES)
         raise RunError(
@@ -191,8 +186,10 @@ class Output:
         self.config = config
         all_plans = itertools.chain.from_iterable(plans.values())
         compressed = config.compression != "none"
-        both = zip(all_plans, all_files(config), strict=True)
-        self.files = [OutputFile(plan, final, compressed) for plan, final in both]
+        self.files = [
+            OutputFile(plan, final, file_header.header(plan, config), compressed)
+            for plan, final in zip(all_plans, all_files(config), strict=True)
+        ]
         self._key = key_text(file.plan for file in self.files) if config.anonymize else b""
         self._key_path = key_path(config)
         self._new_key = self._key_path + PARTIAL
@@ -234,9 +231,8 @@ class Output:
             )
         same = bool(then) and not changed
         self._may_replace |= same and then["overwrite"]
-        headers = [file_header.header(file.plan, self.config) for file in self.files]
-        for number, header in enumerate(headers if same else ()):
-            self.files[number].resume(header, done[number])
+        for number, file in enumerate(self.files if same else ()):
+            file.resume(done[number])
         self._check_existing()
         self._owned = True
         left = [file.partial for file in self.files if not file.layout]
@@ -247,14 +243,13 @@ class Output:
                 os.unlink(path)  # an interrupted run left it, and this one does not continue it
         if not same:
             record.begin(job)
-        files = zip(self.files, headers, strict=True)
-        new = [(file, header) for file, header in files if not (file.complete or file.layout)]
-        for file, header in new:
-            file.create(header)
+        new = [file for file in self.files if not (file.complete or file.layout)]
+        for file in new:
+            file.create()
         if new:
-            reserve_all([file for file, _ in new])
-        for file, header in new:
-            header.write(file.descriptor)
+            reserve_all(new)
+        for file in new:
+            file.header.write(file.descriptor)
         for file in self.files:
             if file.layout:
                 write_at(file.descriptor, file.layout.token, file.layout.checksum)
@@ -332,11 +327,10 @@ class Output:
             with named_errors(file.final):
                 os.replace(file.partial, file.final)
             file.complete = True
+            file.close()
         if self._key:
             with named_errors(self._key_path):
                 os.replace(self._new_key, self._key_path)
-        for file in files:
-            file.close()
         with named_errors(self.config.output_fname):
             sync_folder(self.config.output_fname)
             self._checkpoint.close(remove=True)

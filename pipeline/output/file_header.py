@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctpatches.header import Header, build_header
-from ctpatches.schema import DIFFERENCE_COLUMNS, VERSION, VIEW_COLUMNS
+from ctpatches.schema import DIFFERENCE_COLUMNS, ROLES, VERSION, VIEW_COLUMNS
 from ctpatches.validation import opened
 from pipeline.config import Config
 from pipeline.model import Difference, Plan
@@ -18,14 +18,12 @@ from pipeline.output import checkpoint
 from pipeline.output.checkpoint import BlockRecord
 from utils import Affine
 
-#: Ends of the names of the columns of `pair/` that are known only when the block has been written.
-FILLED = ("checksum", "offset", "divisor", "digest", "rounding", *DIFFERENCE_COLUMNS)
-
 
 def header(plan: Plan, config: Config, records: Sequence[BlockRecord] = ()) -> Header:
     """Build the header: of a file that is not complete, unless there is a record per pair."""
+    nothing = BlockRecord(Affine(0, 0), Affine(0, 0), 0, (0, 0), Difference(), (0.0, 0.0))
     return build_header(
-        tables(plan, records),
+        planned_tables(plan) | filled_tables(records or [nothing] * len(plan.pairs)),
         config.as_json(),
         "hu" if config.in_hu else "stored",
         plan.patches,
@@ -34,10 +32,8 @@ def header(plan: Plan, config: Config, records: Sequence[BlockRecord] = ()) -> H
     )
 
 
-def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray[Any]]:
-    """Return the columns of `pair/` and `left_out/`; those `FILLED` are 0 without records."""
-    nothing = BlockRecord(Affine(0, 0), Affine(0, 0), 0, (0, 0), Difference(), (0.0, 0.0))
-    records = records or [nothing] * len(plan.pairs)
+def planned_tables(plan: Plan) -> dict[str, NDArray[Any]]:
+    """Return the columns that are known from the plan."""
     pairs = plan.pairs
     targets = [planned.pair.target for planned in pairs]
     positions = [np.nan if s.position_mm is None else s.position_mm for s in targets]
@@ -51,22 +47,11 @@ def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray
         "pair/first_patch": np.array(plan.starts[:-1], "<u8"),
         "pair/patches": np.diff(np.array(plan.starts, "<u8")),
         "pair/degradation": _text(planned.degradation or "none" for planned in pairs),
-        "pair/checksum": np.array([record.checksum for record in records], "<u8"),
     }
-    measured = zip(*(record.difference for record in records), strict=True)
-    for (name, dtype), values in zip(DIFFERENCE_COLUMNS.items(), measured, strict=True):
-        out[f"pair/{name}"] = np.array(values, dtype)
-    for number, role in enumerate(("input", "target")):
+    for role in ROLES:
         slices = [getattr(planned.pair, role) for planned in pairs]
-        affines = [getattr(record, f"{role}_affine") for record in records]
-        out |= {
-            f"pair/{role}_slope": np.array([s.slope for s in slices], "<f8"),
-            f"pair/{role}_intercept": np.array([s.intercept for s in slices], "<f8"),
-            f"pair/{role}_offset": np.array([affine.offset for affine in affines], "<f8"),
-            f"pair/{role}_divisor": np.array([affine.divisor for affine in affines], "<f8"),
-            f"pair/{role}_digest": np.array([r.digests[number] for r in records], "<u8"),
-            f"pair/{role}_rounding": np.array([r.rounding[number] for r in records], "<f8"),
-        }
+        out[f"pair/{role}_slope"] = np.array([s.slope for s in slices], "<f8")
+        out[f"pair/{role}_intercept"] = np.array([s.intercept for s in slices], "<f8")
     views = (view for planned in pairs for view in planned.views)
     columns = zip(*views, strict=True)  # empty where patches are stored
     for (name, dtype), values in zip(VIEW_COLUMNS.items(), columns, strict=False):
@@ -77,6 +62,23 @@ def tables(plan: Plan, records: Sequence[BlockRecord] = ()) -> dict[str, NDArray
         "left_out/reason": _text(one.reason for one in plan.left_out),
         "left_out/kind": _text(one.kind for one in plan.left_out),
     }
+
+
+def filled_tables(records: Sequence[BlockRecord]) -> dict[str, NDArray[Any]]:
+    """Return the columns that are known when the blocks have been written."""
+    out = {"pair/checksum": np.array([record.checksum for record in records], "<u8")}
+    measured = zip(*(record.difference for record in records), strict=True)
+    for (name, dtype), values in zip(DIFFERENCE_COLUMNS.items(), measured, strict=True):
+        out[f"pair/{name}"] = np.array(values, dtype)
+    for number, role in enumerate(ROLES):
+        affines = [getattr(record, f"{role}_affine") for record in records]
+        out |= {
+            f"pair/{role}_offset": np.array([affine.offset for affine in affines], "<f8"),
+            f"pair/{role}_divisor": np.array([affine.divisor for affine in affines], "<f8"),
+            f"pair/{role}_digest": np.array([r.digests[number] for r in records], "<u8"),
+            f"pair/{role}_rounding": np.array([r.rounding[number] for r in records], "<f8"),
+        }
+    return out
 
 
 def _text(values: Iterable[str]) -> NDArray[np.bytes_]:
@@ -90,17 +92,16 @@ def difference(path: str, plan: Plan, config: Config) -> str:
 
     The plan has the digests of all slices.
     """
-    known = {name: column for name, column in tables(plan).items() if not name.endswith(FILLED)}
-    now = {name: column.tolist() for name, column in known.items()}
+    now = {name: column.tolist() for name, column in planned_tables(plan).items()}
     try:
         with opened(path) as file:
             if file.version != VERSION:
                 return f"it has format version {file.version}, expected {VERSION}"
             if file.store != config.store:  # other tables, and the configuration differs anyway
-                known = {}
-            then = {name: file.values(name).tolist() for name in known}
+                now = {}
+            then = {name: file.values(name).tolist() for name in now}
             configuration = file.attributes["configuration"].decode()
-            digests = (file.values(f"pair/{role}_digest").tolist() for role in ("input", "target"))
+            digests = (file.values(f"pair/{role}_digest").tolist() for role in ROLES)
             recorded = dict(enumerate(zip(*digests, strict=True)))
         changed = checkpoint.difference(
             {"configuration": configuration, **then}, {"configuration": config.as_json(), **now}

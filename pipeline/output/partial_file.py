@@ -7,16 +7,13 @@ import functools
 import os
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ctpatches.files import Offset, named_errors, write_at
 from ctpatches.permutation import Permutation
 from ctpatches.schema import REST_BYTES
 from pipeline.config import Config
+from pipeline.mpi.ranks import Ranks
 from utils import RunError, quoted
-
-if TYPE_CHECKING:
-    from pipeline.mpi.ranks import Ranks
 
 #: File systems whose clients cache a file without regard to what other hosts write to it: see "Data
 #: and metadata coherence" in nfs(5), "Cache coherency" in mount.cifs(8).
