@@ -173,12 +173,6 @@ class ValidatedFile:
             for start, length in zip(spans.first.tolist(), spans.length.tolist(), strict=True):
                 yield self.values(name, slice(start, start + length))
             return
-        # The whole view at its first use: a cold disk has fewer, larger requests to serve. If not
-        # all views fit into memory, pixels would often be dropped before they are used.
-        if direct.fits_in_memory(os.fstat(self.descriptor).st_size):
-            first, lengths = self.views.first_uses(name, spans)
-            ahead = (offset + first * width).tolist(), (lengths * width).tolist()
-            direct.request(self.descriptor, *ahead)
         starts, sizes = (offset + spans.first * width).tolist(), (spans.length * width).tolist()
         yield from direct.read_runs(self.path, self.descriptor, starts, sizes)
 
