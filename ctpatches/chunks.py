@@ -80,11 +80,6 @@ class Chunks:
         #: First byte of every block, and the end of the last.
         self.blocks = first + low[starts] + full[starts]
 
-    def read(self, descriptor: int, role: str, rows: NDArray[np.int64]) -> Iterator[bytes]:
-        """Yield the chunks of some patches."""
-        places, sizes = self.places[role][rows].tolist(), self.sizes[role][rows].tolist()
-        return (os.pread(descriptor, *one) for one in zip(sizes, places, strict=True))
-
 
 def root_of(writes: Sequence[tuple[int, bytes]], chunk: int) -> int:
     """Return where HDF5 has written the index whose only chunk is at that byte."""

@@ -139,7 +139,7 @@ def _checked(
             reason = f"has {name} in {chunks} chunks; expected: at most {schema.MAX_COLUMN_CHUNKS}"
             raise Invalid(file.filename, reason)
     # h5py reads a row in a third of the time if nothing about the dataset can change.
-    return h5py.Dataset(found, readonly=file.mode == "r")
+    return h5py.Dataset(found, readonly=True)
 
 
 def _has_room(

@@ -147,9 +147,9 @@ def _read_config(path: str) -> dict[str, Any]:
 def _parsed(path: str, text: bytes) -> Any:
     """Return what is in a file given with `--config`: h5, JSON, which begins with {, or YAML."""
     if text.startswith(b"\x89HDF\r\n\x1a\n"):
-        from ctpatches.validation import opened
+        from ctpatches.validation import ValidatedFile
 
-        with opened(path, complete=False) as file:
+        with ValidatedFile(path, complete=False) as file:
             return file.config
     if text.lstrip().startswith(b"{"):
         return json.loads(text)
