@@ -204,9 +204,8 @@ class PatchReader:
         Orientations are drawn for an epoch, by default that of `set_epoch`.
         """
         source, index = self._open(), positions(indices, len(self))
-        rows, windows = self._rows[index], self._windows
-        if windows is not None:
-            windows = windows[index]
+        rows = self._rows[index]
+        windows = None if self._windows is None else self._windows[index]
         parts: list[Any] = [*source.read_rows(rows, self.unit, self._dtype, windows)]
         codes = np.zeros(len(rows), np.uint8)
         if self.augment:

@@ -122,7 +122,7 @@ def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np
 def padded_length(length: int, size: int, overlap: int, edge: str) -> int:
     """Return the length of an axis of a view with its padding; the parameters as above."""
     starts = window_starts(length, size, overlap, edge)
-    return max(length, int(starts[-1]) + size) if len(starts) else length
+    return int(starts[-1]) + size if len(starts) else length
 
 
 def strips(view: NDArray[Any]) -> NDArray[Any]:

@@ -28,8 +28,6 @@ def header(plan: Plan, config: Config, records: Sequence[BlockRecord] = ()) -> H
         tables(plan, records),
         config.as_json(),
         "hu" if config.in_hu else "stored",
-        plan.patches,
-        plan.pixels,
         complete=bool(records),
     )
 
