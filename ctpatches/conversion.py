@@ -142,8 +142,8 @@ def _write(file: ValidatedFile, config: dict[str, Any], descriptor: int, target:
         tables |= {f"views/{name}": views[name] for name in VIEW_COLUMNS}
 
     def header() -> Header:
-        configuration, unit = json.dumps(config, sort_keys=True), file.attributes["unit"].decode()
-        return build_header(tables, configuration, unit, complete=True)
+        configuration = json.dumps(config, sort_keys=True)
+        return build_header(tables, configuration, file.attributes["unit"], complete=True)
 
     empty = header()
     end = empty.size  # of the chunks of a compressed file
@@ -267,7 +267,7 @@ def _air(file: ValidatedFile, role: str, pair: int, dtype: str) -> NDArray[Any]:
     offset, divisor, slope, intercept = file.constants[role][:, pair].tolist()
     clipped = file.config["normalization_type"] == "hu_window"
     window = file.config["hu_window"] if clipped else None
-    unit = file.attributes["unit"].decode()
+    unit = file.attributes["unit"]
     air = normalised_air(Affine(offset, divisor), slope, intercept, unit, window)
     limits = dtypes.limits_of(dtype)
     return dtypes.cast(np.array(air, np.float32).clip(limits.min, limits.max), dtype)[0]

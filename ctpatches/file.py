@@ -92,7 +92,7 @@ class PatchFile(ValidatedFile):
             f"{self.patches} patches of {size} x {size} pixels",
             f"{self.pairs} pairs of {len(self.patients)} patients: {patients}",
             f"scales {', '.join(f'{scale:g}' for scale in self.scales)}",
-            f"{normalisation}, {'HU' if self.attributes['unit'] == b'hu' else 'stored values'}",
+            f"{normalisation}, {'HU' if self.attributes['unit'] == 'hu' else 'stored values'}",
         )
         return printable(f"<PatchFile {self.path!r}: {'; '.join(facts)}>")
 
@@ -184,7 +184,7 @@ def rounding(source: ValidatedFile) -> dict[str, float]:
     for role in ROLES if source.version >= 4 else ():
         in_file = source.values(f"pair/{role}_rounding")
         _, divisor, slope, _ = source.constants[role]
-        in_hu = in_file * abs(divisor) * (1 if source.attributes["unit"] == b"hu" else abs(slope))
+        in_hu = in_file * abs(divisor) * (1 if source.attributes["unit"] == "hu" else abs(slope))
         for unit, values in zip(largest, (in_file, in_hu), strict=True):
             largest[unit] = max(largest[unit], float(values.max(initial=0)))
     return largest
@@ -235,7 +235,7 @@ def denormalise(
     with opened(file) as source:
         chosen = positions(slice(None) if patches is None else patches, source.patches)
         constants = source.constants[role][:, source.pair_of(chosen)]
-        file_unit = source.attributes["unit"].decode()
+        file_unit = source.attributes["unit"]
     values = np.asarray(values)
     if len(values) != len(chosen):
         raise ValueError(
@@ -282,7 +282,7 @@ def overview(path: PathLike) -> list[str]:
             "patients": f"{len(source.patients)}: {abbreviated(source.patients)}",
             "left out": f"{len(source['left_out/reason'])} entries",
             "scales": ", ".join(f"{scale:g}" for scale in source.scales),
-            "unit": "HU" if attributes["unit"] == b"hu" else "stored values",
+            "unit": "HU" if attributes["unit"] == "hu" else "stored values",
             "rounded": rounding_text(source),
             "options": ", ".join(n if v is True else f"{n} {v}" for n, v in given.items()),
             "seed": str(int(attributes["seed"])),

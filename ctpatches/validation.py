@@ -58,7 +58,6 @@ class ValidatedFile:
     def _check_header(self, complete: bool) -> None:
         file = self._handle
         try:
-            #: Strings are bytes.
             self.attributes = structure.checked_attributes(file, complete)
             self.version = int(self.attributes["format_version"])
             #: The options of the run that determine the content of the file.

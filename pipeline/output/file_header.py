@@ -97,7 +97,7 @@ def difference(path: str, plan: Plan, config: Config) -> str:
             if file.store != config.store:  # other tables, and the configuration differs anyway
                 known = {}
             then = {name: file.values(name).tolist() for name in known}
-            configuration = file.attributes["configuration"].decode()
+            configuration = file.attributes["configuration"]
             digests = (file.values(f"pair/{role}_digest").tolist() for role in ("input", "target"))
             recorded = dict(enumerate(zip(*digests, strict=True)))
         changed = checkpoint.difference(
