@@ -50,23 +50,18 @@ def _update(digest: Any, descriptor: int, start: int, stop: int) -> None:
         start += len(data)
 
 
-def byte_rows(source: ValidatedFile) -> dict[str, tuple[int, int]]:
-    """Return first byte, and bytes per row, of every dataset with a checksum of its own."""
-    out = {}
+def damages(source: ValidatedFile) -> Iterator[str]:
+    """Yield for the header, and then for the block of every pair, its damage or ''."""
+    rows, extents = {}, []
     for name in [*bulk_names(source.store, source.compressed), REST]:
         dataset = source[name]
         start = dataset.id.get_offset()
-        if start is None and dataset.size:
+        if start is None:
             reason = "was compressed or rewritten: its checksums are of other bytes"
             raise Invalid(source.path, reason)
-        out[name] = start or 0, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
-    return out
-
-
-def damages(source: ValidatedFile) -> Iterator[str]:
-    """Yield for the header, and then for the block of every pair, its damage or ''."""
-    rows, chunks = byte_rows(source), source.chunks
-    extents = [(at, at + width * len(source[name])) for name, (at, width) in rows.items()]
+        rows[name] = start, dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+        extents.append((start, start + dataset.nbytes))
+    chunks = source.chunks
     if chunks:
         extents.append((int(chunks.blocks[0]), int(chunks.blocks[-1])))
     size = os.fstat(source.descriptor).st_size

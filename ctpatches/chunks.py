@@ -11,7 +11,6 @@ Format Specification, section III.A.1).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -38,17 +37,6 @@ NODE = np.dtype(
         ("end", _KEY),
     ]
 )
-
-
-def recorded_sizes(
-    descriptor: int, rows: Mapping[str, tuple[int, int]], n: int
-) -> dict[str, NDArray[np.uint32]]:
-    """Return the bytes of n chunks by role; `rows` has first byte and bytes per row of a column."""
-    out = {}
-    for role in ROLES:
-        start, width = rows[f"patch/{role}_bytes"]
-        out[role] = np.frombuffer(os.pread(descriptor, width * n, start), np.uint32)
-    return out
 
 
 class Chunks:
@@ -79,11 +67,6 @@ class Chunks:
             self.places[role][rows] = first + own[:-1] + other
         #: First byte of every block, and the end of the last.
         self.blocks = first + low[starts] + full[starts]
-
-    def read(self, descriptor: int, role: str, rows: NDArray[np.int64]) -> Iterator[bytes]:
-        """Yield the chunks of some patches."""
-        places, sizes = self.places[role][rows].tolist(), self.sizes[role][rows].tolist()
-        return (os.pread(descriptor, *one) for one in zip(sizes, places, strict=True))
 
 
 def root_of(writes: Sequence[tuple[int, bytes]], chunk: int) -> int:

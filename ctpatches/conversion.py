@@ -100,7 +100,6 @@ def convert(
 
 def _check_target(source: str, target: str, overwrite: bool) -> None:
     """Refuse a target that must not be written."""
-    os.close(files.open_regular(source))
     if os.path.exists(target) and os.path.samefile(source, target):
         raise CallError(f"{quoted(target)} is the file to convert; expected: another name")
     if os.path.exists(target) and not os.path.isfile(target):
@@ -138,14 +137,13 @@ def _write(file: ValidatedFile, config: dict[str, Any], descriptor: int, target:
     problems = damages(file)
     _check(next(problems), file)
     views = _views(file, config)
-    tables, pixels = _tables(file), 0
+    tables = _tables(file)
     if config["store"] == "views":
         tables |= {f"views/{name}": views[name] for name in VIEW_COLUMNS}
-        pixels = int((views["rows"].astype(np.int64) * views["columns"]).sum())
 
     def header() -> Header:
-        configuration, unit = json.dumps(config, sort_keys=True), file.attributes["unit"].decode()
-        return build_header(tables, configuration, unit, file.patches, pixels, complete=True)
+        configuration = json.dumps(config, sort_keys=True)
+        return build_header(tables, configuration, file.attributes["unit"], complete=True)
 
     empty = header()
     end = empty.size  # of the chunks of a compressed file
@@ -269,7 +267,7 @@ def _air(file: ValidatedFile, role: str, pair: int, dtype: str) -> NDArray[Any]:
     offset, divisor, slope, intercept = file.constants[role][:, pair].tolist()
     clipped = file.config["normalization_type"] == "hu_window"
     window = file.config["hu_window"] if clipped else None
-    unit = file.attributes["unit"].decode()
+    unit = file.attributes["unit"]
     air = normalised_air(Affine(offset, divisor), slope, intercept, unit, window)
     limits = dtypes.limits_of(dtype)
     return dtypes.cast(np.array(air, np.float32).clip(limits.min, limits.max), dtype)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -91,7 +92,7 @@ class PatchFile(ValidatedFile):
             f"{self.patches} patches of {size} x {size} pixels",
             f"{self.pairs} pairs of {len(self.patients)} patients: {patients}",
             f"scales {', '.join(f'{scale:g}' for scale in self.scales)}",
-            f"{normalisation}, {'HU' if self.attributes['unit'] == b'hu' else 'stored values'}",
+            f"{normalisation}, {'HU' if self.attributes['unit'] == 'hu' else 'stored values'}",
         )
         return printable(f"<PatchFile {self.path!r}: {'; '.join(facts)}>")
 
@@ -126,64 +127,55 @@ class PatchFile(ValidatedFile):
         ValueError
             The unit or the type is not valid, or the file is damaged.
         """
-        return read_patches(self, indices, unit, dtype)
+        return self.read_rows(positions(indices, self.patches), unit, dtype)
+
+    def read_rows(
+        self, rows: NDArray[np.int64], unit: str, dtype: str, windows: Windows | None = None
+    ) -> tuple[Images, Images]:
+        """Return patches as `read` does; `windows` are those of the rows, if the caller has them.
+
+        Only a file of views has windows.
+        """
+        kind = self.dtype_of(unit, dtype).name
+        if windows is None and self.store == "views":
+            windows = self.windows(rows)
+        low, full = (self.images(role, rows, windows, kind) for role in ROLES)
+        if unit == "hu":
+            low = denormalise(low, self, rows, "input")
+            full = denormalise(full, self, rows, "target")
+        return low, full
+
+    def dtype_of(self, unit: str, dtype: str) -> np.dtype[Any]:
+        """Return the type of the arrays that `read` returns for a unit and a type."""
+        if unit not in ("file", "hu"):
+            raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
+        if dtype not in ("float32", "file"):
+            raise ValueError(f"dtype {dtype!r}; expected: 'float32' or 'file'")
+        return np.dtype(self.config["dtype"] if (unit, dtype) == ("file", "file") else "float32")
 
     def provenance(self, index: int) -> Provenance:
         """Return where a patch came from; `IndexError` is raised if there is no such patch."""
-        return provenance(self, index)
+        if not 0 <= index < self.patches:
+            raise IndexError(f"patch {index} of {self.patches}")
+        return self.provenances(np.array([index]))[0]
 
+    def provenances(self, patches: NDArray[np.int64]) -> list[Provenance]:
+        """Return where each of some patches came from."""
+        columns = self.columns(patches)
+        out = []
+        for row in range(len(patches)):
+            patch = {name: column[row].item() for name, column in columns.items()}
+            patch["scale"] = round(patch["scale"], 6)
+            pair = {name: column[patch["pair"]].item() for name, column in self._origins.items()}
+            texts = {name: decoded(v) for name, v in pair.items() if isinstance(v, bytes)}
+            out.append(Provenance(**patch, **(pair | texts)))
+        return out
 
-def provenance(file: File, patch: int) -> Provenance:
-    """Return where a patch came from; `IndexError` is raised if there is no such patch."""
-    with opened(file) as source:
-        if not 0 <= patch < source.patches:
-            raise IndexError(f"patch {patch} of {source.patches}")
-        return provenances(source, np.array([patch]))[0]
-
-
-def provenances(source: ValidatedFile, patches: NDArray[np.int64]) -> list[Provenance]:
-    """Return where each of some patches came from."""
-    columns = source.columns(patches)
-    out = []
-    for row in range(len(patches)):
-        patch = {name: column[row].item() for name, column in columns.items()}
-        patch["scale"] = round(patch["scale"], 6)
-        pair = {name: column[patch["pair"]].item() for name, column in source.origins.items()}
-        texts = {name: decoded(value) for name, value in pair.items() if isinstance(value, bytes)}
-        out.append(Provenance(**patch, **(pair | texts)))
-    return out
-
-
-def read_patches(
-    file: File,
-    patches: Patches,
-    unit: str = "file",
-    dtype: str = "float32",
-    windows: Windows | None = None,
-) -> tuple[Images, Images]:
-    """Return input and target of some patches as `PatchFile.read` does.
-
-    `windows` are those of the patches of a file of views, where a caller has them.
-    """
-    with opened(file) as source:
-        kind = dtype_of(source, unit, dtype).name
-        rows = positions(patches, source.patches)
-        if windows is None and source.store == "views":
-            windows = source.windows(rows)
-        low, full = (source.images(role, rows, windows, kind) for role in ROLES)
-        if unit == "hu":
-            low = denormalise(low, source, rows, "input")
-            full = denormalise(full, source, rows, "target")
-        return low, full
-
-
-def dtype_of(source: ValidatedFile, unit: str, dtype: str) -> np.dtype[Any]:
-    """Return the type of the arrays that `PatchFile.read` returns for a unit and a type."""
-    if unit not in ("file", "hu"):
-        raise ValueError(f"unit {unit!r}; expected: 'file' or 'hu'")
-    if dtype not in ("float32", "file"):
-        raise ValueError(f"dtype {dtype!r}; expected: 'float32' or 'file'")
-    return np.dtype(source.config["dtype"] if (unit, dtype) == ("file", "file") else "float32")
+    @cached_property
+    def _origins(self) -> dict[str, NDArray[Any]]:
+        """The columns of `pair/` that are part of the provenance of a patch."""
+        names = ("patient", "input_file", "target_file", "position_mm", "degradation")
+        return {name: self.values(f"pair/{name}") for name in names}
 
 
 def rounding(source: ValidatedFile) -> dict[str, float]:
@@ -192,7 +184,7 @@ def rounding(source: ValidatedFile) -> dict[str, float]:
     for role in ROLES if source.version >= 4 else ():
         in_file = source.values(f"pair/{role}_rounding")
         _, divisor, slope, _ = source.constants[role]
-        in_hu = in_file * abs(divisor) * (1 if source.attributes["unit"] == b"hu" else abs(slope))
+        in_hu = in_file * abs(divisor) * (1 if source.attributes["unit"] == "hu" else abs(slope))
         for unit, values in zip(largest, (in_file, in_hu), strict=True):
             largest[unit] = max(largest[unit], float(values.max(initial=0)))
     return largest
@@ -243,7 +235,7 @@ def denormalise(
     with opened(file) as source:
         chosen = positions(slice(None) if patches is None else patches, source.patches)
         constants = source.constants[role][:, source.pair_of(chosen)]
-        file_unit = source.attributes["unit"].decode()
+        file_unit = source.attributes["unit"]
     values = np.asarray(values)
     if len(values) != len(chosen):
         raise ValueError(
@@ -276,7 +268,7 @@ def overview(path: PathLike) -> list[str]:
 
     `OSError` is raised if it cannot be read, `ValueError` if it is not a valid file of ctpatches.
     """
-    with opened(path, complete=False) as source:
+    with ValidatedFile(path, complete=False) as source:
         attributes = source.attributes
         complete = "complete" if attributes["complete"] else "NOT complete"
         shapes = [f"{rows} x {columns}" for rows, columns in np.unique(source.shapes, axis=1).T]
@@ -290,7 +282,7 @@ def overview(path: PathLike) -> list[str]:
             "patients": f"{len(source.patients)}: {abbreviated(source.patients)}",
             "left out": f"{len(source['left_out/reason'])} entries",
             "scales": ", ".join(f"{scale:g}" for scale in source.scales),
-            "unit": "HU" if attributes["unit"] == b"hu" else "stored values",
+            "unit": "HU" if attributes["unit"] == "hu" else "stored values",
             "rounded": rounding_text(source),
             "options": ", ".join(n if v is True else f"{n} {v}" for n, v in given.items()),
             "seed": str(int(attributes["seed"])),

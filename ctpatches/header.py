@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ctpatches import schema
 from ctpatches.checksums import rest_digest
-from ctpatches.chunks import Chunks, index_nodes, recorded_sizes, root_of
+from ctpatches.chunks import Chunks, index_nodes, root_of
 from ctpatches.compression import filter_options
 from ctpatches.files import write_at
 from ctpatches.permutation import Permutation
@@ -89,8 +89,7 @@ class Header:
             write_at(descriptor, data, offset)
         size, extents = self.size, self.extents
         if self.roots and starts:
-            sizes = recorded_sizes(descriptor, self.rows, starts[-1])
-            chunks = Chunks(sizes, starts, self.size, self.shuffle)
+            chunks = self.chunks(descriptor, starts)
             size = int(chunks.blocks[-1])
             extents = [(self.size, size), *extents]
             for role, root in self.roots.items():
@@ -102,23 +101,29 @@ class Header:
         digest = rest_digest(descriptor, size, extents)
         write_at(descriptor, digest, extents[-1][0])
 
+    def chunks(self, descriptor: int, starts: Sequence[int]) -> Chunks:
+        """Return where the chunks of a compressed file lie, by the sizes that are in it."""
+        sizes = {}
+        for role in schema.ROLES:
+            first, width = self.rows[f"patch/{role}_bytes"]
+            sizes[role] = np.frombuffer(os.pread(descriptor, width * starts[-1], first), np.uint32)
+        return Chunks(sizes, starts, self.size, self.shuffle)
+
 
 def build_header(
-    tables: Mapping[str, NDArray[Any]],
-    configuration: str,
-    unit: str,
-    patches: int,
-    pixels: int,
-    complete: bool,
+    tables: Mapping[str, NDArray[Any]], configuration: str, unit: str, complete: bool
 ) -> Header:
     """Build the header of a file whose blocks have been written if it is `complete`.
 
     `tables` are all datasets that blocks are not written to, by name; `configuration` the options
-    that determine the content, as JSON; `unit` that of the pixels before normalisation. `patches`
-    and `pixels` are the rows of the datasets with a row per patch, and per pixel of a view.
+    that determine the content, as JSON; `unit` that of the pixels before normalisation.
     """
     config = json.loads(configuration)
-    p = config["patch_size"]
+    patches, p = int(tables["pair/patches"].sum()), config["patch_size"]
+    rows_of = {"patch": patches, "byte": schema.REST_BYTES}
+    if config["store"] == "views":
+        sizes = np.multiply(tables["views/rows"], tables["views/columns"], dtype=np.int64)
+        rows_of["pixel"] = int(sizes.sum())
     shape = (patches, 1, p, p) if config["tensor_format"] == "torch" else (patches, p, p, 1)
     # Their bytes lie in one piece, at a place that is fixed from now on.
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -133,9 +138,9 @@ def build_header(
         first_chunks = _create_compressed(file, shape, config) if compressed else {}
         for name in [*schema.bulk_names(config["store"], compressed), schema.REST]:
             field = schema.SCHEMA[name]
-            n = {"patch": patches, "pixel": pixels, "byte": schema.REST_BYTES}[field.row_of]
+            of_field = shape if field.image else (rows_of[field.row_of],)
             dtype = pixel_type if field.dtype == schema.PIXELS else field.dtype
-            dataset = file.create_dataset(name, shape if field.image else (n,), dtype, dcpl=early)
+            dataset = file.create_dataset(name, of_field, dtype, dcpl=early)
             first, size = int(dataset.id.get_offset()), dataset.dtype.itemsize * dataset.size
             extents.append((first, first + size))
             if name != schema.REST:

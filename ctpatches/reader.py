@@ -14,12 +14,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.file import Patches, abbreviated, dtype_of, positions, provenances, read_patches
+from ctpatches.file import Patches, PatchFile, abbreviated, positions
 from ctpatches.messages import printable
 from ctpatches.orientations import Images, draw_orientations, turned
 from ctpatches.schema import ORIENTATIONS, REST
 from ctpatches.structure import PathLike
-from ctpatches.validation import ValidatedFile
 from ctpatches.views import Windows
 
 Patients: TypeAlias = str | Iterable[str] | None
@@ -33,7 +32,7 @@ MAX_ROWS = 1 << 20
 
 def patient_names(file: PathLike) -> list[str]:
     """Return the names of the patients in the order of the file."""
-    with ValidatedFile(file) as source:
+    with PatchFile(file) as source:
         return source.patients
 
 
@@ -109,9 +108,9 @@ class PatchReader:
         self.path = os.path.abspath(file)
         self.unit, self.transform = unit, transform
         self.provenance, self.augment, self.seed = provenance, augment, seed
-        with ValidatedFile(self.path) as source:
+        with PatchFile(self.path) as source:
             self.patch_size = source.patch_size
-            self.dtype, self._dtype = dtype_of(source, unit, dtype), dtype
+            self.dtype, self._dtype = source.dtype_of(unit, dtype), dtype
             # It covers the checksums of all blocks: these 16 bytes identify the file.
             self._checksum = source.values(REST).tobytes()
             self.patients = self._chosen("patient", patients, source.patients)
@@ -122,7 +121,7 @@ class PatchReader:
             self._rows, self._windows = self._select(source)
         if not len(self):
             raise ValueError(f"{self.path!r} has no patch of {self._selection()}")
-        self._source: ValidatedFile | None = None
+        self._source: PatchFile | None = None
         self._process = 0
         # Shared with the workers: those that a DataLoader keeps (persistent_workers) would
         # otherwise stay in the epoch in which they were started.
@@ -168,7 +167,7 @@ class PatchReader:
             raise ValueError(f"{self.path!r}: {found}; there are: {', '.join(map(repr, known))}")
         return [value for value in known if value in chosen]
 
-    def _select(self, source: ValidatedFile) -> tuple[NDArray[np.int64], Windows | None]:
+    def _select(self, source: PatchFile) -> tuple[NDArray[np.int64], Windows | None]:
         """Return the rows of the selected patches, and in a file of views their windows."""
         of_patients = np.isin(source.texts("pair/patient"), self.patients)
         scales = np.array(self.scales, np.float32)
@@ -205,24 +204,23 @@ class PatchReader:
         Orientations are drawn for an epoch, by default that of `set_epoch`.
         """
         source, index = self._open(), positions(indices, len(self))
-        rows, windows = self._rows[index], self._windows
-        if windows is not None:
-            windows = windows[index]
-        parts: list[Any] = [*read_patches(source, rows, self.unit, self._dtype, windows)]
+        rows = self._rows[index]
+        windows = None if self._windows is None else self._windows[index]
+        parts: list[Any] = [*source.read_rows(rows, self.unit, self._dtype, windows)]
         codes = np.zeros(len(rows), np.uint8)
         if self.augment:
             epoch = self._epoch.value if epoch is None else epoch
             codes = draw_orientations(self.seed, epoch, rows)
             parts = [turned(images, codes) for images in parts]
         if self.provenance:
-            each = zip(provenances(source, rows), rows.tolist(), codes.tolist(), strict=True)
+            each = zip(source.provenances(rows), rows.tolist(), codes.tolist(), strict=True)
             parts.append([vars(one) | {"patch": row, "turned": code} for one, row, code in each])
         return parts
 
-    def _open(self) -> ValidatedFile:
+    def _open(self) -> PatchFile:
         """Return the file as this process has it open."""
         if self._source is None or self._process != os.getpid():
-            source = ValidatedFile(self.path)
+            source = PatchFile(self.path)
             if source.values(REST).tobytes() != self._checksum:
                 source.close()
                 raise ValueError(f"{self.path!r} is another file than when it was first opened")

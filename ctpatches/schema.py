@@ -136,11 +136,12 @@ def bulk_names(store: str, compressed: bool = False) -> list[str]:
 
     In compressed files that begins with the chunks of the inputs and of the targets.
     """
-    names = [name for name in SCHEMA if SCHEMA[name].row_of in ("patch", "pixel")]
     return [
         name
-        for name in names
-        if in_store(name, store, compressed) and not (compressed and SCHEMA[name].image)
+        for name, field in SCHEMA.items()
+        if field.row_of in ("patch", "pixel")
+        and in_store(name, store, compressed)
+        and not (compressed and field.image)
     ]
 
 

@@ -40,7 +40,7 @@ def open_hdf5(path: PathLike) -> h5py.File:
 
 
 def checked_attributes(file: h5py.File, complete: bool) -> dict[str, Any]:
-    """Return the attributes of a file, strings as bytes; Invalid is raised if any is not valid.
+    """Return the attributes of a file; Invalid is raised if any is not valid.
 
     A text of variable length is not read: HDF5 would reserve and fill up to 4 GB, whatever length
     it claims. Its copy of fixed length is read instead.
@@ -52,21 +52,22 @@ def checked_attributes(file: h5py.File, complete: bool) -> dict[str, Any]:
             one = h5a.open(file.id, key.encode())
             scalar = one.get_space().get_simple_extent_type() == h5s.SCALAR
             if scalar and _has_type(one.get_type(), dtype):
-                found[name] = file.attrs[key]
-    if found["format"] != schema.FORMAT.encode():
+                value = file.attrs[key]
+                found[name] = schema.decoded(value) if dtype == schema.STRING else value
+    if found["format"] != schema.FORMAT:
         raise Invalid(file.filename, "is not a file of ctpatches; expected: one that main.py wrote")
     version = found["format_version"]
     if version is not None and not 1 <= version <= schema.VERSION:
         raise Invalid(file.filename, f"has format version {version}; known: up to {schema.VERSION}")
     invalid = [name for name, value in found.items() if value is None]
-    if invalid or found["unit"] not in (b"hu", b"stored"):
+    if invalid or found["unit"] not in ("hu", "stored"):
         raise Invalid(file.filename, f"is damaged: attribute {[*invalid, 'unit'][0]} is not valid")
     if complete and not found["complete"]:
         raise Invalid(file.filename, "is not complete: its run was interrupted, or is in progress")
     return found
 
 
-def checked_configuration(file: h5py.File, text: bytes) -> dict[str, Any]:
+def checked_configuration(file: h5py.File, text: str) -> dict[str, Any]:
     """Return the options of a run by name, from JSON; those that readers use are valid."""
     try:
         config = schema.ADDED_OPTIONS | dict(json.loads(text))
@@ -139,7 +140,7 @@ def _checked(
             reason = f"has {name} in {chunks} chunks; expected: at most {schema.MAX_COLUMN_CHUNKS}"
             raise Invalid(file.filename, reason)
     # h5py reads a row in a third of the time if nothing about the dataset can change.
-    return h5py.Dataset(found, readonly=file.mode == "r")
+    return h5py.Dataset(found, readonly=True)
 
 
 def _has_room(

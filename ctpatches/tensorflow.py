@@ -71,7 +71,7 @@ def tf_dataset(
             yield order[first : first + batch], epoch
 
     def read(chosen: NDArray[np.int64], epoch: NDArray[np.int64]) -> tuple[Images, ...]:
-        return _batch(patches, chosen, int(epoch))
+        return tuple(images[..., None] for images in patches.samples(chosen, int(epoch)))
 
     def read_in_graph(chosen: Any, epoch: Any) -> tuple[Any, ...]:
         shape = (None, patches.patch_size, patches.patch_size, 1)
@@ -138,7 +138,7 @@ def keras_sequence(
 
         def __getitem__(self, index: int) -> tuple[Any, ...]:
             chosen = self.order[index * batch : (index + 1) * batch]
-            both = _batch(patches, chosen, self.epoch)
+            both = tuple(images[..., None] for images in patches.samples(chosen, self.epoch))
             return both if transform is None else transform(*both)
 
         def on_epoch_end(self) -> None:
@@ -152,7 +152,3 @@ def _order(patches: PatchReader, shuffle: bool, epoch: int) -> NDArray[np.int64]
     if not shuffle:
         return np.arange(len(patches))
     return np.random.default_rng([patches.seed % 2**64, epoch]).permutation(len(patches))
-
-
-def _batch(patches: PatchReader, chosen: NDArray[np.int64], epoch: int) -> tuple[Images, ...]:
-    return tuple(images[..., None] for images in patches.samples(chosen, epoch))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
+import math
 from collections.abc import Iterator
 from typing import Any, Self, TypeAlias
 
@@ -19,7 +19,7 @@ from ctpatches.files import Invalid
 from ctpatches.permutation import Permutation
 
 Rows: TypeAlias = "int | slice | NDArray[np.int64]"
-File: TypeAlias = "structure.PathLike | h5py.File | ValidatedFile"
+File: TypeAlias = "structure.PathLike | ValidatedFile"
 #: No chunk has more than this beyond twice the bytes of its patch.
 MAX_OVERHEAD_BYTES = 1024
 
@@ -30,9 +30,8 @@ class ValidatedFile:
     `Invalid` is raised where they are not, and with `complete` also if its run was interrupted.
     """
 
-    def __init__(self, file: structure.PathLike | h5py.File, complete: bool = True) -> None:
-        self._owned = isinstance(file, str | os.PathLike)
-        self._handle = structure.open_hdf5(file) if isinstance(file, str | os.PathLike) else file
+    def __init__(self, path: structure.PathLike, complete: bool = True) -> None:
+        self._handle = structure.open_hdf5(path)
         self.path = self._handle.filename
         try:
             self._check_header(complete)
@@ -53,23 +52,19 @@ class ValidatedFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file unless it was passed open; what was read remains."""
-        if self._owned:
-            self._handle.close()
+        """Close the file; what was read remains."""
+        self._handle.close()
 
     def _check_header(self, complete: bool) -> None:
         file = self._handle
         try:
-            #: Strings are bytes.
             self.attributes = structure.checked_attributes(file, complete)
             self.version = int(self.attributes["format_version"])
             #: The options of the run that determine the content of the file.
             self.config = structure.checked_configuration(file, self.attributes["configuration"])
             datasets = structure.checked_datasets(file, self.config, self.version)
             self._datasets, self._sizes = datasets
-            # Only the default driver has a descriptor, and a writer may not have written yet.
-            usable = direct.POSSIBLE and (file.driver, file.mode) == ("sec2", "r")
-            self.descriptor = file.id.get_vfd_handle() if usable else -1
+            self.descriptor = file.id.get_vfd_handle() if direct.POSSIBLE else -1
         except (Invalid, ImportError, MemoryError):
             raise
         except Exception as error:  # HDF5 and h5py raise errors of many types for damaged bytes
@@ -129,7 +124,12 @@ class ValidatedFile:
                 return out
         except (OSError, RuntimeError, KeyError) as error:
             raise OSError(f"{self.path!r}: {name} cannot be read: {error}") from error
-        direct.read_rows(self.path, self.descriptor, offset, rows, out)
+        width = dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+        starts = (offset + rows * width).tolist()
+        raw = out.reshape(-1).view(np.uint8).data
+        parts = [raw[at : at + width] for at in range(0, len(raw), width)]
+        for _ in direct.read_runs(self.path, self.descriptor, starts, parts):
+            pass
         return out
 
     def texts(self, name: str) -> list[str]:
@@ -153,8 +153,11 @@ class ValidatedFile:
             rows = self._indices(rows)
             images = np.empty((len(rows), size, size), stored_type)
             try:
-                chunks = self.chunks.read(self.descriptor, role, rows)
-                decompress(chunks, compression, images)
+                places = self.chunks.places[role][rows].tolist()
+                sizes = self.chunks.sizes[role][rows].tolist()
+                buffers = [memoryview(bytearray(n)) for n in sizes]
+                runs = direct.read_runs(self.path, self.descriptor, places, buffers)
+                decompress(map(bytes, runs), compression, images)
             except OSError as error:
                 raise OSError(f"{self.path!r}: {role} cannot be read: {error}") from error
         elif self.store == "patches":
@@ -173,14 +176,10 @@ class ValidatedFile:
             for start, length in zip(spans.first.tolist(), spans.length.tolist(), strict=True):
                 yield self.values(name, slice(start, start + length))
             return
-        # The whole view at its first use: a cold disk has fewer, larger requests to serve. If not
-        # all views fit into memory, pixels would often be dropped before they are used.
-        if direct.fits_in_memory(os.fstat(self.descriptor).st_size):
-            first, lengths = self.views.first_uses(name, spans)
-            ahead = (offset + first * width).tolist(), (lengths * width).tolist()
-            direct.request(self.descriptor, *ahead)
         starts, sizes = (offset + spans.first * width).tolist(), (spans.length * width).tolist()
-        yield from direct.read_runs(self.path, self.descriptor, starts, sizes)
+        memory = memoryview(bytearray(max(sizes, default=0)))
+        buffers = [memory[:size] for size in sizes]
+        yield from direct.read_runs(self.path, self.descriptor, starts, buffers)
 
     def windows(self, rows: slice | NDArray[np.int64]) -> views.Windows:
         """Return the windows of patches."""
@@ -215,12 +214,6 @@ class ValidatedFile:
             reason = "is damaged or was rewritten: its patches are not at their places"
             raise Invalid(self.path, reason)
         return chunks
-
-    @functools.cached_property
-    def origins(self) -> dict[str, NDArray[Any]]:
-        """The columns of `pair/` that are part of the provenance of a patch."""
-        names = ("patient", "input_file", "target_file", "position_mm", "degradation")
-        return {name: self.values(f"pair/{name}") for name in names}
 
     @functools.cached_property
     def constants(self) -> dict[str, NDArray[np.float64]]:
@@ -292,8 +285,8 @@ class ValidatedFile:
         return {"patch": (first, first + n), "pixel": (int(pixels[0]), int(pixels[1]))}
 
 
-def opened(file: File, complete: bool = True) -> contextlib.AbstractContextManager[ValidatedFile]:
+def opened(file: File) -> contextlib.AbstractContextManager[ValidatedFile]:
     """Open a file and validate it; one that is open stays open."""
     if isinstance(file, ValidatedFile):
         return contextlib.nullcontext(file)
-    return ValidatedFile(file, complete)
+    return ValidatedFile(file)

@@ -28,7 +28,6 @@ class Spans(NamedTuple):
     In one piece they are read faster than row by row, from the same pages of the file.
     """
 
-    view: NDArray[np.int64]
     #: Which window, in ascending order.
     patch: NDArray[np.int64]
     #: First pixel, and number of pixels.
@@ -57,7 +56,6 @@ class ViewTable:
         #: Rows and columns of every view, shape (2, views).
         self.shapes = np.stack([columns["rows"], columns["columns"]]).astype(np.int64)
         self._keys = _key(columns["pair"], scale)
-        self._used: dict[str, NDArray[np.bool_]] = {}
         offsets = np.append(0, np.cumsum(np.prod(self.shapes, axis=0)))
         self.valid = bool(
             known.all()
@@ -102,14 +100,7 @@ class ViewTable:
         first = self.columns["offset"][view].astype(np.int64)
         first += left * rows + row * width + begin - left
         length = width * (size - 1) + end - begin
-        return Spans(view, patch, first, length, width, begin - col, end - begin)
-
-    def first_uses(self, name: str, spans: Spans) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return first pixels and lengths of views that are used for the first time."""
-        used = self._used.setdefault(name, np.zeros(len(self._keys), bool))
-        view = np.unique(spans.view[~used[spans.view]])
-        used[view] = True
-        return self.columns["offset"][view].astype(np.int64), self.shapes[:, view].prod(axis=0)
+        return Spans(patch, first, length, width, begin - col, end - begin)
 
 
 def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np.int64]:
@@ -131,7 +122,7 @@ def window_starts(length: int, size: int, overlap: int, edge: str) -> NDArray[np
 def padded_length(length: int, size: int, overlap: int, edge: str) -> int:
     """Return the length of an axis of a view with its padding; the parameters as above."""
     starts = window_starts(length, size, overlap, edge)
-    return max(length, int(starts[-1]) + size) if len(starts) else length
+    return int(starts[-1]) + size if len(starts) else length
 
 
 def strips(view: NDArray[Any]) -> NDArray[Any]:

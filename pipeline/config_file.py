@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ctpatches.messages import CallError, did_you_mean, join_lines, printable, quoted
-from ctpatches.validation import opened
+from ctpatches.validation import ValidatedFile
 from pipeline.config import FILE_OPTIONS, OPTIONS
 from pipeline.errors import reason_of
 
@@ -70,7 +70,7 @@ def read_options(path: str) -> dict[str, Any]:
 def _parsed(path: str, text: bytes) -> Any:
     """Return what is in a file given with `--config`: h5, JSON, which begins with {, or YAML."""
     if text.startswith(b"\x89HDF\r\n\x1a\n"):
-        with opened(path, complete=False) as file:
+        with ValidatedFile(path, complete=False) as file:
             return file.config
     if text.lstrip().startswith(b"{"):
         return json.loads(text)

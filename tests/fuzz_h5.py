@@ -37,11 +37,12 @@ from numpy.typing import NDArray
 
 from ctpatches import __main__ as command
 from ctpatches.checksums import verify
-from ctpatches.file import denormalise, overview, provenance, read_patches
+from ctpatches.file import denormalise, overview
 from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import ATTRIBUTES, COPY, SCHEMA
 from ctpatches.stitching import stitch
 from tests.editing import sign
+from tests.reading import provenance, read_patches
 
 SECONDS = 10
 MAX_BYTES = 400 << 20

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ctpatches.checksums import verify
-from ctpatches.file import PatchFile, read_patches
+from ctpatches.file import PatchFile
 from ctpatches.files import Invalid
 from ctpatches.reader import PatchReader
 from ctpatches.schema import ROLES
@@ -31,6 +31,7 @@ from tests.faults import (
     one_error,
     run,
 )
+from tests.reading import read_patches
 from tests.running import Ended, called
 from tests.scans import write_tree
 
@@ -153,7 +154,9 @@ def test_a_file_of_one_patch_has_an_index_too(tmp_path):
     assert called(tmp_path, *options).errors == []
     with h5py.File(tmp_path / "x.h5") as file:
         assert file["target"].shape == (1, 1, 24, 24)
-        np.testing.assert_array_equal(file["target"][0, 0], read_patches(file, 0)[1][0])
+        np.testing.assert_array_equal(
+            file["target"][0, 0], read_patches(tmp_path / "x.h5", 0)[1][0]
+        )
     assert verify(tmp_path / "x.h5") == []
 
 

@@ -15,11 +15,12 @@ import xxhash
 
 from ctpatches import __main__ as command
 from ctpatches.checksums import pixel_digest, verify
-from ctpatches.file import denormalise, provenance, read_patches
+from ctpatches.file import denormalise
 from ctpatches.reader import PatchReader, patient_names
 from ctpatches.schema import COPY, PATCH_COLUMNS, ROLES, SCHEMA, VERSION
 from ctpatches.stitching import stitch
 from tests.editing import sign
+from tests.reading import provenance, read_patches
 from tests.running import REPO, called, run
 from tests.scans import write_patient
 

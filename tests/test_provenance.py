@@ -20,10 +20,10 @@ import pytest
 from numpy.typing import NDArray
 
 import augment
-from ctpatches.file import Provenance, denormalise, provenance, read_patches
-from ctpatches.validation import opened
+from ctpatches.file import PatchFile, Provenance, denormalise
 from pipeline.config import NORMALIZATIONS
 from tests import naive
+from tests.reading import provenance, read_patches
 from tests.running import called
 from tests.scans import PATIENTS, write_patient
 from utils import generator
@@ -76,11 +76,11 @@ def make(
     ended = called(folder, *map(str, options))
     assert ended.status == 0, ended.err
     path = folder / "out.h5"
-    with opened(path) as file:
+    with PatchFile(path) as file:
         rng = np.random.default_rng(SEED)
         chosen = np.sort(rng.choice(file.patches, drawn, replace=False))
-        patches = read_patches(file, chosen)
-        origins = [provenance(file, int(i)) for i in chosen]
+        patches = file.read(chosen)
+        origins = [file.provenance(int(i)) for i in chosen]
     return Sample(path, root, kind, intensity, chosen, *patches, origins)
 
 
@@ -316,11 +316,11 @@ def test_a_patch_that_the_file_does_not_have_is_an_index_error(plain, side):
         provenance(plain, patches if side == 0 else -1)
 
 
-def test_patches_are_read_alike_by_number_slice_list_and_open_file(plain):
+def test_patches_are_read_alike_by_number_slice_and_list(plain):
     with h5py.File(plain) as file:
         expected = file["input"][[5, 6, 7]][..., 0]
         for chosen in (slice(5, 8), [5, 6, 7], np.array([5, 6, 7])):
-            np.testing.assert_array_equal(read_patches(file, chosen)[0], expected)
+            np.testing.assert_array_equal(read_patches(plain, chosen)[0], expected)
     np.testing.assert_array_equal(read_patches(plain, 5)[0], expected[:1])
 
 

@@ -221,7 +221,7 @@ def test_the_command_stitches_outputs_of_the_file_and_of_a_patient(both, tmp_pat
         patient = plain.patients[1]
         of_file = np.empty_like(output)
         of_file[both.rows] = output
-        mine = np.flatnonzero(plain.origins["patient"] == patient.encode()).tolist()
+        mine = np.flatnonzero(np.equal(plain.texts("pair/patient"), patient)).tolist()
         rows = np.sort(np.r_[tuple(map(shuffled.rows_of, mine))])
         expected = np.stack([stitch(output, plain, pair) for pair in mine])
     for name, values in {"all": of_file, "patient": of_file[rows]}.items():

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from ctpatches import PatchFile
-from ctpatches.file import provenance
 from ctpatches.reader import PatchReader
 from ctpatches.tensorflow import keras_sequence, tf_dataset
 from pipeline.config import NORMALIZATIONS
@@ -99,7 +98,7 @@ def test_a_patch_file_reads_any_of_them(indices: Any, both: Both) -> None:
                 patches.read(indices, unit), views.read(indices, unit), strict=True
             ):
                 np.testing.assert_array_equal(one, other)
-        assert provenance(views, 9) == provenance(patches, 9)
+        assert views.provenance(9) == patches.provenance(9)
 
 
 @pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (1, "spawn")])

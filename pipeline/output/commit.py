@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ctpatches.blocks import CHUNKS, CHUNKS_STRIDE, block_ranges
 from ctpatches.checksums import block_digest
-from ctpatches.chunks import Chunks, recorded_sizes
 from ctpatches.file import abbreviated
 from ctpatches.files import Offset, named_errors, reserve, sync_folder, write_at
 from ctpatches.header import Header
@@ -88,13 +87,11 @@ class OutputFile:
         if not self.layout or self.problem():
             self.close()
             return
-        rows, shuffle, chunks = self.header.rows, self.header.shuffle, None
-        if self.compressed:
-            sizes = recorded_sizes(self.descriptor, rows, self.plan.patches)
-            chunks = Chunks(sizes, self.plan.starts, self.size, shuffle)
+        header = self.header
+        chunks = header.chunks(self.descriptor, self.plan.starts) if self.compressed else None
         for index, record in sorted(records.items()):
             place = self.plan.pairs[index].place
-            ranges = block_ranges(rows, place, shuffle, chunks, index)
+            ranges = block_ranges(header.rows, place, header.shuffle, chunks, index)
             if block_digest(self.descriptor, ranges) == record.checksum:
                 self.done[index] = record
             elif chunks:

@@ -26,8 +26,6 @@ def header(plan: Plan, config: Config, records: Sequence[BlockRecord] = ()) -> H
         planned_tables(plan) | filled_tables(records or [nothing] * len(plan.pairs)),
         config.as_json(),
         "hu" if config.in_hu else "stored",
-        plan.patches,
-        plan.pixels,
         complete=bool(records),
     )
 
@@ -100,7 +98,7 @@ def difference(path: str, plan: Plan, config: Config) -> str:
             if file.store != config.store:  # other tables, and the configuration differs anyway
                 now = {}
             then = {name: file.values(name).tolist() for name in now}
-            configuration = file.attributes["configuration"].decode()
+            configuration = file.attributes["configuration"]
             digests = (file.values(f"pair/{role}_digest").tolist() for role in ROLES)
             recorded = dict(enumerate(zip(*digests, strict=True)))
         changed = checkpoint.difference(

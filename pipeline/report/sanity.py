@@ -11,7 +11,7 @@ import numpy as np
 
 import augment
 from ctpatches.dicom.pixels import read_hu
-from ctpatches.file import PatchFile, provenances
+from ctpatches.file import PatchFile
 from ctpatches.schema import ORIENTATIONS
 from patching import Grid, body_mask
 from pipeline.config import Config
@@ -59,7 +59,7 @@ def sheets(source: PatchFile, config: Config) -> Iterator[tuple[str, Facts, byte
     """
     rng = generator(config.seed, "sheets")
     drawn = rng.choice(source.patches, min(source.patches, CANDIDATES), replace=False)
-    origins = provenances(source, drawn)
+    origins = source.provenances(drawn)
     groups = [(one.patient, one.scale) for one in origins]
     chosen = spread(groups, SHEET_ROWS * config.sheets)
     scale = min(1.0, MAX_DRAWN_SIZE / source.patch_size)
