@@ -12,7 +12,6 @@ import contextlib
 import enum
 import math
 import os
-import pickle
 import re
 import time
 from collections import deque
@@ -20,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from mpi4py import MPI
-from mpi4py.util import pkl5
 
 from ctpatches.files import Offset, Write
 from ctpatches.messages import RunError
@@ -65,7 +64,8 @@ class Tag(enum.IntEnum):
     TASK = 1  # for a worker
     STOP = 2  # for a worker, which leaves the farm: the failure of the run, or None
     RESULT = 3  # of a task, or the failure
-    WRITE = 4  # file number, offset or offsets, and bytes
+    WRITE = 4  # file number, offset or offsets, and size of the bytes that follow
+    BYTES = 5
 
 
 class TaskFarm:
@@ -79,10 +79,9 @@ class TaskFarm:
         self.host_ranks = host.allgather(comm.rank)
         host.Free()
         _unlink_shared_memory()
-        self._pkl5 = pkl5.Intracomm(comm)  # does not copy the bytes of a message
-        self._status = pkl5.Status()
-        #: What was sent and perhaps not received yet: number of bytes, and request.
-        self._pending: list[tuple[int, pkl5.Request]] = []
+        self._status = MPI.Status()
+        #: What was sent and perhaps not received yet: number of bytes for files, and request.
+        self._pending: list[tuple[int, MPI.Request]] = []
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -96,14 +95,15 @@ class TaskFarm:
 
         It waits while too many are on their way.
         """
-        self._send(0, Tag.WRITE, (file, offset, pickle.PickleBuffer(data)), data.nbytes)
+        self._send(0, Tag.WRITE, (file, offset, data.nbytes))
+        self._pending.append((data.nbytes, self.comm.Isend(data, 0, Tag.BYTES)))
         while sum(size for size, _ in self._pending) > MAX_PENDING_BYTES:
             self._pending.pop(0)[1].wait()
 
-    def _send(self, rank: int, tag: Tag, content: object, size: int = 0) -> None:
+    def _send(self, rank: int, tag: Tag, content: object) -> None:
         """Send an object without waiting for the receiver, which may be sending to us."""
         self._pending = [one for one in self._pending if not one[1].test()[0]]
-        self._pending.append((size, self._pkl5.isend(content, rank, tag)))
+        self._pending.append((0, self.comm.isend(content, rank, tag)))
 
     def _settle(self) -> None:
         """Wait until all that was sent has been received."""
@@ -111,8 +111,11 @@ class TaskFarm:
             self._pending.pop()[1].wait()
 
     def _poll(self) -> tuple[int, Tag, Any] | None:
-        """Return source, tag and content of the next message; None if there is none."""
-        probe, status = self._pkl5.improbe, self._status
+        """Return source, tag and content of the next message; None if there is none.
+
+        The content of `Tag.WRITE` is that with the bytes instead of their size.
+        """
+        probe, status = self.comm.improbe, self._status
         # MPICH first checks the messages that it knows of, and only then for new ones, which the
         # second probe finds: rank 0 would look for them again a task later, and workers be idle for
         # 10 % of the time instead of 4 %.
@@ -121,7 +124,13 @@ class TaskFarm:
             return None
         with profile.step("receive"):
             content = found.recv()
-        return status.source, Tag(status.tag), content
+            source, tag = status.source, Tag(status.tag)
+            if tag == Tag.WRITE:
+                file, offset, size = content
+                data = np.empty(size, np.uint8)
+                self.comm.Recv(data, source, Tag.BYTES)
+                content = file, offset, data.data
+        return source, tag, content
 
     # --- rank 0 -------------------------------------------------------------------------------
 
@@ -168,7 +177,7 @@ class TaskFarm:
                 if tag == Tag.WRITE:
                     file, offset, data = content
                     with profile.step("write"):
-                        writes[file](offset, memoryview(data))
+                        writes[file](offset, data)
                 else:
                     held[source].popleft()
                     if isinstance(content, SharedFailure):
