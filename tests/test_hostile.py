@@ -200,15 +200,17 @@ def nested(path: Path, depth: int, undefined: bool) -> None:
     path.write_bytes(data[:at] + inner + data[at:])
 
 
-@pytest.mark.parametrize("depth", [3, 500, 20_000])
-@pytest.mark.parametrize("undefined", [False, True], ids=["lengths", "no lengths"])
-def test_deep_nesting_is_refused_in_bounded_memory(tmp_path, output, depth, undefined):
-    if depth == 20_000 and not undefined:
-        depth = 5_000  # the file grows as the square of it
-    pairs = write_patient(tmp_path / "scans", "A", 2)
-    nested(tmp_path / "scans" / pairs[1].input_file, depth, undefined)
+#: Depth, and whether items have no lengths; with lengths the file grows as the square of it.
+NESTED = [(3, False), (500, False), (5_000, False), (3, True), (500, True), (20_000, True)]
+
+
+def test_deep_nesting_is_refused_in_bounded_memory(tmp_path, output):
+    pairs = write_patient(tmp_path / "scans", "A", 1 + len(NESTED))
+    files = [pair.input_file for pair in pairs[1:]]
+    for file, (depth, undefined) in zip(files, NESTED, strict=True):
+        nested(tmp_path / "scans" / file, depth, undefined)
     ended = limited(command(0, argv(tmp_path / "scans", output, "--overwrite")), tmp_path)
-    one_error(ended, pairs[1].input_file, status=1)
+    one_error(ended, *files, status=1)
     assert output.read_bytes() == EARLIER
 
 
@@ -230,18 +232,22 @@ def test_a_lying_number_of_frames_is_refused(tmp_path, output, frames, syntax):
     assert output.read_bytes() == EARLIER
 
 
-@pytest.mark.parametrize("name", ["Rows", "NumberOfFrames", "BitsAllocated"])
-def test_a_header_that_goes_on_behind_the_pixels_is_refused(tmp_path, output, name):
-    pairs = write_patient(tmp_path / "scans", "A", 2, syntax=RLELossless)
-    path = tmp_path / "scans" / pairs[1].input_file
-    after = {
-        "Rows": b"\x28\0\x10\0US\2\0\x40\x9c",
-        "NumberOfFrames": b"\x28\0\x08\0IS\6\x0030000 ",
-        "BitsAllocated": b"\x28\0\0\1US\2\0\x20\0",
-    }[name]
-    path.write_bytes(path.read_bytes() + after)
+#: Elements that are not allowed behind the pixels.
+BEHIND = {
+    "Rows": b"\x28\0\x10\0US\2\0\x40\x9c",
+    "NumberOfFrames": b"\x28\0\x08\0IS\6\x0030000 ",
+    "BitsAllocated": b"\x28\0\0\1US\2\0\x20\0",
+}
+
+
+def test_a_header_that_goes_on_behind_the_pixels_is_refused(tmp_path, output):
+    pairs = write_patient(tmp_path / "scans", "A", 1 + len(BEHIND), syntax=RLELossless)
+    files = [pair.input_file for pair in pairs[1:]]
+    for file, element in zip(files, BEHIND.values(), strict=True):
+        with open(tmp_path / "scans" / file, "ab") as slice_file:
+            slice_file.write(element)
     ended = limited(command(0, argv(tmp_path / "scans", output, "--overwrite")), tmp_path)
-    one_error(ended, pairs[1].input_file, status=1)
+    one_error(ended, *files, status=1)
     assert output.read_bytes() == EARLIER
 
 
