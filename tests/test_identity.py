@@ -25,7 +25,7 @@ from pydicom.uid import (
 
 from ctpatches.dicom.header import read_slice
 from ctpatches.dicom.pixels import read_pixels
-from ctpatches.file import provenance
+from ctpatches.file import PatchFile
 from tests.editing import edit, flip, swap
 from tests.running import Ended, called, serial
 from tests.scans import phantom, write_patient, write_slice
@@ -427,9 +427,9 @@ def test_the_key_leads_back_to_the_pixels(tmp_path):
     root = named(tmp_path)
     called(tmp_path, *FILE_ONLY, "--anonymize")
     key = key_of(tmp_path)
-    with h5py.File(tmp_path / "out.h5") as file:
-        for i in range(len(file["input"])):
-            origin = provenance(file, i)
+    with h5py.File(tmp_path / "out.h5") as file, PatchFile(tmp_path / "out.h5") as patches:
+        for i in range(len(patches)):
+            origin = patches.provenance(i)
             assert key[origin.input_file].startswith(key[origin.patient])
             for side in ("input", "target"):
                 path = root / key[getattr(origin, f"{side}_file")]

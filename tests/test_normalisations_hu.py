@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from ctpatches.file import denormalise, provenance, read_patches
+from ctpatches.file import PatchFile, denormalise, read_patches
 from ctpatches.normalisation import fixed_affine, statistics_of
 from tests.editing import edit
 from tests.running import called, ranks_of
@@ -174,9 +174,9 @@ def test_hu_window_clips_and_scales_to_0_and_1(scans, tmp_path, window, options)
     path = made(scans, tmp_path, "--normalization-type", "hu_window", *options)
     low, high = window
     pairs = views(scans, path)
-    with h5py.File(path) as file:
-        for i in range(0, len(file["input"]), 3):
-            origin = provenance(file, i)
+    with h5py.File(path) as file, PatchFile(path) as patches:
+        for i in range(0, len(patches), 3):
+            origin = patches.provenance(i)
             for side, image in zip(("input", "target"), pairs[origin.pair], strict=True):
                 there = image[origin.row : origin.row + 24, origin.col : origin.col + 24]
                 clipped = there.clip(low, high).astype(np.float32)
@@ -191,9 +191,9 @@ def test_both_images_are_normalised_by_the_statistics_of_the_data_set(scans, tmp
     path = made(scans, tmp_path, "--normalization-type", kind)
     pairs = views(scans, path)
     by = [np.float32(f) for f in naive_figures([low for low, _ in pairs], kind)]
-    with h5py.File(path) as file:
-        for i in range(0, len(file["input"]), 3):
-            origin = provenance(file, i)
+    with h5py.File(path) as file, PatchFile(path) as patches:
+        for i in range(0, len(patches), 3):
+            origin = patches.provenance(i)
             for side, image in zip(("input", "target"), pairs[origin.pair], strict=True):
                 there = image[origin.row : origin.row + 24, origin.col : origin.col + 24]
                 expected = (there.astype(np.float32) - by[0]) / by[1]
@@ -261,8 +261,8 @@ def by_own_figures(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def truth(path: Path, root: Path, side: str) -> NDArray[np.float64]:
     """Return the windows of all patches of a file in HU, as the scans have them."""
     pairs = views(root, path)
-    with h5py.File(path) as file:
-        origins = [provenance(file, i) for i in range(len(file["input"]))]
+    with PatchFile(path) as file:
+        origins = [file.provenance(i) for i in range(len(file))]
     which = ("input", "target").index(side)
     return np.stack([pairs[o.pair][which][o.row : o.row + 24, o.col : o.col + 24] for o in origins])
 
