@@ -122,11 +122,11 @@ NO_LAUNCHER = [
 
 
 @pytest.mark.parametrize("variables", NO_LAUNCHER, ids=json.dumps)
-def test_variables_that_no_launcher_sets_change_nothing(tmp_path, tree, variables):
-    ended = serial(tmp_path, "--input-folder", "in", "--edge", "round", extra=variables)
-    one_error(ended, "round", status=2)
-    made = argv(tree.root, tmp_path / "made.h5", "--random_N", "1")
-    ended = serial(tmp_path, *made, extra=variables)
+def test_variables_that_no_launcher_sets_change_nothing(tmp_path, tree, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    one_error(called(tmp_path, "--input-folder", "in", "--edge", "round"), "round", status=2)
+    ended = called(tmp_path, *argv(tree.root, tmp_path / "made.h5", "--random_N", "1"))
     assert (ended.status, ended.errors) == (0, [])
     assert (tmp_path / "made.h5").exists()
 

@@ -77,7 +77,7 @@ def test_space_is_needed_for_all_files_of_a_split_together(tmp_path, tree):
     sizes = [path.stat().st_size for path in tmp_path.glob("x_*.h5")]
     assert len(sizes) == 3
     with mounted(tmp_path / "disk", f"size={max(sizes) + sum(sizes) >> 1}") as disk:
-        ended = run(command(0, argv(tree.root, disk / "x.h5", *split)), tmp_path)
+        ended = called(tmp_path, *argv(tree.root, disk / "x.h5", *split))
         message = one_error(ended, "no space left", "needed", status=1)
         assert all(f"x_{side}.h5" in message for side in ("train", "val", "test"))
         assert left(disk) == set()
@@ -85,14 +85,14 @@ def test_space_is_needed_for_all_files_of_a_split_together(tmp_path, tree):
 
 def test_a_report_that_finds_no_space_is_completed_later(tmp_path, tree, whole):
     output = tmp_path / "x.h5"
-    words = command(0, argv(tree.root, output, "--sheets", "0", report=True))
+    words = argv(tree.root, output, "--sheets", "0", report=True)
     with mounted(tmp_path / "sanity_check", "size=4k") as images:
         (images / "filler").write_bytes(bytes(4096))
-        one_error(run(words, tmp_path), "x.h5' is complete", "--resume", status=1)
+        one_error(called(tmp_path, *words), "x.h5' is complete", "--resume", status=1)
         assert kept(tmp_path) == {"x.h5"}
         assert output.read_bytes() == whole
     (tmp_path / "sanity_check").rmdir()
-    ended = run([*words, "--resume"], tmp_path)
+    ended = called(tmp_path, *words, "--resume")
     assert (ended.status, ended.errors) == (0, [])
     assert "10 of 10 pairs were already complete" in ended.out
     assert output.read_bytes() == whole

@@ -143,7 +143,7 @@ def test_space_that_runs_out_for_the_checkpoint_is_named(tmp_path, monkeypatch):
 def test_an_output_folder_that_is_read_only_is_refused_at_the_start(tmp_path, tree):
     with mounted(tmp_path / "disk", "ro") as disk:
         for file in (disk / "x.h5", disk / "new" / "x.h5"):
-            ended = run(command(0, argv(tree.root, file)), tmp_path)
+            ended = called(tmp_path, *argv(tree.root, file))
             one_error(ended, "not writable", status=2)
         assert left(disk) == set()
 

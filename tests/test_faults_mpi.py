@@ -173,7 +173,7 @@ def test_more_ranks_than_pairs_work(tmp_path):
     write_tree(tmp_path / "scans", SMALL)
     output = tmp_path / "made.h5"
     assert called(tmp_path, *argv(tmp_path / "scans", tmp_path / "serial.h5")).status == 0
-    ended = run(command(6, argv(tmp_path / "scans", output)), tmp_path)
+    ended = run(command(4, argv(tmp_path / "scans", output)), tmp_path)
     assert (ended.status, ended.errors) == (0, [])
     assert output.read_bytes() == (tmp_path / "serial.h5").read_bytes()
 

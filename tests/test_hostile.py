@@ -200,15 +200,17 @@ def nested(path: Path, depth: int, undefined: bool) -> None:
     path.write_bytes(data[:at] + inner + data[at:])
 
 
-@pytest.mark.parametrize("depth", [3, 500, 20_000])
-@pytest.mark.parametrize("undefined", [False, True], ids=["lengths", "no lengths"])
-def test_deep_nesting_is_refused_in_bounded_memory(tmp_path, output, depth, undefined):
-    if depth == 20_000 and not undefined:
-        depth = 5_000  # the file grows as the square of it
-    pairs = write_patient(tmp_path / "scans", "A", 2)
-    nested(tmp_path / "scans" / pairs[1].input_file, depth, undefined)
+#: Depth, and whether items have no lengths; with lengths the file grows as the square of it.
+NESTED = [(3, False), (500, False), (5_000, False), (3, True), (500, True), (20_000, True)]
+
+
+def test_deep_nesting_is_refused_in_bounded_memory(tmp_path, output):
+    pairs = write_patient(tmp_path / "scans", "A", 1 + len(NESTED))
+    files = [pair.input_file for pair in pairs[1:]]
+    for file, (depth, undefined) in zip(files, NESTED, strict=True):
+        nested(tmp_path / "scans" / file, depth, undefined)
     ended = limited(command(0, argv(tmp_path / "scans", output, "--overwrite")), tmp_path)
-    one_error(ended, pairs[1].input_file, status=1)
+    one_error(ended, *files, status=1)
     assert output.read_bytes() == EARLIER
 
 
@@ -230,18 +232,22 @@ def test_a_lying_number_of_frames_is_refused(tmp_path, output, frames, syntax):
     assert output.read_bytes() == EARLIER
 
 
-@pytest.mark.parametrize("name", ["Rows", "NumberOfFrames", "BitsAllocated"])
-def test_a_header_that_goes_on_behind_the_pixels_is_refused(tmp_path, output, name):
-    pairs = write_patient(tmp_path / "scans", "A", 2, syntax=RLELossless)
-    path = tmp_path / "scans" / pairs[1].input_file
-    after = {
-        "Rows": b"\x28\0\x10\0US\2\0\x40\x9c",
-        "NumberOfFrames": b"\x28\0\x08\0IS\6\x0030000 ",
-        "BitsAllocated": b"\x28\0\0\1US\2\0\x20\0",
-    }[name]
-    path.write_bytes(path.read_bytes() + after)
+#: Elements that are not allowed behind the pixels.
+BEHIND = {
+    "Rows": b"\x28\0\x10\0US\2\0\x40\x9c",
+    "NumberOfFrames": b"\x28\0\x08\0IS\6\x0030000 ",
+    "BitsAllocated": b"\x28\0\0\1US\2\0\x20\0",
+}
+
+
+def test_a_header_that_goes_on_behind_the_pixels_is_refused(tmp_path, output):
+    pairs = write_patient(tmp_path / "scans", "A", 1 + len(BEHIND), syntax=RLELossless)
+    files = [pair.input_file for pair in pairs[1:]]
+    for file, element in zip(files, BEHIND.values(), strict=True):
+        with open(tmp_path / "scans" / file, "ab") as slice_file:
+            slice_file.write(element)
     ended = limited(command(0, argv(tmp_path / "scans", output, "--overwrite")), tmp_path)
-    one_error(ended, pairs[1].input_file, status=1)
+    one_error(ended, *files, status=1)
     assert output.read_bytes() == EARLIER
 
 
@@ -339,7 +345,7 @@ def test_any_name_is_drawn(name):
 @pytest.mark.parametrize("anonymize", [False, True], ids=["", "anonymize"])
 def test_any_names_of_patients_work(tmp_path, anonymize):
     for name in NAMES_OF_PATIENTS:
-        write_patient(tmp_path / "scans", name, 1, seed=1)
+        write_patient(tmp_path / "scans", name, 1, seed=1, shape=(24, 24))  # one patch
     (tmp_path / "run").mkdir()
     # Files of images are named after patients.
     images = 1 if anonymize else len(NAMES_OF_PATIENTS)
@@ -478,16 +484,19 @@ ODD: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ODD)
-def test_what_is_no_regular_file_is_a_bad_file(tmp_path, output, kind):
+def test_what_is_no_regular_file_is_a_bad_file(tmp_path, output):
     pairs = write_patient(tmp_path / "scans", "A", 2)
-    ODD[kind]((tmp_path / "scans" / pairs[0].input_file).with_name("odd.dcm"))
+    folder = (tmp_path / "scans" / pairs[0].input_file).parent
+    names = {f"{kind}.dcm" for kind in ODD}
+    for kind, make in ODD.items():
+        make(folder / f"{kind}.dcm")
     arguments = argv(tmp_path / "scans", output, "--overwrite")
-    one_error(limited(command(0, arguments), tmp_path), "odd.dcm", status=1)
+    one_error(limited(command(0, arguments), tmp_path), *names, status=1)
     assert output.read_bytes() == EARLIER
     ended = limited(command(0, [*arguments, "--bad-files", "skip"]), tmp_path)
     assert (ended.status, ended.errors) == (0, [])
-    assert re.search("^left out: A/quarter_3mm/odd.dcm: ", ended.out, re.MULTILINE)
+    left_out = re.findall(r"^left out: A/quarter_3mm/([^/]+\.dcm): ", ended.out, re.MULTILINE)
+    assert sorted(left_out) == sorted(names)
 
 
 @pytest.mark.parametrize("where", [".", "A"])
@@ -505,29 +514,34 @@ def test_what_is_no_regular_file_beside_the_folders_is_ignored(tmp_path, tree, k
 NOT_ROOT = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 
 
-@pytest.mark.parametrize("folder", ["B", "B/quarter_3mm", "B/full_3mm", "B/notes"])
-def test_a_folder_that_cannot_be_listed_is_left_out_or_an_error(tmp_path, output, folder):
+#: Folders that cannot be listed: a patient, both of its series, and one that holds no slices.
+CLOSED = ("B", "C/quarter_3mm", "D/full_3mm", "E/notes")
+
+
+def test_a_folder_that_cannot_be_listed_is_left_out_or_an_error(tmp_path, output):
     root = tmp_path / "scans"
-    write_tree(root, {"A": 2, "B": 2})
-    closed = root / folder
-    closed.mkdir(exist_ok=True)
-    closed.chmod(0)
+    write_tree(root, dict.fromkeys("ABCDE", 2))
+    closed = [root / folder for folder in CLOSED]
+    for folder in closed:
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0)
     try:
-        if os.access(closed, os.R_OK):
+        words = command(0, argv(root, output, "--overwrite"))
+        if os.access(closed[0], os.R_OK):
             if not shutil.which("setpriv"):
                 pytest.skip("cannot give up the rights of root here")
-            words = [*NOT_ROOT, *command(0, argv(root, output, "--overwrite"))]
-        else:
-            words = command(0, argv(root, output, "--overwrite"))
-        one_error(limited(words, tmp_path), f"{folder}: cannot be listed", status=1)
+            words = [*NOT_ROOT, *words]
+        reasons = [f"{folder}: cannot be listed" for folder in CLOSED]
+        one_error(limited(words, tmp_path), *reasons, status=1)
         assert output.read_bytes() == EARLIER
         ended = limited([*words, "--bad-files", "skip"], tmp_path)
     finally:
-        closed.chmod(0o755)
+        for folder in closed:
+            folder.chmod(0o755)
     assert (ended.status, ended.errors) == (0, [])
-    assert len(re.findall(f"^left out: {folder}: cannot be listed", ended.out, re.MULTILINE)) == 1
-    whole = 4 if folder == "B/notes" else 2
-    assert re.search(rf"^pairs +{whole}$", ended.out, re.MULTILINE)
+    found = re.findall("^left out: (.*): cannot be listed", ended.out, re.MULTILINE)
+    assert sorted(found) == sorted(CLOSED)
+    assert re.search(r"^pairs +4$", ended.out, re.MULTILINE)  # of A and E
 
 
 def test_a_slice_that_became_shorter_after_its_header_was_read_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -257,6 +258,7 @@ def by_own_figures(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return made(scans, tmp_path_factory.mktemp("own"), *options)
 
 
+@functools.cache
 def truth(path: Path, root: Path, side: str) -> NDArray[np.float64]:
     """Return the windows of all patches of a file in HU, as the scans have them."""
     pairs = views(root, path)

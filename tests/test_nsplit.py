@@ -44,7 +44,11 @@ def patches_of(paths: Sequence[Path]) -> dict[str, Any]:
             found |= {name: file[f"pair/{name}"][...][pair] for name in columns}
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
-    return {name: np.concatenate(values).tolist() for name, values in parts.items()}
+    images = {role: np.concatenate(parts.pop(role)) for role in ("input", "target")}
+    return {
+        **{name: np.concatenate(values).tolist() for name, values in parts.items()},
+        **{role: (found.dtype, found.shape, found.tobytes()) for role, found in images.items()},
+    }
 
 
 def pairs_of(path: Path) -> list[tuple[bytes, int]]:

@@ -72,8 +72,8 @@ def shape_of(path: Path) -> tuple[int, ...]:
 def test_gen_patches_makes_the_sample_file_and_makes_it_again(copy):
     output = copy / "results" / "training_patches.h5"
     found = []
-    for ranks in (2, 1):
-        ended = gen_patches(copy, ranks=ranks)
+    for ranks, options in ((2, ()), (1, ("--sheets", "0"))):
+        ended = gen_patches(copy, *options, ranks=ranks)
         assert ended.status == 0, ended.err
         found.append(output.read_bytes())
     assert found[0] == found[1]
@@ -83,9 +83,10 @@ def test_gen_patches_makes_the_sample_file_and_makes_it_again(copy):
 
 def test_gen_patches_passes_arguments_on(copy):
     how = ["--patch-size", "p24", "--tensor-format", "tf", "--output-fname", "my file.h5"]
-    ended = gen_patches(copy, *how)
+    ended = gen_patches(copy, *how, "--no-report")
     assert ended.status == 0, ended.err
     assert shape_of(copy / "my file.h5")[1:] == (24, 24, 1)
+    assert not (copy / "sanity_check" / "my file").exists()
 
 
 def test_gen_patches_replaces_no_file_that_the_user_names(copy):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +114,44 @@ def test_the_file_has_exactly_the_patches_of_the_one_that_is_not_shuffled(both: 
         assert len(set(shuffled["patch/pair"][:30])) >= 6 > len(set(plain["patch/pair"][:30]))
 
 
+@pytest.fixture(scope="module")
+def of_ranks(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Return a function for the folder in which so many ranks have created the files of a store.
+
+    Ranks are started once for all stores.
+    """
+
+    @functools.cache
+    def created(n: int) -> Path:
+        folder = tmp_path_factory.mktemp("ranks")
+        hand_overs = ("auto", "messages") if n > 1 else ("auto",)
+        jobs = [
+            job(
+                tree,
+                f"{store}/{how}.h5",
+                "--store",
+                store,
+                SHUFFLED,
+                "--mpi_run",
+                f"--hand-over={how}",
+            )
+            for store in STORES
+            for how in hand_overs
+        ]
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        ended = ranks_of(n, "jobs.py", folder, "jobs.json")
+        assert (ended.status, ended.err) == (0, "")
+        return folder
+
+    return created
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_any_number_of_ranks_makes_the_same_bytes(tree, both, tmp_path, n):
+def test_any_number_of_ranks_makes_the_same_bytes(both, of_ranks, n):
     with PatchFile(both.plain) as file:
-        options = ("--store", file.store, SHUFFLED, "--mpi_run")
-    jobs = [job(tree, "auto.h5", *options)]
-    jobs += [job(tree, "messages.h5", *options, "--hand_over", "messages")] if n > 1 else []
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    ended = ranks_of(n, "jobs.py", tmp_path, "jobs.json")
-    assert (ended.status, ended.err) == (0, "")
-    for path in tmp_path.glob("*.h5"):
+        found = sorted((of_ranks(n) / file.store).glob("*.h5"))
+    assert [path.stem for path in found] == ["auto", "messages"][: min(n, 2)]
+    for path in found:
         assert path.read_bytes() == both.shuffled.read_bytes(), path
 
 

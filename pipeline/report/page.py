@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from utils import printable
 
 #: Rows of a table of the page; the JSON has all.
 MAX_TABLE_ROWS = 300
+HERE = Path(__file__).parent
 
 
 def number(value: float, digits: int | None = None) -> str:
@@ -36,30 +38,35 @@ def all_printable(value: Any) -> Any:
     return [all_printable(one) for one in value] if isinstance(value, list) else value
 
 
-def render(facts: Facts, images: Mapping[str, Sequence[bytes]], defaults: Sequence[str]) -> str:
-    """Return the whole page.
-
-    The facts are those of the JSON, of which the charts are drawn here; `images` are the PNGs of
-    its `sheets` and `coverage`; `defaults` are the options that have their default.
-    """
-    here = Path(__file__).parent
+@functools.cache
+def _template() -> jinja2.Template:
+    """Return the template, compiled once for the reports of all files of a run."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "png": figures.png, "base64": base64.b64encode}
+    return environment.get_template("page.html.j2")
+
+
+def render(facts: Facts, images: Mapping[str, Sequence[bytes]], defaults: Sequence[str]) -> str:
+    """Return the whole page.
+
+    The facts are those of the JSON, of which the charts are drawn here; `images` are the PNGs of
+    its `sheets` and `coverage`; `defaults` are the options that have their default.
+    """
     noise = [one["noise"]["sd_hu"] for one in facts["patients"] if one["noise"]]
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         **all_printable(facts),
         figures=figures,
         statistics=statistics,
         spectrum=spectrum,
         images=images,
         defaults=defaults,
-        style=(here / "page.css").read_text("utf-8"),
+        style=(HERE / "page.css").read_text("utf-8"),
         median_noise=float(np.median(noise)) if noise else None,
         file_literal=repr(facts["file"]),
         verify=shlex.join(["python", "main.py", "--verify", printable(facts["file"])]),

@@ -153,8 +153,9 @@ def draw_sample(plan: Plan, config: Config) -> NDArray[np.int64]:
     """
     rng = generator(config.seed, "report")
     limit = max(4, min(MAX_WINDOWS, MAX_PIXELS // config.patch_size**2))
+    starts = plan.starts
     blocks = [
-        range(plan.starts[rows[0]], plan.starts[rows[-1] + 1], config.orientations)
+        range(starts[rows[0]], starts[rows[-1] + 1], config.orientations)
         for rows in rows_by_patient(plan).values()
     ]
     blocks = [block for block in blocks if block]
