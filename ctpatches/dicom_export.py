@@ -12,7 +12,7 @@ from pydicom import Dataset
 
 from ctpatches.dicom.compressed import read_header
 from ctpatches.dicom.header import slice_of
-from ctpatches.dicom.slice_file import check_position, opened, parsing, require
+from ctpatches.dicom.slice_file import check_position, check_size, opened, parsing, require
 from ctpatches.files import atomic_write, named_errors
 from ctpatches.messages import quoted
 from ctpatches.normalisation import AIR_HU
@@ -82,6 +82,7 @@ def write_dicom(
 def read_dataset(path: str, position_mm: float) -> Dataset:
     """Return the header of a source slice, every element of it decoded."""
     with opened("", path) as (descriptor, stamp):
+        check_size(stamp[0])
         data = os.pread(descriptor, stamp[0], 0)
     with parsing(path, "has a damaged header"):
         # From bytes in memory: whatever length a damaged file claims, no more is read.

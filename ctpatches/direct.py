@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 #: Whether this system can.
 POSSIBLE = hasattr(os, "preadv")
@@ -18,15 +17,21 @@ POSSIBLE = hasattr(os, "preadv")
 READ_AHEAD = 128
 
 
+def shared_buffers(sizes: Sequence[int]) -> list[memoryview]:
+    """Return buffers in the same memory: each is valid until the next one is filled."""
+    memory = memoryview(bytearray(max(sizes, default=0)))
+    return [memory[:size] for size in sizes]
+
+
 def read_runs(
-    path: str, descriptor: int, starts: Sequence[int], buffers: Sequence[Any]
-) -> Iterator[Any]:
-    """Fill buffers with the bytes of a file from some places on, and yield each when it is full."""
-    for at, (start, buffer) in enumerate(zip(starts, buffers, strict=True)):
+    path: str, descriptor: int, starts: Sequence[int], buffers: Sequence[memoryview]
+) -> Iterator[memoryview]:
+    """Read a run of bytes from each of `starts` into a buffer, and yield it."""
+    runs = list(zip(starts, buffers, strict=True))
+    for at, (start, buffer) in enumerate(runs):
         if at % READ_AHEAD == 0 and hasattr(os, "posix_fadvise"):
-            group = slice(at, at + READ_AHEAD)
-            for one, other in zip(starts[group], buffers[group], strict=True):
-                os.posix_fadvise(descriptor, one, other.nbytes, os.POSIX_FADV_WILLNEED)
+            for first, run in runs[at : at + READ_AHEAD]:
+                os.posix_fadvise(descriptor, first, run.nbytes, os.POSIX_FADV_WILLNEED)
         if os.preadv(descriptor, [buffer], start) != buffer.nbytes:
             raise OSError(f"{path!r} ends before byte {start + buffer.nbytes}: it was truncated")
         yield buffer

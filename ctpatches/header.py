@@ -120,10 +120,10 @@ def build_header(
     """
     config = json.loads(configuration)
     patches, p = int(tables["pair/patches"].sum()), config["patch_size"]
-    rows_of = {"patch": patches, "byte": schema.REST_BYTES}
+    lengths = {"patch": patches, "byte": schema.REST_BYTES}
     if config["store"] == "views":
         sizes = np.multiply(tables["views/rows"], tables["views/columns"], dtype=np.int64)
-        rows_of["pixel"] = int(sizes.sum())
+        lengths["pixel"] = int(sizes.sum())
     shape = (patches, 1, p, p) if config["tensor_format"] == "torch" else (patches, p, p, 1)
     # Their bytes lie in one piece, at a place that is fixed from now on.
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -138,9 +138,9 @@ def build_header(
         first_chunks = _create_compressed(file, shape, config) if compressed else {}
         for name in [*schema.bulk_names(config["store"], compressed), schema.REST]:
             field = schema.SCHEMA[name]
-            of_field = shape if field.image else (rows_of[field.row_of],)
+            field_shape = shape if field.image else (lengths[field.row_of],)
             dtype = pixel_type if field.dtype == schema.PIXELS else field.dtype
-            dataset = file.create_dataset(name, of_field, dtype, dcpl=early)
+            dataset = file.create_dataset(name, field_shape, dtype, dcpl=early)
             first, size = int(dataset.id.get_offset()), dataset.dtype.itemsize * dataset.size
             extents.append((first, first + size))
             if name != schema.REST:

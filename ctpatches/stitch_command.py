@@ -37,8 +37,8 @@ MAX_FILL = 1e30
 
 
 @dataclass
-class Output:
-    """What is written as one: the slices of a patient, or a single one with `--pair`."""
+class StitchedOutput:
+    """An output: all slices of a patient, or the slice of `--pair`."""
 
     options: argparse.Namespace
     file: ValidatedFile
@@ -265,7 +265,7 @@ def _mapped(name: str) -> Any:
 
 def _outputs(
     options: argparse.Namespace, form: str, file: ValidatedFile, values: Any
-) -> list[Output]:
+) -> list[StitchedOutput]:
     """Return what becomes an output; those that exist are refused without `--overwrite`."""
     if options.pair is not None:
         check_pair(file, options.pair)
@@ -286,7 +286,7 @@ def _outputs(
             path = os.path.join(path, f"{patient}{ending}")
         if os.path.lexists(path) and not options.overwrite:
             raise CallError(f"--output {quoted(path)} exists; add --overwrite to replace it")
-        out.append(Output(options, file, values, patient, rows, path))
+        out.append(StitchedOutput(options, file, values, patient, rows, path))
     return out
 
 
@@ -304,7 +304,7 @@ def _check_values(
     raise RunError(f"{quoted(options.values)} {problem}")
 
 
-def _write_dicom_slices(one: Output) -> None:
+def _write_dicom_slices(one: StitchedOutput) -> None:
     """Write DICOM files, one at a time, as a series of its own; print its UID."""
     from ctpatches.dicom_export import write_dicom  # here: needs pydicom
 
@@ -331,7 +331,7 @@ def _write_dicom_slices(one: Output) -> None:
         print(f"clipped    {pixels} of {one.pixels} pixels to {low:g} ... {high:g} HU")
 
 
-def _write_volume(one: Output, form: str) -> None:
+def _write_volume(one: StitchedOutput, form: str) -> None:
     """Write slices in the order of their positions as one .npy or NIfTI file."""
     shapes = one.file.view_shape(np.array(one.pairs), one.options.scale)
     if (shapes != shapes[:, :1]).any():

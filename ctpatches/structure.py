@@ -6,6 +6,7 @@ file is read.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -26,13 +27,15 @@ def open_hdf5(path: PathLike) -> h5py.File:
     """Open a file for reading, on file systems without locks too."""
     path = os.fspath(path)
     os.close(open_regular(path))  # an error of the system says more than that of HDF5
+    # HDF5_DRIVER may name another driver as the default: only this one has a descriptor.
+    opened = functools.partial(h5py.File, path, "r", driver="sec2")
     try:
         try:
-            return h5py.File(path, "r")
+            return opened()
         except OSError as error:
             if "lock" not in str(error):
                 raise
-            return h5py.File(path, "r", locking=False)
+            return opened(locking=False)
     except (ImportError, MemoryError):
         raise
     except Exception as error:

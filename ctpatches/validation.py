@@ -155,7 +155,7 @@ class ValidatedFile:
             try:
                 places = self.chunks.places[role][rows].tolist()
                 sizes = self.chunks.sizes[role][rows].tolist()
-                buffers = [memoryview(bytearray(n)) for n in sizes]
+                buffers = direct.shared_buffers(sizes)
                 runs = direct.read_runs(self.path, self.descriptor, places, buffers)
                 decompress(map(bytes, runs), compression, images)
             except OSError as error:
@@ -177,8 +177,7 @@ class ValidatedFile:
                 yield self.values(name, slice(start, start + length))
             return
         starts, sizes = (offset + spans.first * width).tolist(), (spans.length * width).tolist()
-        memory = memoryview(bytearray(max(sizes, default=0)))
-        buffers = [memory[:size] for size in sizes]
+        buffers = direct.shared_buffers(sizes)
         yield from direct.read_runs(self.path, self.descriptor, starts, buffers)
 
     def windows(self, rows: slice | NDArray[np.int64]) -> views.Windows:

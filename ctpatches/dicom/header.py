@@ -15,7 +15,15 @@ import numpy as np
 
 from ctpatches.dicom import fast_header
 from ctpatches.dicom.fast_header import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, NATIVE
-from ctpatches.dicom.slice_file import BadFile, Slice, Stamp, by_pydicom, opened, parsing, require
+from ctpatches.dicom.slice_file import (
+    BadFile,
+    Slice,
+    Stamp,
+    check_size,
+    opened,
+    parsing,
+    require,
+)
 from ctpatches.messages import quoted
 from ctpatches.normalisation import AIR_HU
 from ctpatches.schema import MAX_IMAGE_SIDE
@@ -56,6 +64,7 @@ def read_slice(root: str, file: str) -> Slice:
     """
     with opened(root, file) as (descriptor, stamp):
         size = stamp[0]
+        check_size(size)
         require(size > 0, "is empty", "a CT slice")  # as are files of /proc, which may have no end
         head = os.pread(descriptor, HEAD_BYTES, 0)
         if len(head) < size:
@@ -69,11 +78,12 @@ def _parse(file: str, data: bytes, stamp: Stamp) -> Slice:
     if plain := fast_header.read(data):
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # for pydicom to judge
             return _slice_in(*plain, file, data, stamp)
-    compressed = by_pydicom()
+    from ctpatches.dicom.compressed import check_decoder, read_header  # here: needs pydicom
+
     with parsing(file, "has a damaged header"):
-        header, syntax, offset = compressed.read_header(data)
+        header, syntax, offset = read_header(data)
         one = _slice_in(header, syntax, offset, file, data, stamp)
-        compressed.check_decoder(syntax)
+        check_decoder(syntax)
         return one
 
 

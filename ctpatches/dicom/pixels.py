@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from ctpatches.dicom.slice_file import Slice, by_pydicom, read_part
+from ctpatches.dicom.slice_file import Slice, read_part
 from ctpatches.normalisation import AIR_HU
 
 
@@ -17,8 +15,9 @@ def read_pixels(root: str, one: Slice) -> NDArray[np.float32]:
     Raises `RunError` if the file is gone, damaged, or changed since its header was read.
     """
     if one.pixel_offset is None:
-        data = read_part(root, one, 0, one.stamp[0])
-        stored: NDArray[Any] = by_pydicom().decode(data, one)
+        from ctpatches.dicom.compressed import decode  # here: needs pydicom
+
+        stored = decode(read_part(root, one, 0, one.stamp[0]), one)
     else:
         size = one.rows * one.columns * np.dtype(one.dtype).itemsize
         data = read_part(root, one, one.pixel_offset, size)

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TypeAlias
 
 from ctpatches.files import Invalid, open_regular
@@ -66,23 +65,13 @@ def require(condition: bool, found: str, expected: object) -> None:
         raise BadFile(f"{found}; expected: {expected}")
 
 
-def by_pydicom() -> ModuleType:
-    """Return the module that reads slices by pydicom, which many jobs need not even load."""
-    from ctpatches.dicom import compressed
-
-    return compressed
-
-
 @contextlib.contextmanager
 def opened(root: str, file: str) -> Iterator[tuple[int, Stamp]]:
     """Open a slice, yield its descriptor and stamp; errors of the system become a `BadFile`."""
     try:
         descriptor = open_regular(os.path.join(root, file))
         try:
-            stamp = _stamp_of(descriptor)
-            found = f"{stamp[0]} bytes exceeds the limit"
-            require(stamp[0] <= MAX_FILE_BYTES, found, f"at most {MAX_FILE_BYTES}")
-            yield descriptor, stamp
+            yield descriptor, _stamp_of(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -107,6 +96,12 @@ def parsing(file: str, problem: str) -> Iterator[None]:
     except Exception as error:
         # Its words stay out: they may quote any tag, names among them.
         raise BadFile(f"{problem} ({type(error).__name__})", file) from None
+
+
+def check_size(size: int) -> None:
+    """Refuse a file that is too large to be read whole."""
+    found = f"{size} bytes exceeds the limit"
+    require(size <= MAX_FILE_BYTES, found, f"at most {MAX_FILE_BYTES}")
 
 
 def _stamp_of(descriptor: int) -> Stamp:

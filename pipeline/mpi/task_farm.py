@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from mpi4py import MPI
 
 from ctpatches.files import Offset, Write
@@ -127,9 +126,9 @@ class TaskFarm:
             source, tag = status.source, Tag(status.tag)
             if tag == Tag.WRITE:
                 file, offset, size = content
-                data = np.empty(size, np.uint8)
+                data = memoryview(bytearray(size))
                 self.comm.Recv(data, source, Tag.BYTES)
-                content = file, offset, data.data
+                content = file, offset, data
         return source, tag, content
 
     # --- rank 0 -------------------------------------------------------------------------------
