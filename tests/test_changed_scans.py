@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+from ctpatches.dicom.slice_file import MAX_FILE_BYTES
 from pipeline.output import commit
 from tests.editing import flip
 from tests.faults import EARLIER, Fault, Run, argv, command, one_error, wait_for
@@ -47,6 +48,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "rewritten, time restored": (rewrite_and_restore_times, "changed"),
     "replaced, same time": (replace, "changed"),
     "truncated": (lambda path: os.truncate(path, path.stat().st_size - 2), "changed"),
+    "grown beyond the limit": (lambda path: os.truncate(path, MAX_FILE_BYTES + 1), "changed"),
     "emptied": (lambda path: os.truncate(path, 0), "changed"),
     "replaced by a pipe": (replace_by_pipe, "regular file"),
     "removed": (lambda path: path.unlink(), "No such file"),
@@ -97,6 +99,7 @@ def test_a_slice_that_changes_before_ranks_fill_ends_the_run(tmp_path, output, s
     ("how", "n"),
     [
         ("rewritten", 0),
+        ("grown beyond the limit", 0),
         ("rewritten, time restored", 0),
         ("replaced, same time", 0),
         ("replaced, same time", 2),
