@@ -246,11 +246,11 @@ def make_block(
     # A view without a patch need not be created.
     chosen = [(scale, mask) for scale, mask in zip(config.scales, kept, strict=True) if mask.any()]
     scaled = augment.downscale_all(images, [scale for scale, _ in chosen])
-    for (scale, mask), (scaled_input, target_view) in zip(chosen, scaled, strict=True):
-        input_view = scaled_input
+    for (scale, mask), pair in zip(chosen, scaled, strict=True):
+        input_view, target_view = pair
         if degradation:
             rng = generator(config.seed, f"noise {scale:g}", identity)
-            input_view = augment.degrade(scaled_input, degradation, rng, noise_std)
+            input_view = augment.degrade(input_view, degradation, rng, noise_std)
             if config.clip_window:
                 np.clip(input_view, 0, 1, out=input_view)
         grid = Grid(target_view.shape, config)

@@ -48,7 +48,7 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     threads = 0 if ranks > 1 else prefetch.threads_for(pairs)
     held: float = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
     held += largest * config.orientations * PLACE_BYTES * (1 + threads)
-    if config.compression != "none":  # blocks that wait on rank 0
+    if config.compression != "none" and ranks > 1:  # blocks that wait on rank 0
         pixels = largest * config.orientations * config.patch_size**2
         held += filling.MAX_AHEAD * ranks * kept * config.bytes_of(0, pixels)
     memory = BASE_MB + REPORT_MB * (not config.no_report) + held / 1e6

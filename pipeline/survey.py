@@ -104,8 +104,8 @@ def survey_batch(tasks: Sequence[SurveyTask], config: Config) -> list[Survey]:
         ]
         targets = [target for _, target in good]
         windows = plan_pairs(_target_shape(tasks[0]), config, targets)
-        for (survey, _), own in zip(good, windows, strict=True):
-            survey.windows = own
+        for (survey, _), of_pair in zip(good, windows, strict=True):
+            survey.windows = of_pair
     return [survey for survey, _ in found]
 
 
@@ -151,12 +151,14 @@ def plan_pairs(
     if config.air_rule == "body":
         images = [patching.body_mask(image).astype(np.float32) for image in images]
     grids = [patching.Grid(augment.view_shape(shape, scale), config) for scale in config.scales]
+    if not images:  # without --air_threshold
+        return [Windows.of([np.ones(len(grid), bool) for grid in grids])] * len(targets_hu)
     scales = [scale for scale, grid in zip(config.scales, grids, strict=True) if len(grid)]
-    scaled = augment.downscale_all(images, scales if images else ())
-    masks = []
-    for grid in grids:
-        if len(grid) and images:
-            masks.append([patching.kept_windows(view, grid, config) for view in next(scaled)])
-        else:
-            masks.append([np.ones(len(grid), bool)] * len(targets_hu))
+    scaled = augment.downscale_all(images, scales)
+    masks = [
+        [patching.kept_windows(view, grid, config) for view in next(scaled)]
+        if len(grid)
+        else [np.ones(0, bool)] * len(images)
+        for grid in grids
+    ]
     return [Windows.of(of_pair) for of_pair in zip(*masks, strict=True)]

@@ -111,7 +111,10 @@ def _patterns(config: Config, role: str) -> tuple[str, ...]:
 
 def _list(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, except hidden ones."""
-    return _visible(name for name in os.listdir(folder) if os.path.isdir(folder / name))
+    with os.scandir(folder) as entries:  # without search permission no entry has a status
+        return _visible(
+            e.name for e in entries if e.is_dir(follow_symlinks=False) or os.path.isdir(e)
+        )
 
 
 def _visible(folders: Iterable[str]) -> list[str]:
@@ -134,7 +137,7 @@ def _find_series(root: Path, name: str, config: Config, errors: dict[str, list[s
         return _some([folder.removeprefix(f"{name}/") for folder in some])
 
     out = Patient(name)
-    files = _files_by_folder(root, out)
+    files = _files_by_folder(root, out, config)
     folders = list(files)[1:]
     missing: dict[str, str] = {}
     for role, (dose, defaults) in SERIES.items():
@@ -174,18 +177,21 @@ def _find_series(root: Path, name: str, config: Config, errors: dict[str, list[s
     return out
 
 
-def _files_by_folder(root: Path, patient: Patient) -> dict[str, list[str]]:
+def _files_by_folder(root: Path, patient: Patient, config: Config) -> dict[str, list[str]]:
     """Return the files of a patient by folder, each folder directly before those in it.
 
     A folder that cannot be listed is recorded as a problem.
     """
     out: dict[str, list[str]] = {}
+    patterns = [pattern for role in SERIES for pattern in _patterns(config, role)]
 
     def record(error: OSError) -> None:
         folder = Path(error.filename).relative_to(root).as_posix()
-        reason = f"cannot be listed: {error.strerror}"
-        patient.problems.append(LeftOut(patient.name, (folder,), reason, BAD))
         out[folder] = []
+        # One at the largest depth matters only if it is a series itself.
+        if folder.count("/") < MAX_DEPTH or _matching([folder], patterns):
+            reason = f"cannot be listed: {error.strerror}"
+            patient.problems.append(LeftOut(patient.name, (folder,), reason, BAD))
 
     for path, folders, files in os.walk(root / patient.name, onerror=record, followlinks=True):
         folder = Path(path).relative_to(root).as_posix()

@@ -71,7 +71,7 @@ class TaskFarm:
     """The task farm of a communicator: `coordinate` runs on rank 0, `work` on the others."""
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
-        self.comm = comm = comm or MPI.COMM_WORLD
+        self.comm = comm = MPI.COMM_WORLD if comm is None else comm
         self.library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip(" \0")
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
         #: The ranks of this host, this one among them.

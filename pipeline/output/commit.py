@@ -102,22 +102,28 @@ class OutputFile:
 
     def write(self, offset: Offset, data: memoryview) -> None:
         """Write bytes; keep chunks, whose place is known when all blocks before are in the file."""
-        if isinstance(offset, int) and offset >= CHUNKS:
-            self.chunks[(offset - CHUNKS) // CHUNKS_STRIDE].append(data)
-            return
         with named_errors(self.partial):
-            write_at(self.descriptor, data, offset)
+            if isinstance(offset, list) or offset < CHUNKS:
+                write_at(self.descriptor, data, offset)
+                return
+            block = (offset - CHUNKS) // CHUNKS_STRIDE
+            self.chunks[block].append(data)
+            self._append(len(self.done))
+
+    def _append(self, block: int) -> None:
+        """Write the chunks of the first block that is not complete in the file."""
+        for data in self.chunks.pop(block, ()):
+            write_at(self.descriptor, data, self.size)
+            self.size += len(data)
 
     def add(self, index: int, record: BlockRecord) -> Iterator[tuple[int, BlockRecord]]:
         """Yield the blocks that are in the file now that all bytes of another were passed."""
         self.early[index] = record
         while (block := len(self.done) if self.compressed else index) in self.early:
-            with named_errors(self.partial), step("write"):
-                for data in self.chunks.pop(block, ()):
-                    write_at(self.descriptor, data, self.size)
-                    self.size += len(data)
             self.done[block] = self.early.pop(block)
             yield block, self.done[block]
+            with named_errors(self.partial), step("write"):
+                self._append(len(self.done))
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
@@ -248,6 +254,7 @@ class Output:
         for file in new:
             file.header.write(file.descriptor)
         for file in self.files:
+            file.header.writes.clear()  # as large as all names; `finish` builds another header
             if file.layout:
                 write_at(file.descriptor, file.layout.token, file.layout.checksum)
                 if self.config.hand_over == "direct":  # other hosts read it
