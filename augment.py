@@ -13,15 +13,17 @@ from utils import Image, key
 #: Codes of `ctpatches.schema.ORIENTATIONS`.
 TURNS = (1, 2, 3)
 FLIPS = (4, 5)
-#: By code: a call of OpenCV, and its second argument.
-OPERATIONS: dict[int, tuple[Callable[..., Any], int | None]] = {
-    0: (cv2.copyTo, None),
-    1: (cv2.rotate, cv2.ROTATE_90_COUNTERCLOCKWISE),
-    2: (cv2.rotate, cv2.ROTATE_180),
-    3: (cv2.rotate, cv2.ROTATE_90_CLOCKWISE),
-    4: (cv2.flip, 0),
-    5: (cv2.flip, 1),
-}
+#: By code: what writes an image into an array of that orientation, called with (image, argument,
+#: array), and the argument. Into an array that is not contiguous OpenCV does not write, without an
+#: error.
+OPERATIONS: tuple[tuple[Callable[..., Any], int | None], ...] = (
+    (cv2.copyTo, None),
+    (cv2.rotate, cv2.ROTATE_90_COUNTERCLOCKWISE),
+    (cv2.rotate, cv2.ROTATE_180),
+    (cv2.rotate, cv2.ROTATE_90_CLOCKWISE),
+    (cv2.flip, 0),
+    (cv2.flip, 1),
+)
 #: Fractions of all input images that `--blurr_n_noise` blurs, and adds noise to.
 BLUR_FRACTION = NOISE_FRACTION = 0.4
 #: Standard deviation of the noise, the same for every normalisation and scale.
@@ -65,22 +67,6 @@ def downscale_all(images: Sequence[Image], scales: Sequence[float]) -> Iterator[
     interleaved: Any = cv2.merge(images) if min(scales, default=1) < 1 else None
     for scale in scales:
         yield images if scale == 1 else cv2.split(downscale(interleaved, scale))
-
-
-def orient(image: Image, code: int, out: Image) -> Image:
-    """Write an image into `out` in the orientation of a code, and return that.
-
-    Parameters
-    ----------
-    image : ndarray of float32, shape (rows, columns)
-    code : int
-        Index into `ctpatches.schema.ORIENTATIONS`.
-    out : ndarray of float32
-        Contiguous: into anything else OpenCV does not write, without an error.
-    """
-    call, argument = OPERATIONS[code]
-    call(image, argument, out)
-    return out
 
 
 def draw_degradations(identities: Sequence[str], seed: int) -> list[str]:

@@ -208,7 +208,7 @@ def draw_orientations(
 class Block(blocks.Block):
     """A block as it was created; OpenCV orients its patches in half the time of NumPy."""
 
-    orient = staticmethod(augment.orient)
+    operations = augment.OPERATIONS
 
 
 def make_block(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import xxhash
@@ -16,7 +16,7 @@ from ctpatches.compression import compress
 from ctpatches.files import Offset, Write
 from ctpatches.orientations import orient
 from ctpatches.permutation import Permutation
-from ctpatches.schema import CHUNK_COLUMNS, PATCH_COLUMNS, ROLES, SCHEMA
+from ctpatches.schema import CHUNK_COLUMNS, ORIENTATIONS, PATCH_COLUMNS, ROLES, SCHEMA
 from ctpatches.views import strips
 
 #: Bytes of patches that are cut at once: with their view they fit into the second-level cache of a
@@ -61,8 +61,11 @@ class Block:
     col: NDArray[np.int32]
     orientation: NDArray[np.uint8]
 
-    #: Writes an image into an array, in an orientation: (image, code, array).
-    orient = staticmethod(orient)
+    #: By orientation: what writes an image into an array, called with (image, argument, array), and
+    #: the argument.
+    operations: ClassVar[Sequence[tuple[Callable[..., Any], Any]]] = [
+        (orient, code) for code in range(len(ORIENTATIONS))
+    ]
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -84,12 +87,13 @@ class Block:
         part = slice(piece.start, piece.stop)
         rows, cols = self.row[part].tolist(), self.col[part].tolist()
         codes = self.orientation[part].tolist()
-        place = None
+        place, operations = None, self.operations
         for row, col, code, patch in zip(rows, cols, codes, out.view(bits), strict=True):
             if place != (row, col):  # the orientations of a window follow one another
                 place = row, col
                 window = view[row : row + size, col : col + size]
-            self.orient(window, code, patch)
+            call, argument = operations[code]
+            call(window, argument, patch)
         return out
 
     def write(

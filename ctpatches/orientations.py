@@ -29,10 +29,9 @@ DIHEDRAL: tuple[Callable[[Pixels], Pixels], ...] = (
 INVERSE = (0, 3, 2, 1, 4, 5)
 
 
-def orient(image: Pixels, code: int, out: Pixels) -> Pixels:
-    """Write a patch into `out` in the orientation of a code, and return that."""
+def orient(image: Pixels, code: int, out: Pixels) -> None:
+    """Write a patch into `out` in the orientation of a code."""
     out[:] = DIHEDRAL[code](image)
-    return out
 
 
 def draw_orientations(seed: int, epoch: int, patches: NDArray[np.int64]) -> NDArray[np.uint8]:

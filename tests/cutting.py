@@ -21,4 +21,7 @@ def oriented(image: Any, code: int) -> Image:
     """Return an image in an orientation."""
     image = np.asarray(image, np.float32)
     shape = image.shape[::-1] if code in (1, 3) else image.shape
-    return augment.orient(image, code, np.empty(shape, np.float32))
+    out = np.empty(shape, np.float32)
+    call, argument = augment.OPERATIONS[code]
+    call(image, argument, out)
+    return out
