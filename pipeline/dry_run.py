@@ -45,7 +45,7 @@ def print_needs(plans: Mapping[str, Plan], config: Config, ranks: int) -> None:
     # Patches are cut and written a piece at a time: what counts is images and provenance.
     largest = max(one.windows.kept_windows for one in planned)
     image = 4 * max(pair.input.rows * pair.input.columns for pair in pairs)
-    threads = 0 if ranks > 1 else prefetch.threads_for(pairs)
+    threads = 0 if config.mpi_run or ranks > 1 else prefetch.threads_for(pairs)
     held: float = image * (MAX_IMAGES_PER_RANK + MAX_IMAGES_PER_THREAD * threads)
     held += largest * config.orientations * PLACE_BYTES * (1 + threads)
     if config.compression != "none" and ranks > 1:  # blocks that wait on rank 0

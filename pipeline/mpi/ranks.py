@@ -40,6 +40,7 @@ class Ranks:
         #: Whether other ranks may wait for this one, and would do so forever if it left.
         self._awaited = self.size > 1
         self._farm = farm if self.size > 1 else None
+        self._launched = farm is not None
         if self._farm:
             atexit.register(self._check_left)
 
@@ -113,11 +114,12 @@ class Ranks:
         are stopped at once. Raises SharedFailure on every rank, where a function fails on any.
 
         `prepare` is the part of a task that may be done before its turn has come: a serial run does
-        it in so many `threads`. Several ranks use none: each has one core at best. A task is not
+        it in so many `threads`. Ranks use none: a launcher starts one for each core. A task is not
         begun before all but `max_ahead` of those before it are done. What other ranks `send` for a
         file is passed to that of `writes` before the result of their task is yielded.
         """
         if not self._farm:
+            threads = 0 if self._launched else threads
             with contextlib.closing(prefetched(tasks, prepare, threads)) as prepared:
                 yield from map(function, prepared)
             return
