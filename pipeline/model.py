@@ -49,7 +49,7 @@ class Pair:
 
 
 class Windows(NamedTuple):
-    """The windows of one pair; tuples but `own` have an entry per view."""
+    """The windows of one pair; all tuples except `own` have an entry per view."""
 
     numbers: tuple[int, ...] = ()  # how many; 0 where the view is smaller than a patch
     kept: tuple[bytes, ...] = ()  # those that are not air, one bit each (`numpy.packbits`)

@@ -108,11 +108,11 @@ class OutputFile:
                 return
             block = (offset - CHUNKS) // CHUNKS_STRIDE
             self.chunks[block].append(data)
-            self._append(len(self.done))
+            self._append_chunks()
 
-    def _append(self, block: int) -> None:
+    def _append_chunks(self) -> None:
         """Write the chunks of the first block that is not complete in the file."""
-        for data in self.chunks.pop(block, ()):
+        for data in self.chunks.pop(len(self.done), ()):
             write_at(self.descriptor, data, self.size)
             self.size += len(data)
 
@@ -123,7 +123,7 @@ class OutputFile:
             self.done[block] = self.early.pop(block)
             yield block, self.done[block]
             with named_errors(self.partial), step("write"):
-                self._append(len(self.done))
+                self._append_chunks()
 
     def problem(self) -> str:
         """Return what another process has done to the partial file; '' if nothing."""
